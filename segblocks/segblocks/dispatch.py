@@ -1,0 +1,32 @@
+"""The table of rules and the way from a torch function to its rule."""
+
+from collections.abc import Callable
+from typing import Any
+
+RULES: dict[str, Callable] = {}
+
+
+def rule(*names: str) -> Callable[[Callable], Callable]:
+    """Register `rule(func, args, kwargs)` for torch functions of these names.
+
+    `__name__` is the same for the function, the method and, without underscores, the operator.
+    """
+
+    def register(function: Callable) -> Callable:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register
+
+
+def apply_rule(func: Callable, args: tuple, kwargs: dict[str, Any], name: str | None = None) -> Any:
+    """Apply the rule of `func`; NotImplementedError names the operation when there is none."""
+    name = name or func.__name__
+    found = RULES.get(name)
+    if found is None:
+        raise NotImplementedError(
+            f"'{name}' has no meaning on blocks of two resolutions (it needs the whole picture or "
+            "another shape); wrap the module or function that calls it in segblocks.no_blocks"
+        )
+    return found(func, args, kwargs)

@@ -1,0 +1,73 @@
+"""Which block is where: the bookkeeping of one grid, built once and shared by a whole forward pass."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .ops import build_slots
+
+
+@dataclass(frozen=True, eq=False)
+class BlockGrid:
+    """Bookkeeping of a block grid. Compared by identity: tensors of one forward pass share one object.
+
+    Attributes:
+        mask: (N, Gh, Gw) bool, True = high (full) resolution.
+        slot: (N, Gh, Gw) int32; the rank of a high block among the high blocks in raster order,
+            -1 - rank among the low blocks for a low one.
+        cells: (N*Gh*Gw,) int32; the flat cell of each stored block, the high ones first.
+        n_high: number of high blocks, known on the host because it sets the shapes.
+        legacy_upsample: bilinear resizing inside each block alone, as the published release did.
+    """
+
+    mask: Tensor
+    slot: Tensor
+    cells: Tensor
+    n_high: int
+    legacy_upsample: bool = False
+
+    @classmethod
+    def from_mask(
+        cls, mask: Tensor, n_high: int | None = None, legacy_upsample: bool = False
+    ) -> "BlockGrid":
+        """Build the bookkeeping of `mask` on its own device.
+
+        Args:
+            mask: (N, Gh, Gw) bool, True = high resolution.
+            n_high: the number of True cells where the caller knows it (a fixed budget); without
+                it, one value is read back from the device.
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 3:
+            given = (
+                f"{mask.dtype} of shape {tuple(mask.shape)}"
+                if isinstance(mask, Tensor)
+                else type(mask).__name__
+            )
+            raise TypeError(f"grid must be a bool tensor (N, Gh, Gw); got {given}")
+        if mask.numel() == 0:
+            raise ValueError(f"grid has no blocks: shape {tuple(mask.shape)}")
+        slot, cells = build_slots(mask)
+        if n_high is None:
+            n_high = int(mask.sum())
+        return cls(mask, slot, cells, n_high, legacy_upsample)
+
+    @property
+    def n_low(self) -> int:
+        return self.mask.numel() - self.n_high
+
+    def n_pixels(self, block: int) -> int:
+        """Stored pixels P at `block` pixels a block side."""
+        return self.n_high * block * block + self.n_low * (block // 2) ** 2
+
+    @cached_property
+    def image_of_block(self) -> Tensor:
+        """(N*Gh*Gw,) int64: the image in the batch that each stored block belongs to."""
+        return (self.cells // (self.mask.shape[1] * self.mask.shape[2])).long()
+
+    def image_of_pixel(self, block: int) -> Tensor:
+        """(P,) int64: the image in the batch that each stored pixel belongs to."""
+        high = self.image_of_block[: self.n_high].repeat_interleave(block * block)
+        low = self.image_of_block[self.n_high :].repeat_interleave((block // 2) ** 2)
+        return torch.cat((high, low))

@@ -1,0 +1,209 @@
+"""A network, a policy, and the forward pass that joins them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .grid import BlockGrid
+from .policy import Decision, Policy
+from .policy.base import block_mean
+from .tensor import DualResTensor, to_blocks
+
+
+def no_blocks(function: Callable) -> Callable:
+    """Let `function` see dense tensors: combine its block arguments, call it, split its results.
+
+    For what needs the whole picture (global pooling, attention). Called with dense tensors only,
+    it is `function` itself, so a network wrapped this way still runs without blocks.
+    """
+
+    @wraps(function)
+    def dense(*args, **kwargs):
+        blocks = _find_blocks((*args, *kwargs.values()))
+        if blocks is None:
+            return function(*args, **kwargs)
+        args, kwargs = combine_all(args), combine_all(kwargs)
+        return _split_all(function(*args, **kwargs), blocks.grid)
+
+    return dense
+
+
+def execute_with_grid(
+    net: nn.Module,
+    image: Tensor,
+    grid: Tensor | BlockGrid,
+    legacy_upsample: bool = False,
+) -> Any:
+    """Run an ordinary network on blocks of two resolutions.
+
+    Args:
+        net: any module of supported operations; unmodified, but for `no_blocks` round what needs
+            the whole picture.
+        image: (N, C, H, W) floating point.
+        grid: (N, Gh, Gw) bool, True = full resolution, H/Gh = W/Gw even; or its bookkeeping.
+        legacy_upsample: resize inside each block alone, as the published release did.
+
+    Returns:
+        What the network returns, block tensors combined to dense ones.
+    """
+    return combine_all(net(to_blocks(image, grid, legacy_upsample)))
+
+
+@dataclass(frozen=True)
+class SegBlocksOutput(Decision):
+    """What `SegBlocksModel` returns: the decision (see `Decision`) and the network's output.
+
+    Attributes:
+        logits: (N, classes, h, w) at the network's output stride, cropped to the image; whatever
+            structure of tensors the network returns.
+    """
+
+    logits: Any = None
+
+    @property
+    def share(self) -> Tensor:
+        """0-d float tensor on the device: realised share of high blocks."""
+        return self.grid.float().mean()
+
+
+class SegBlocksModel(nn.Module):
+    """A network that spends full resolution where its policy says.
+
+    Args:
+        net: any module of supported operations, image (N, C, H, W) → tensor(s).
+        policy: from `build_policy`.
+        legacy_upsample: resize inside each block alone, as the published release did.
+    """
+
+    def __init__(self, net: nn.Module, policy: Policy, legacy_upsample: bool = False):
+        super().__init__()
+        self.net = net
+        self.policy = policy
+        self.legacy_upsample = legacy_upsample
+
+    def forward(
+        self,
+        image: Tensor,
+        budget: float | int | None = None,
+        pixel_loss: Callable[[Tensor], Tensor] | None = None,
+    ) -> SegBlocksOutput:
+        """Decide, split, run the network, combine.
+
+        Args:
+            image: (N, 3, H, W) floating point; any H and W, padded with zeros to whole blocks at
+                the right and at the bottom, and cropped again.
+            budget: share (float) or count (int) of blocks of each image that run high, overriding
+                what the policy was trained for; nothing is read back to the host.
+            pixel_loss: for the oracle: logits → loss of each pixel (N, H, W).
+
+        Returns:
+            SegBlocksOutput: logits, grid and the policy's record, under the names of `Decision`.
+        """
+        if image.dim() != 4 or not image.is_floating_point():
+            raise TypeError(
+                f"image must be floating point (N, C, H, W); got {image.dtype} {tuple(image.shape)}"
+            )
+        size = tuple(image.shape[2:])
+        if self.is_dense:
+            decision = self.policy(image, budget)
+            return _output(decision, self.net(image))
+        padded = pad_to_blocks(image, self.policy.block_size)
+        gain = None
+        if self.policy.needs_pixel_loss and pixel_loss is not None:
+            gain = self._block_gain(padded, size, pixel_loss)
+        decision = self.policy(padded, budget, gain)
+        logits = self._run(padded, decision.grid, decision.n_high)
+        return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
+
+    @property
+    def is_dense(self) -> bool:
+        """True for the `disabled` policy, which runs the network as it is."""
+        from .policy.rank import DisabledPolicy
+
+        return isinstance(self.policy, DisabledPolicy)
+
+    def _run(self, padded: Tensor, mask: Tensor, n_high: int | None) -> Any:
+        grid = BlockGrid.from_mask(mask, n_high, self.legacy_upsample)
+        return execute_with_grid(self.net, padded, grid)
+
+    @torch.no_grad()
+    def _block_gain(self, padded: Tensor, size: tuple[int, int], pixel_loss: Callable) -> Tensor:
+        """(N, Gh, Gw): mean low-resolution loss minus mean high-resolution loss of each block."""
+        shape = self.policy.grid_shape(padded)
+        losses = []
+        for value in (False, True):
+            mask = torch.full(shape, value, device=padded.device)
+            logits = self._run(padded, mask, mask.numel() * value)
+            losses.append(pixel_loss(crop_output(logits, tuple(padded.shape[2:]), size)))
+        return block_mean((losses[0] - losses[1]).float(), self.policy.block_size)[0]
+
+
+def pad_to_blocks(image: Tensor, block_size: int) -> Tensor:
+    """Zeros at the right and at the bottom up to a multiple of the block size."""
+    right, bottom = -image.shape[3] % block_size, -image.shape[2] % block_size
+    return F.pad(image, (0, right, 0, bottom)) if right or bottom else image
+
+
+def crop_output(output: Any, padded: tuple[int, int], size: tuple[int, int]) -> Any:
+    """Cut from network outputs of any stride what belongs to the padding of the image."""
+    if padded == size:
+        return output
+
+    def crop(x: Tensor) -> Tensor:
+        if x.dim() < 3:
+            return x
+        height, width = (-(-s * n // p) for s, n, p in zip(size, x.shape[-2:], padded))
+        return x[..., :height, :width]
+
+    return _map(output, Tensor, crop)
+
+
+def combine_all(value: Any) -> Any:
+    """Combine every block tensor in a structure of tuples, lists and dicts."""
+    return _map(value, DualResTensor, DualResTensor.combine)
+
+
+def _split_all(value: Any, grid: BlockGrid) -> Any:
+    n, gh, gw = grid.mask.shape
+
+    def split(x: Tensor) -> Any:
+        # What is no picture any more (a pooled vector, say) stays dense.
+        fits = x.dim() == 4 and x.shape[0] == n and x.shape[2] % gh == 0 and x.shape[3] % gw == 0
+        block = x.shape[2] // gh if fits else 0
+        if not fits or block % 2 or not block or x.shape[3] // gw != block:
+            return x
+        return to_blocks(x, grid)
+
+    return _map(value, Tensor, split)
+
+
+def _map(value: Any, kind: type, function: Callable) -> Any:
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return type(value)((key, _map(item, kind, function)) for key, item in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(item, kind, function) for item in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(item, kind, function) for item in value)
+    return value
+
+
+def _find_blocks(value: Any) -> DualResTensor | None:
+    if isinstance(value, DualResTensor):
+        return value
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        return None
+    return next((found for item in value if (found := _find_blocks(item)) is not None), None)
+
+
+def _output(decision: Decision, logits: Any) -> SegBlocksOutput:
+    record = {field.name: getattr(decision, field.name) for field in fields(Decision)}
+    return SegBlocksOutput(**record, logits=logits)

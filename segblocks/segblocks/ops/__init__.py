@@ -1,0 +1,9 @@
+"""The block operations: one file an operation, a PyTorch reference and CUDA kernels behind each."""
+
+from .blockpad import blockpad
+from .combine import combine
+from .slots import build_slots, select_budget
+from .split import split
+from .upsample import upsample
+
+__all__ = ["blockpad", "build_slots", "combine", "select_budget", "split", "upsample"]

@@ -1,0 +1,19 @@
+"""Policies: which blocks of an image run at full resolution."""
+
+from .base import Decision, Policy
+from .build import POLICIES, build_policy
+from .rank import HeuristicPolicy, MiddlePolicy, OraclePolicy, RandomPolicy
+from .reinforce import PolicyNet, ReinforcePolicy
+
+__all__ = [
+    "POLICIES",
+    "Decision",
+    "HeuristicPolicy",
+    "MiddlePolicy",
+    "OraclePolicy",
+    "Policy",
+    "PolicyNet",
+    "RandomPolicy",
+    "ReinforcePolicy",
+    "build_policy",
+]

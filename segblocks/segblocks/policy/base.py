@@ -1,0 +1,189 @@
+"""What every policy shares: scores become a grid, by threshold or by budget."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import select_budget
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where to spend full resolution; travels with the forward pass.
+
+    Attributes:
+        grid: (N, Gh, Gw) bool, True = high resolution: what runs.
+        sampled: (N, Gh, Gw) bool, the policy's own choice before rounding up; blocks in `grid` but
+            not in `sampled` were promoted.
+        n_high: number of high blocks where the host knows it without asking the device.
+        scores: (N, Gh, Gw) float, by which blocks are ranked; None for `disabled`.
+        log_probs: (N, Gh, Gw) log-probability of each block's sampled action, or None.
+        probs: (N, Gh, Gw) probability of high resolution, or None.
+    """
+
+    grid: Tensor
+    sampled: Tensor
+    n_high: int | None = None
+    scores: Tensor | None = None
+    log_probs: Tensor | None = None
+    probs: Tensor | None = None
+
+
+class Policy(nn.Module):
+    """Base of all policies.
+
+    Args:
+        block_size: side of a high block in image pixels.
+        percent_target: wanted share of high blocks, 0 to 1.
+        quantize_percentage: without a budget, the number of high blocks in a batch is rounded up to
+            a multiple of this share of all blocks, so that few distinct shapes occur; 0 for none.
+    """
+
+    learns = False
+    needs_pixel_loss = False
+
+    def __init__(
+        self,
+        block_size: int = 128,
+        percent_target: float = 0.5,
+        quantize_percentage: float = 1 / 16,
+    ):
+        super().__init__()
+        if not isinstance(block_size, int) or block_size < 2 or block_size % 2:
+            raise ValueError(f"block_size must be an even number of pixels, got {block_size}")
+        for name, value in (
+            ("percent_target", percent_target),
+            ("quantize_percentage", quantize_percentage),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, got {value}")
+        self.block_size = block_size
+        self.percent_target = percent_target
+        self.quantize_percentage = quantize_percentage
+
+    def grid_shape(self, image: Tensor) -> tuple[int, int, int]:
+        """(N, Gh, Gw) of an image whose sides the block size divides.
+
+        Raises:
+            ValueError: it does not.
+        """
+        n, _, height, width = image.shape
+        if height % self.block_size or width % self.block_size or not image.numel():
+            raise ValueError(
+                f"image of {height}×{width} pixels is not made of blocks of {self.block_size}; "
+                "pad it (SegBlocksModel does) or choose a block_size that divides both"
+            )
+        return n, height // self.block_size, width // self.block_size
+
+    def forward(
+        self,
+        image: Tensor,
+        budget: float | int | None = None,
+        block_gain: Tensor | None = None,
+    ) -> Decision:
+        """Decide for each block.
+
+        Args:
+            image: (N, 3, H, W) float, H and W multiples of the block size.
+            budget: share of blocks (float, 0 to 1) or count of blocks per image (int). Exactly
+                that many blocks of each image, those with the highest scores, run high, and
+                nothing is read back to the host.
+            block_gain: (N, Gh, Gw) float, the oracle's knowledge; other policies ignore it.
+        """
+        shape = self.grid_shape(image)
+        scores = self.scores(image, block_gain)
+        if budget is not None:
+            return self.spend(scores, budget_count(budget, shape[1] * shape[2]))
+        return self.promote(self.choose(scores), scores)
+
+    def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
+        """(N, Gh, Gw) float: the higher, the more a block deserves full resolution."""
+        raise NotImplementedError
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """(N, Gh, Gw) bool from scores, without a budget."""
+        raise NotImplementedError
+
+    def spend(self, scores: Tensor, count: int) -> Decision:
+        """Exactly `count` blocks an image, by score."""
+        grid = select_budget(scores.detach().float(), count)
+        return Decision(grid, grid, scores.shape[0] * count, scores)
+
+    def promote(self, sampled: Tensor, scores: Tensor) -> Decision:
+        """Round the number of high blocks up: those left with the highest scores are promoted.
+
+        Reads one number from the device, as the count sets the shapes.
+        """
+        total = sampled.numel()
+        count = int(sampled.sum())
+        step = max(1, round(total * self.quantize_percentage))
+        wanted = min(total, math.ceil(count / step) * step)
+        if wanted == count:
+            return Decision(sampled, sampled, count, scores)
+        # Chosen blocks come first whatever their score, then the others by score.
+        rank = torch.where(sampled, torch.inf, scores.detach().float()).flatten()
+        grid = select_budget(rank[None, None], wanted).view(sampled.shape)
+        return Decision(grid, sampled, wanted, scores)
+
+    def loss(self, result, loss_map: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The policy's own training loss; zero for policies that do not learn.
+
+        Args:
+            result: what the model returned (see `SegBlocksModel.forward`).
+            loss_map: (N, H, W) float, task loss of each pixel.
+            valid: (N, H, W) bool, False at ignored pixels.
+
+        Returns:
+            A scalar tensor and named scalars to log.
+        """
+        return loss_map.new_zeros(()), {"share": result.share}
+
+
+def budget_count(budget: float | int, blocks: int) -> int:
+    """Blocks per image that a budget stands for.
+
+    Raises:
+        ValueError: a share outside 0 to 1, or a count outside 0 to `blocks`.
+        TypeError: neither a float nor an int.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise TypeError(
+            f"budget is a share (float) or a count of blocks an image (int), got {budget!r}"
+        )
+    if isinstance(budget, int):
+        if not 0 <= budget <= blocks:
+            raise ValueError(
+                f"budget of {budget} blocks: an image has {blocks}; give 0 to {blocks}, or a share "
+                "as a float (0.4 for 40 %)"
+            )
+        return budget
+    if not 0 <= budget <= 1:
+        raise ValueError(f"budget as a share must lie between 0 and 1, got {budget}")
+    return round(budget * blocks)
+
+
+def block_mean(values: Tensor, block: int, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean over each block of the valid pixels.
+
+    Args:
+        values: (N, H, W) float; sides that `block` does not divide are padded with invalid pixels.
+        block: side in pixels.
+        valid: (N, H, W) bool or None for all.
+
+    Returns:
+        mean (N, Gh, Gw), 0 where a block has no valid pixel; known (N, Gh, Gw) bool.
+    """
+    weight = torch.ones_like(values) if valid is None else valid.to(values.dtype)
+    n, height, width = values.shape
+    pad = (0, -width % block, 0, -height % block)
+    total = nn.functional.pad(values * weight, pad)
+    count = nn.functional.pad(weight, pad)
+
+    def blocks(x: Tensor) -> Tensor:
+        x = x.view(n, x.shape[1] // block, block, x.shape[2] // block, block)
+        return x.sum(dim=(2, 4))
+
+    total, count = blocks(total), blocks(count)
+    return total / count.clamp(min=1), count > 0

@@ -1,0 +1,105 @@
+"""Convolutions on blocks: the halo replaces the zero padding (BlockPad, paper section 3.3)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dispatch import rule
+from ..tensor import DualResTensor
+from .arguments import pair, require_image
+from .window import Window, axes, map_blocks, output_block, padded_blocks, with_halo
+
+
+@rule("conv2d")
+def conv2d(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTensor:
+    return _conv2d(*args, **kwargs)
+
+
+def _conv2d(
+    input: DualResTensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple = 1,
+    padding: int | tuple | str = 0,
+    dilation: int | tuple = 1,
+    groups: int = 1,
+) -> DualResTensor:
+    require_image(input, "conv2d")
+    kernel, stride, dilation = tuple(weight.shape[2:]), pair(stride), pair(dilation)
+    windows = _conv_windows(input, kernel, stride, padding, dilation)
+    block = output_block(input, windows, "conv2d")
+    if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
+        return input.like(F.linear(input.pixels, weight.flatten(1), bias))
+    high, low = with_halo(input, windows)
+    return map_blocks(
+        input,
+        lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),
+        high,
+        low,
+        block,
+    )
+
+
+def _conv_windows(
+    x: DualResTensor, kernel: tuple, stride: tuple, padding: int | tuple | str, dilation: tuple
+) -> tuple[Window, Window]:
+    if padding == "valid":
+        padding = 0
+    if padding != "same":
+        return axes(x, kernel, stride, pair(padding), dilation)
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1; got {stride}")
+    plain = axes(x, kernel, stride, (0, 0), dilation)
+    return tuple(  # PyTorch puts the odd pixel of padding behind
+        Window(w.kernel, 1, w.before + w.reach // 2, w.after + w.reach - w.reach // 2, w.dilation)
+        for w in plain
+    )
+
+
+@rule("conv_transpose2d")
+def conv_transpose2d(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTensor:
+    return _conv_transpose2d(*args, **kwargs)
+
+
+def _conv_transpose2d(
+    input: DualResTensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple = 1,
+    padding: int | tuple = 0,
+    output_padding: int | tuple = 0,
+    groups: int = 1,
+    dilation: int | tuple = 1,
+) -> DualResTensor:
+    """Exact where the output is `stride` times the input, so that it lines up with the blocks."""
+    require_image(input, "conv_transpose2d")
+    input.refuse_padding()
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, weight.shape[2:]))
+    extra = pair(output_padding)
+    lines_up = all(r + o + 1 == s + 2 * p for r, o, s, p in zip(reach, extra, stride, padding))
+    if not lines_up or stride[0] != stride[1]:
+        raise NotImplementedError(
+            f"'conv_transpose2d' with kernel {tuple(weight.shape[2:])}, stride {stride}, padding "
+            f"{padding}, output_padding {extra}: only outputs of exactly stride times the input, "
+            "the same in both directions; wrap it in segblocks.no_blocks"
+        )
+    before = tuple(max(0, (r - p) // s) for r, p, s in zip(reach, padding, stride))
+    after = tuple((s - 1 + p) // s for p, s in zip(padding, stride))
+    blocks = (input.highres, input.lowres)
+    if any(before) or any(after):
+        sides = (before[1], after[1], before[0], after[0])
+        blocks = padded_blocks(input, sides, False, 0.0)
+    skip = tuple(b * s + p for b, s, p in zip(before, stride, padding))
+    # Crop what the halo produced; pad behind where the last outputs have no input of their own.
+    lack = tuple(max(0, s - 1 + p - a * s - r) for s, p, a, r in zip(stride, padding, after, reach))
+
+    def transpose(x: Tensor) -> Tensor:
+        height = (x.shape[2] - before[0] - after[0]) * stride[0]
+        width = (x.shape[3] - before[1] - after[1]) * stride[1]
+        out = F.conv_transpose2d(x, weight, bias, stride, 0, lack, groups, dilation)
+        return out[:, :, skip[0] : skip[0] + height, skip[1] : skip[1] + width]
+
+    return map_blocks(input, transpose, *blocks, input.block * stride[0])

@@ -1,0 +1,19 @@
+"""Batch normalisation: one joint mean and variance over every stored pixel of both resolutions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .arguments import blocks_of, require_image
+from ..dispatch import rule
+
+
+@rule("batch_norm")
+def batch_norm(func: Callable, args: tuple, kwargs: dict[str, Any]):
+    """Batch norm over the buffer, so that running and batch statistics see the same pixels."""
+    x = blocks_of(args[:1], kwargs)
+    require_image(x, "batch_norm")
+    # As a 1×C×P×1 channels_last image it takes the fast spatial kernels.
+    image = x.pixels.t()[None, :, :, None]
+    kwargs = {key: value for key, value in kwargs.items() if key != "input"}
+    out = func(image, *args[1:], **kwargs)
+    return x.like(out[0, :, :, 0].t())

@@ -1,0 +1,56 @@
+"""Functions of each pixel alone: one call on the pixel buffer serves both resolutions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .arguments import blocks_of, from_pixels, to_pixels
+from ..dispatch import rule
+
+ACTIVATIONS = (
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish "
+    "hardtanh hardtanh_ hardswish hardsigmoid sigmoid sigmoid_ tanh tanh_ softplus softsign "
+    "logsigmoid rrelu rrelu_ threshold threshold_ hardshrink softshrink tanhshrink"
+)
+ARITHMETIC = (
+    "add add_ sub sub_ subtract rsub mul mul_ multiply div div_ divide true_divide pow "
+    "neg negative abs exp log log1p expm1 sqrt rsqrt square reciprocal sign erf "
+    "clamp clamp_ clamp_min clamp_max clip maximum minimum where lerp addcmul addcdiv "
+    "floor ceil round isnan isfinite nan_to_num lt le gt ge logical_not "
+    "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
+    "__truediv__ __rtruediv__ __itruediv__ __pow__ __rpow__ __neg__ __abs__ "
+    "__lt__ __le__ __gt__ __ge__ __and__ __or__ __invert__"
+)
+STORAGE = "float half double bfloat16 clone detach zeros_like ones_like"
+RANDOM = "dropout dropout_ alpha_dropout alpha_dropout_ rand_like randn_like"
+
+
+@rule(*ACTIVATIONS.split(), *ARITHMETIC.split(), *STORAGE.split(), *RANDOM.split())
+def pointwise(func: Callable, args: tuple, kwargs: dict[str, Any]):
+    """Apply `func` to the buffer. In-place functions write into it, as they do on a tensor.
+
+    Dropout draws for every stored pixel.
+    """
+    like = blocks_of(args, kwargs)
+    args = tuple(to_pixels(arg, like) for arg in args)
+    kwargs = {key: to_pixels(value, like) for key, value in kwargs.items()}
+    return from_pixels(func(*args, **kwargs), like)
+
+
+@rule("prelu")
+def prelu(func: Callable, args: tuple, kwargs: dict[str, Any]):
+    """PReLU, whose weight is one number or one a channel."""
+    x = blocks_of(args, kwargs)
+    return x.like(func(x.pixels, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
+
+
+@rule("to", "type")
+def convert(func: Callable, args: tuple, kwargs: dict[str, Any]):
+    """A change of dtype. The grid stays where it is, so the device cannot change."""
+    x = blocks_of(args, kwargs)
+    pixels = func(x.pixels, *args[1:], **kwargs)
+    if pixels.device != x.device:
+        raise NotImplementedError(
+            f"blocks on {x.device} cannot be moved to {pixels.device}; move image, grid and "
+            "network before to_blocks"
+        )
+    return x.like(pixels)

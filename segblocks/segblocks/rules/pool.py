@@ -1,0 +1,112 @@
+"""Max and average pooling on blocks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dispatch import rule
+from ..tensor import DualResTensor
+from .arguments import pair, require_image
+from .window import Window, axes, map_blocks, output_block, with_halo
+
+
+@rule("max_pool2d")
+def max_pool2d(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTensor:
+    return _max_pool2d(*args, **kwargs)
+
+
+def _max_pool2d(
+    input: DualResTensor,
+    kernel_size: int | tuple,
+    stride: int | tuple | None = None,
+    padding: int | tuple = 0,
+    dilation: int | tuple = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> DualResTensor:
+    """Beyond the image lies -inf, as in PyTorch, whatever the sign of the features."""
+    require_image(input, "max_pool2d")
+    if return_indices:
+        raise NotImplementedError(
+            "'max_pool2d' with return_indices: positions mean nothing across blocks; wrap it in "
+            "segblocks.no_blocks"
+        )
+    kernel, dilation = pair(kernel_size), pair(dilation)
+    stride = pair(stride) if stride else kernel
+    windows = axes(input, kernel, stride, pair(padding), dilation)
+    block = output_block(input, windows, "max_pool2d", ceil_mode)
+    high, low = with_halo(input, windows, fill=-torch.inf)
+    return map_blocks(
+        input, lambda x: F.max_pool2d(x, kernel, stride, 0, dilation), high, low, block
+    )
+
+
+@rule("avg_pool2d")
+def avg_pool2d(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTensor:
+    return _avg_pool2d(*args, **kwargs)
+
+
+def _avg_pool2d(
+    input: DualResTensor,
+    kernel_size: int | tuple,
+    stride: int | tuple | None = None,
+    padding: int | tuple = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> DualResTensor:
+    require_image(input, "avg_pool2d")
+    kernel = pair(kernel_size)
+    stride = pair(stride) if stride else kernel
+    windows = axes(input, kernel, stride, pair(padding), (1, 1))
+    block = output_block(input, windows, "avg_pool2d", ceil_mode)
+    high, low = with_halo(input, windows)
+    if divisor_override:
+        divisor = divisor_override
+    else:
+        extra = (0, 0) if not input.padding else (input.padding.top, input.padding.left)
+        divisor = 1
+        count = _window_counts(input, windows, pair(padding), extra, count_include_pad)
+    pooled = map_blocks(
+        input,
+        lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=divisor),
+        high,
+        low,
+        block,
+    )
+    if divisor_override:
+        return pooled
+    return pooled.like(pooled.pixels / count.to(pooled.dtype))
+
+
+def _window_counts(
+    x: DualResTensor,
+    windows: tuple[Window, Window],
+    padding: tuple[int, int],
+    extra: tuple[int, int],
+    count_include_pad: bool,
+) -> Tensor:
+    """(P', 1): by how many pixels each output of the pooling is divided, as PyTorch counts."""
+    _, gh, gw = x.grid.mask.shape
+    cells = x.grid.cells.long()
+    counts = []
+    for blocks, side in (
+        (cells[: x.grid.n_high], x.block),
+        (cells[x.grid.n_high :], x.block // 2),
+    ):
+        axis = []
+        for window, n, own, pad in zip(windows, (gh, gw), padding, extra):
+            # F.pad made its pixels part of the image; only the pooling's own padding is not.
+            first, last = -pad, n * side + (window.after - own)
+            start = torch.arange(n * side // window.stride, device=cells.device) * window.stride
+            start = start - window.before
+            stop = (start + window.kernel).clamp(max=last + own)
+            if not count_include_pad:
+                start, stop = start.clamp(min=first), stop.clamp(max=last)
+            axis.append((stop - start).view(n, side // window.stride))
+        rows, columns = axis[0][blocks // gw % gh], axis[1][blocks % gw]  # n,s each
+        counts.append((rows[:, :, None] * columns[:, None, :]).flatten())
+    return torch.cat(counts)[:, None]

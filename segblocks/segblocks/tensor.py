@@ -1,0 +1,202 @@
+"""`DualResTensor`: an image held as blocks of two resolutions, on which torch functions act."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .grid import BlockGrid
+from .ops import combine, split
+from .ops.reference import combine as combine_labels
+from .dispatch import apply_rule
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Padding that `F.pad` asked for and that the next convolution or pooling will take up."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+    replicate: bool = False
+    fill: float = 0.0
+
+
+class DualResTensor:
+    """A (N, C, H, W) image stored as high- and low-resolution blocks in one pixel buffer.
+
+    Torch functions and methods act on it as `segblocks.rules` defines; an operation that cannot be
+    right on blocks raises NotImplementedError. `shape` is that of the full-resolution picture.
+
+    Attributes:
+        pixels: (P, C), all high blocks row by row, then all low blocks at half the side.
+        grid: where each block lies, shared by identity with every tensor of the forward pass.
+        block: side of a high block in pixels at this tensor's scale.
+        layout: "NCHW"; "NHWC" after `permute(0, 2, 3, 1)`; "NHW" after a reduction over channels.
+        padding: set by `F.pad`, taken up by the next windowed operation.
+    """
+
+    __slots__ = ("block", "grid", "layout", "padding", "pixels")
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        grid: BlockGrid,
+        block: int,
+        layout: str = "NCHW",
+        padding: Padding | None = None,
+    ):
+        self.pixels = pixels
+        self.grid = grid
+        self.block = block
+        self.layout = layout
+        self.padding = padding
+
+    def like(self, pixels: Tensor, block: int | None = None) -> "DualResTensor":
+        """The same blocks with other pixels, and possibly at another scale."""
+        return DualResTensor(pixels, self.grid, block or self.block, self.layout)
+
+    # -- the two resolutions ---------------------------------------------------------------------
+
+    @property
+    def highres(self) -> Tensor:
+        """(n_high, C, b, b), a channels_last view of the buffer."""
+        rows = self.grid.n_high * self.block**2
+        return _as_blocks(self.pixels[:rows], self.grid.n_high, self.block)
+
+    @property
+    def lowres(self) -> Tensor:
+        """(n_low, C, b/2, b/2), a channels_last view of the buffer."""
+        rows = self.grid.n_high * self.block**2
+        return _as_blocks(self.pixels[rows:], self.grid.n_low, self.block // 2)
+
+    def combine(self, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
+        """Join the blocks into one dense (N, C, H, W) image (N, H, W without channels).
+
+        High blocks as stored; low ones bilinear ×2 with their neighbours' pixels (labels, that is
+        integer tensors, are repeated instead).
+        """
+        self.refuse_padding()
+        join = combine if self.pixels.is_floating_point() else combine_labels
+        image = join(
+            self.pixels.contiguous(),
+            self.grid.slot,
+            self.grid.cells,
+            self.grid.n_high,
+            self.block,
+            self.grid.legacy_upsample,
+            memory_format == torch.channels_last,
+        )
+        if self.layout == "NHW":
+            return image[:, 0]
+        return image.permute(0, 2, 3, 1) if self.layout == "NHWC" else image
+
+    def refuse_padding(self) -> None:
+        """Raise when padding by `F.pad` is still waiting for a windowed operation."""
+        if self.padding:
+            raise NotImplementedError(
+                "F.pad on blocks must be followed directly by a convolution or pooling that takes "
+                "the padding up; wrap the function that pads in segblocks.no_blocks"
+            )
+
+    # -- what networks ask of a tensor -----------------------------------------------------------
+
+    @property
+    def shape(self) -> torch.Size:
+        n, gh, gw = self.grid.mask.shape
+        height, width = gh * self.block, gw * self.block
+        if self.padding:
+            height += self.padding.top + self.padding.bottom
+            width += self.padding.left + self.padding.right
+        sizes = {"N": n, "C": self.pixels.shape[1], "H": height, "W": width}
+        return torch.Size([sizes[letter] for letter in self.layout])
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return len(self.layout)
+
+    ndim = property(dim)
+    dtype = property(lambda self: self.pixels.dtype)
+    device = property(lambda self: self.pixels.device)
+    requires_grad = property(lambda self: self.pixels.requires_grad)
+    is_cuda = property(lambda self: self.pixels.is_cuda)
+
+    def is_floating_point(self) -> bool:
+        return self.pixels.is_floating_point()
+
+    def contiguous(self, memory_format: torch.memory_format | None = None) -> "DualResTensor":
+        """Itself: there is one storage order."""
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"DualResTensor(shape={tuple(self.shape)}, block={self.block}, "
+            f"high={self.grid.n_high}/{self.grid.mask.numel()}, dtype={self.dtype}, "
+            f"device={self.device})"
+        )
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(f"'DualResTensor' object has no attribute {name!r}")
+        function = getattr(Tensor, name)
+        return lambda *args, **kwargs: apply_rule(function, (self, *args), kwargs, name)
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: tuple, args=(), kwargs=None):
+        return apply_rule(func, args, kwargs or {})
+
+
+def _operator(name: str) -> Callable:
+    function = getattr(Tensor, name)
+
+    def method(self, *args):
+        return apply_rule(function, (self, *args), {}, name)
+
+    return method
+
+
+# Python looks operators up on the class, past __getattr__.
+for _name in (
+    "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow rpow neg abs "
+    "lt le gt ge and or invert getitem"
+).split():
+    setattr(DualResTensor, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def to_blocks(x: Tensor, grid: Tensor | BlockGrid, legacy_upsample: bool = False) -> DualResTensor:
+    """Cut an image into blocks of two resolutions.
+
+    Args:
+        x: (N, C, H, W) floating point; H and W are Gh and Gw times one even block size.
+        grid: (N, Gh, Gw) bool, True = full resolution; or bookkeeping that exists already.
+        legacy_upsample: resize inside each block alone, as the published release did.
+
+    Raises:
+        ValueError: shapes that do not fit; TypeError: not floating point, or a grid of other type.
+    """
+    if isinstance(grid, Tensor) and isinstance(x, Tensor) and grid.device != x.device:
+        raise ValueError(
+            f"image is on {x.device} and grid on {grid.device}; move one: grid.to(image.device)"
+        )
+    if not isinstance(grid, BlockGrid):
+        grid = BlockGrid.from_mask(grid, legacy_upsample=legacy_upsample)
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4:
+        given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"image must be a floating-point tensor (N, C, H, W); got {given}")
+    n, gh, gw = grid.mask.shape
+    block = x.shape[2] // gh
+    if x.shape[0] != n or (gh * block, gw * block) != tuple(x.shape[2:]) or block % 2 or not block:
+        raise ValueError(
+            f"image {tuple(x.shape)} cannot be cut by grid {(n, gh, gw)}: the batch must match and "
+            f"H/Gh = W/Gw must be one even block size; pad the image or choose another grid"
+        )
+    pixels = split(x, grid.slot, grid.cells, grid.n_high, block)
+    return DualResTensor(pixels, grid, block)
+
+
+def _as_blocks(pixels: Tensor, n: int, side: int) -> Tensor:
+    return pixels.view(n, side, side, pixels.shape[1]).permute(0, 3, 1, 2)
