@@ -1,4 +1,4 @@
-"""Which block is where: the bookkeeping of one grid, built once and shared by a whole forward pass."""
+"""Which block is where: bookkeeping of one grid, built once and shared by a forward pass."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +11,7 @@ from .ops import build_slots
 
 @dataclass(frozen=True, eq=False)
 class BlockGrid:
-    """Bookkeeping of a block grid. Compared by identity: tensors of one forward pass share one object.
+    """Bookkeeping of a block grid, compared by identity: one object serves one forward pass.
 
     Attributes:
         mask: (N, Gh, Gw) bool, True = high (full) resolution.

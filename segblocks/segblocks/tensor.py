@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .dispatch import apply_rule
 from .grid import BlockGrid
 from .ops import combine, split
 from .ops.reference import combine as combine_labels
-from .dispatch import apply_rule
 
 
 @dataclass(frozen=True)

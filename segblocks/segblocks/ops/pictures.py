@@ -45,7 +45,7 @@ def ring(
         bool, False beyond the image; y, x (R,) int64, the halo's places in a padded block.
     """
     left, right, top, bottom = sides
-    n_images, gh, gw = slot.shape
+    _, gh, gw = slot.shape
     side = block // shrink
     device = slot.device
     ys = torch.arange(-top, side + bottom, device=device)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Decision, Policy, block_mean, budget_count
+from .base import Decision, Policy, block_mean
 
 
 class DisabledPolicy(Policy):
@@ -20,22 +20,12 @@ class DisabledPolicy(Policy):
 
 
 class _SharePolicy(Policy):
-    """Takes the target share of each image's blocks when no budget is given."""
+    """Its target share is its budget when none is given, so nothing needs rounding up."""
 
     def forward(self, image, budget=None, block_gain=None) -> Decision:
-        n, gh, gw = self.grid_shape(image)
-        scores = self.scores(image, block_gain)
-        if budget is not None:
-            return self.spend(scores, budget_count(budget, gh * gw))
-        sampled = select_share(scores, self.percent_target)
-        return self.promote(sampled, scores)
-
-
-def select_share(scores: Tensor, share: float) -> Tensor:
-    """(N, Gh, Gw) bool: the `share` of each image's blocks with the highest scores."""
-    from ..ops import select_budget
-
-    return select_budget(scores.float(), round(share * scores[0].numel()))
+        return super().forward(
+            image, float(self.percent_target) if budget is None else budget, block_gain
+        )
 
 
 class RandomPolicy(_SharePolicy):

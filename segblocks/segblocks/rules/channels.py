@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..dispatch import rule
 from ..tensor import DualResTensor
 from .arguments import blocks_of, from_pixels
-from ..dispatch import rule
 
 
 def _check_channel_dim(x: DualResTensor, dim: Any, name: str) -> None:

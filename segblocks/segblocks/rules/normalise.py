@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from .arguments import blocks_of, require_image
 from ..dispatch import rule
+from .arguments import blocks_of, require_image
 
 
 @rule("batch_norm")

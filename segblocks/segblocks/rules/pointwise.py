@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from .arguments import blocks_of, from_pixels, to_pixels
 from ..dispatch import rule
+from .arguments import blocks_of, from_pixels, to_pixels
 
 ACTIVATIONS = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish "

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..dispatch import rule
 from ..tensor import DualResTensor, Padding
 from .arguments import blocks_of, require_image
-from ..dispatch import rule
 
 _PERMUTATIONS = {("NCHW", (0, 2, 3, 1)): "NHWC", ("NHWC", (0, 3, 1, 2)): "NCHW"}
 
