@@ -1,0 +1,22 @@
+"""Data sets, their joint transforms, and the loader that feeds them to a network."""
+
+from dataloaders.base import SegmentationDataset
+from dataloaders.files import DataError
+from dataloaders.info import DatasetInfo
+from dataloaders.loader import build_loader
+from dataloaders.registry import DATASETS, build_dataset
+from dataloaders.sampler import ResumableSampler
+from dataloaders.transforms import denormalise, train_transform, val_transform
+
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "DatasetInfo",
+    "ResumableSampler",
+    "SegmentationDataset",
+    "build_dataset",
+    "build_loader",
+    "denormalise",
+    "train_transform",
+    "val_transform",
+]

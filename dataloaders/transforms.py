@@ -1,0 +1,165 @@
+"""The one joint image/label pipeline, on torchvision v2 transforms.
+
+Every random number comes from torch's global CPU generator, which the data set seeds per sample.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from dataloaders.info import IGNORE_INDEX
+
+# Of the Cityscapes training images, over 0..1; used for every data set, as published.
+MEAN = (73.1584 / 255, 82.9090 / 255, 72.3924 / 255)
+STD = (44.9149 / 255, 46.1529 / 255, 45.3192 / 255)
+_FILL = {tv_tensors.Image: [round(255 * m) for m in MEAN], tv_tensors.Mask: IGNORE_INDEX}
+_HUE = 0.1
+
+
+def _resize(inpt: Any, size: tuple[int, int]) -> Any:
+    """Bicubic with antialiasing for images, nearest for labels."""
+    if isinstance(inpt, tv_tensors.Mask):
+        # nearest-exact: plain "nearest" would shift labels by half a pixel against their image.
+        ids = inpt.as_subclass(Tensor)[None]  # 1,H,W
+        return tv_tensors.Mask(F.resize(ids, list(size), InterpolationMode.NEAREST_EXACT)[0])
+    return F.resize(inpt, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+
+def _extend(inpt: Any, height: int, width: int) -> Any:
+    """Put an image or label at the top left of a larger canvas of the mean colour or void."""
+    h, w = inpt.shape[-2:]
+    if (h, w) == (height, width):
+        return inpt
+    if isinstance(inpt, tv_tensors.Mask):
+        return F.pad(inpt, [0, 0, width - w, height - h], fill=IGNORE_INDEX)
+    # F.pad would return separate planes, which resize four times slower than interleaved channels.
+    fill = torch.tensor(_FILL[tv_tensors.Image], dtype=torch.uint8)
+    canvas = fill.expand(height, width, 3).contiguous().permute(2, 0, 1)  # 3,H,W
+    canvas[:, :h, :w] = inpt
+    return tv_tensors.Image(canvas)
+
+
+def _image_size(flat_inputs: list[Any]) -> tuple[int, int]:
+    image = next(x for x in flat_inputs if isinstance(x, tv_tensors.Image))
+    return image.shape[-2], image.shape[-1]
+
+
+class ResizeWidth(v2.Transform):
+    """Resize image and label to a width, keeping the aspect ratio: (res/2, res) for 2:1 images."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        h, w = _image_size(flat_inputs)
+        return {"size": (max(1, round(h * self.width / w)), self.width), "same": w == self.width}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return inpt if params["same"] else _resize(inpt, params["size"])
+
+
+class RandomCropScale(v2.Transform):
+    """Crop a box of int(s * size) pixels, s ~ U(scale), and resize it to `size`: a zoom of 1/s.
+
+    The position is uniform. Along an axis where the box is larger than the image, the image sits
+    at the start and the rest is the mean colour, labelled void.
+    """
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
+        super().__init__()
+        self.size = size
+        self.scale = scale
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        s = torch.empty(()).uniform_(*self.scale).item()
+        u = torch.rand(2).tolist()
+        box = tuple(max(1, int(s * side)) for side in self.size)
+        room = [max(0, side - b) for side, b in zip(_image_size(flat_inputs), box)]
+        start = tuple(int(u_i * (r + 1)) for u_i, r in zip(u, room))  # uniform over 0..room
+        return {"box": box, "start": start}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        (bh, bw), (top, left) = params["box"], params["start"]
+        h, w = inpt.shape[-2:]
+        inpt = F.crop(inpt, top, left, min(bh, h), min(bw, w))
+        inpt = _extend(inpt, bh, bw)
+        return _resize(inpt, self.size) if (bh, bw) != self.size else inpt
+
+
+class ColourJitter(v2.Transform):
+    """torchvision's ColorJitter by way of PIL: the published arithmetic, six times faster."""
+
+    def __init__(self, amount: float, hue: float) -> None:
+        super().__init__()
+        self.jitter = v2.ColorJitter(amount, amount, amount, hue)
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        pixels = np.array(self.jitter(F.to_pil_image(inpt)))  # H,W,3
+        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+
+
+def _to_tensors() -> list[v2.Transform]:
+    """uint8 image -> normalised float32, label -> int64, both plain contiguous tensors."""
+    dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
+    return [v2.ToDtype(dtypes, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]
+
+
+def train_transform(
+    res: int,
+    crop_res: int | tuple[int, int],
+    jitter: float = 0.0,
+    rotate: float = 0.0,
+    scale: tuple[float, float] = (0.5, 2.0),
+) -> v2.Transform:
+    """The published augmentation, in the published order.
+
+    1. Resize so that the width is `res` pixels, keeping the aspect ratio (for Cityscapes this is
+       the published (res/2, res)). 2. Rotate by ±`rotate` degrees; 0 skips it. 3. Crop and scale
+    to `crop_res` pixels (one number for a square, or height and width) by s ~ U(`scale`), see
+    RandomCropScale. 4. Colour jitter: brightness, contrast and saturation ±`jitter`, hue ±0.1;
+    jitter 0 switches all of it off. 5. Horizontal flip, one half. 6. To float and normalise.
+
+    Returns a callable: (tv_tensors.Image (3,H,W) uint8, tv_tensors.Mask (H,W) uint8) ->
+    ((3,crop_h,crop_w) float32, (crop_h,crop_w) int64).
+    Raises ValueError for sizes, jitter, rotation or scales out of range.
+    """
+    crop = (crop_res, crop_res) if isinstance(crop_res, int) else tuple(crop_res)
+    if res < 1 or len(crop) != 2 or min(crop) < 1:
+        raise ValueError(
+            f"res is {res} and crop_res {crop_res}; give sizes of at least 1 pixel, "
+            "crop_res as one number or (height, width)"
+        )
+    if not 0 <= jitter <= 1:
+        raise ValueError(f"jitter is {jitter}; give a value from 0 (off) to 1")
+    if not 0 <= rotate <= 180:
+        raise ValueError(f"rotate is {rotate}; give degrees from 0 (off) to 180")
+    if not (len(scale) == 2 and 0 < scale[0] <= scale[1] and math.isfinite(scale[1])):
+        raise ValueError(f"scale is {scale}; give (smallest, largest) with 0 < smallest <= largest")
+    steps: list[v2.Transform] = [ResizeWidth(res)]
+    if rotate:
+        steps.append(v2.RandomRotation(rotate, InterpolationMode.BILINEAR, fill=dict(_FILL)))
+    steps.append(RandomCropScale(crop, scale))
+    if jitter:
+        steps.append(ColourJitter(jitter, _HUE))
+    steps.append(v2.RandomHorizontalFlip(0.5))
+    return v2.Compose(steps + _to_tensors())
+
+
+def val_transform() -> v2.Transform:
+    """Native size, no augmentation: only to float, normalised, and int64 labels."""
+    return v2.Compose(_to_tensors())
+
+
+def denormalise(image: Tensor) -> Tensor:
+    """(...,3,H,W) normalised float -> uint8 pixels, for pictures."""
+    mean, std = (image.new_tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    return (image * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)

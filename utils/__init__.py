@@ -1,0 +1,1 @@
+"""Parts of the application round the package: training, validation, timing, files."""
