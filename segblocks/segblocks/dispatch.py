@@ -1,9 +1,13 @@
 """The table of rules and the way from a torch function to its rule."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 RULES: dict[str, Callable] = {}
+
+# Where `segblocks.fast.trace` notes what a network does while it runs once.
+RECORDER: ContextVar = ContextVar("segblocks_recorder", default=None)
 
 
 def rule(*names: str) -> Callable[[Callable], Callable]:
@@ -29,4 +33,8 @@ def apply_rule(func: Callable, args: tuple, kwargs: dict[str, Any], name: str | 
             f"'{name}' has no meaning on blocks of two resolutions (it needs the whole picture or "
             "another shape); wrap the module or function that calls it in segblocks.no_blocks"
         )
-    return found(func, args, kwargs)
+    result = found(func, args, kwargs)
+    recorder = RECORDER.get()
+    if recorder is not None:
+        recorder.record(name, func, args, kwargs, result)
+    return result

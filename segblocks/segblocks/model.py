@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dispatch import RECORDER
 from .grid import BlockGrid
 from .policy import Decision, Policy
 from .policy.base import block_mean
@@ -27,8 +28,12 @@ def no_blocks(function: Callable) -> Callable:
         blocks = _find_blocks((*args, *kwargs.values()))
         if blocks is None:
             return function(*args, **kwargs)
-        args, kwargs = combine_all(args), combine_all(kwargs)
-        return _split_all(function(*args, **kwargs), blocks.grid)
+        dense_args, dense_kwargs = combine_all(args), combine_all(kwargs)
+        result = _split_all(function(*dense_args, **dense_kwargs), blocks.grid)
+        recorder = RECORDER.get()
+        if recorder is not None:
+            recorder.record("no_blocks", dense, args, kwargs, result)
+        return result
 
     return dense
 
@@ -205,5 +210,5 @@ def _find_blocks(value: Any) -> DualResTensor | None:
 
 
 def _output(decision: Decision, logits: Any) -> SegBlocksOutput:
-    record = {field.name: getattr(decision, field.name) for field in fields(Decision)}
+    record = {field.name: getattr(decision, field.name) for field in fields(decision)}
     return SegBlocksOutput(**record, logits=logits)

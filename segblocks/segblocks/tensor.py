@@ -140,9 +140,12 @@ class DualResTensor:
         )
 
     def __getattr__(self, name: str) -> Callable:
-        if name.startswith("__") or not hasattr(Tensor, name):
-            raise AttributeError(f"'DualResTensor' object has no attribute {name!r}")
-        function = getattr(Tensor, name)
+        function = getattr(Tensor, name, None)
+        if name.startswith("__") or not callable(function):
+            raise AttributeError(
+                f"'DualResTensor' object has no attribute {name!r}; wrap the module or function "
+                "that needs it in segblocks.no_blocks"
+            )
         return lambda *args, **kwargs: apply_rule(function, (self, *args), kwargs, name)
 
     @classmethod
@@ -162,7 +165,7 @@ def _operator(name: str) -> Callable:
 # Python looks operators up on the class, past __getattr__.
 for _name in (
     "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow rpow neg abs "
-    "lt le gt ge and or invert getitem"
+    "lt le gt ge eq ne and or invert matmul rmatmul bool getitem setitem"
 ).split():
     setattr(DualResTensor, f"__{_name}__", _operator(f"__{_name}__"))
 

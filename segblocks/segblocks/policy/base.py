@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import select_budget
@@ -19,16 +20,27 @@ class Decision:
             not in `sampled` were promoted.
         n_high: number of high blocks where the host knows it without asking the device.
         scores: (N, Gh, Gw) float, by which blocks are ranked; None for `disabled`.
-        log_probs: (N, Gh, Gw) log-probability of each block's sampled action, or None.
-        probs: (N, Gh, Gw) probability of high resolution, or None.
+        stochastic: the scores are logits of each block's probability of high resolution.
     """
 
     grid: Tensor
     sampled: Tensor
     n_high: int | None = None
     scores: Tensor | None = None
-    log_probs: Tensor | None = None
-    probs: Tensor | None = None
+    stochastic: bool = False
+
+    @property
+    def probs(self) -> Tensor | None:
+        """(N, Gh, Gw) float32 probability of high resolution; None if not stochastic."""
+        return self.scores.float().sigmoid() if self.stochastic else None
+
+    @property
+    def log_probs(self) -> Tensor | None:
+        """(N, Gh, Gw) float32 log-probability of each block's action; None if not stochastic."""
+        if not self.stochastic:
+            return None
+        logits = self.scores.float()
+        return F.logsigmoid(torch.where(self.sampled, logits, -logits))
 
 
 class Policy(nn.Module):
@@ -42,6 +54,7 @@ class Policy(nn.Module):
     """
 
     learns = False
+    stochastic = False
     needs_pixel_loss = False
 
     def __init__(
@@ -94,9 +107,15 @@ class Policy(nn.Module):
         """
         shape = self.grid_shape(image)
         scores = self.scores(image, block_gain)
+        if budget is None:
+            budget = self.default_budget(*shape[1:])
         if budget is not None:
             return self.spend(scores, budget_count(budget, shape[1] * shape[2]))
         return self.promote(self.choose(scores), scores)
+
+    def default_budget(self, rows: int, columns: int) -> float | int | None:
+        """The budget when none is given; None leaves the choice to `choose`."""
+        return None
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
         """(N, Gh, Gw) float: the higher, the more a block deserves full resolution."""
@@ -109,23 +128,26 @@ class Policy(nn.Module):
     def spend(self, scores: Tensor, count: int) -> Decision:
         """Exactly `count` blocks an image, by score."""
         grid = select_budget(scores.detach().float(), count)
-        return Decision(grid, grid, scores.shape[0] * count, scores)
+        return Decision(grid, grid, scores.shape[0] * count, scores, self.stochastic)
 
     def promote(self, sampled: Tensor, scores: Tensor) -> Decision:
         """Round the number of high blocks up: those left with the highest scores are promoted.
 
         Reads one number from the device, as the count sets the shapes.
         """
-        total = sampled.numel()
         count = int(sampled.sum())
-        step = max(1, round(total * self.quantize_percentage))
-        wanted = min(total, math.ceil(count / step) * step)
+        wanted = self.rounded_up(count, sampled.numel())
         if wanted == count:
-            return Decision(sampled, sampled, count, scores)
+            return Decision(sampled, sampled, count, scores, self.stochastic)
         # Chosen blocks come first whatever their score, then the others by score.
         rank = torch.where(sampled, torch.inf, scores.detach().float()).flatten()
         grid = select_budget(rank[None, None], wanted).view(sampled.shape)
-        return Decision(grid, sampled, wanted, scores)
+        return Decision(grid, sampled, wanted, scores, self.stochastic)
+
+    def rounded_up(self, count: int, total: int) -> int:
+        """`count` high blocks of `total`, rounded up to a multiple of the quantisation step."""
+        step = max(1, round(total * self.quantize_percentage))
+        return min(total, math.ceil(count / step) * step)
 
     def loss(self, result, loss_map: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The policy's own training loss; zero for policies that do not learn.
@@ -178,8 +200,9 @@ def block_mean(values: Tensor, block: int, valid: Tensor | None = None) -> tuple
     weight = torch.ones_like(values) if valid is None else valid.to(values.dtype)
     n, height, width = values.shape
     pad = (0, -width % block, 0, -height % block)
-    total = nn.functional.pad(values * weight, pad)
-    count = nn.functional.pad(weight, pad)
+    values = values if valid is None else values.masked_fill(~valid, 0)
+    total = F.pad(values, pad)
+    count = F.pad(weight, pad)
 
     def blocks(x: Tensor) -> Tensor:
         x = x.view(n, x.shape[1] // block, block, x.shape[2] // block, block)

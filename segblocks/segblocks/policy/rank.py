@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Decision, Policy, block_mean
+from .base import Decision, Policy, block_mean, budget_count
 
 
 class DisabledPolicy(Policy):
@@ -22,10 +22,8 @@ class DisabledPolicy(Policy):
 class _SharePolicy(Policy):
     """Its target share is its budget when none is given, so nothing needs rounding up."""
 
-    def forward(self, image, budget=None, block_gain=None) -> Decision:
-        return super().forward(
-            image, float(self.percent_target) if budget is None else budget, block_gain
-        )
+    def default_budget(self, rows: int, columns: int) -> float | int | None:
+        return float(self.percent_target)
 
 
 class RandomPolicy(_SharePolicy):
@@ -37,6 +35,9 @@ class RandomPolicy(_SharePolicy):
 
 class MiddlePolicy(_SharePolicy):
     """Full rows of blocks round the middle of the image, where a street scene has its detail."""
+
+    def default_budget(self, rows: int, columns: int) -> float | int | None:
+        return budget_count(float(self.percent_target), rows) * columns  # whole rows
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
         n, gh, gw = self.grid_shape(image)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import Decision, Policy, block_mean
+from .base import Policy, block_mean
 
 _NET_STRIDE = 32
 
@@ -46,6 +46,7 @@ class ReinforcePolicy(Policy):
     """
 
     learns = True
+    stochastic = True
 
     def __init__(
         self,
@@ -65,12 +66,6 @@ class ReinforcePolicy(Policy):
         if self.training:
             return torch.rand_like(scores, dtype=torch.float32) < scores.float().sigmoid()
         return scores > 0
-
-    def spend(self, scores: Tensor, count: int) -> Decision:
-        return _with_log_probs(super().spend(scores, count))
-
-    def promote(self, sampled: Tensor, scores: Tensor) -> Decision:
-        return _with_log_probs(super().promote(sampled, scores))
 
     def loss(self, result, loss_map: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """REINFORCE with the block's task loss as reward (paper equations 5 to 9).
@@ -94,13 +89,5 @@ class ReinforcePolicy(Policy):
             "advantage": advantage.abs().mean(),
             "task_advantage": task_advantage.abs().mean(),
             "prob_mean": result.probs.mean().detach(),
-            "prob_std": result.probs.std().detach(),
+            "prob_std": result.probs.std(correction=0).detach(),
         }
-
-
-def _with_log_probs(decision: Decision) -> Decision:
-    logits = decision.scores.float()
-    log_probs = F.logsigmoid(torch.where(decision.sampled, logits, -logits))
-    return Decision(
-        decision.grid, decision.sampled, decision.n_high, logits, log_probs, logits.sigmoid()
-    )

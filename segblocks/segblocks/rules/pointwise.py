@@ -3,22 +3,25 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from ..dispatch import rule
-from .arguments import blocks_of, from_pixels, to_pixels
+from .arguments import blocks_of, from_pixels, require_image, to_pixels
 
 ACTIVATIONS = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish "
     "hardtanh hardtanh_ hardswish hardsigmoid sigmoid sigmoid_ tanh tanh_ softplus softsign "
-    "logsigmoid rrelu rrelu_ threshold threshold_ hardshrink softshrink tanhshrink"
+    "logsigmoid log_sigmoid rrelu rrelu_ threshold _threshold threshold_ hardshrink softshrink "
+    "tanhshrink"
 )
 ARITHMETIC = (
     "add add_ sub sub_ subtract rsub mul mul_ multiply div div_ divide true_divide pow "
     "neg negative abs exp log log1p expm1 sqrt rsqrt square reciprocal sign erf "
     "clamp clamp_ clamp_min clamp_max clip maximum minimum where lerp addcmul addcdiv "
-    "floor ceil round isnan isfinite nan_to_num lt le gt ge logical_not "
+    "floor ceil round isnan isfinite nan_to_num lt le gt ge eq ne logical_not "
     "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
     "__truediv__ __rtruediv__ __itruediv__ __pow__ __rpow__ __neg__ __abs__ "
-    "__lt__ __le__ __gt__ __ge__ __and__ __or__ __invert__"
+    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __and__ __or__ __invert__"
 )
 STORAGE = "float half double bfloat16 clone detach zeros_like ones_like"
 RANDOM = "dropout dropout_ alpha_dropout alpha_dropout_ rand_like randn_like"
@@ -36,6 +39,17 @@ def pointwise(func: Callable, args: tuple, kwargs: dict[str, Any]):
     return from_pixels(func(*args, **kwargs), like)
 
 
+@rule("dropout2d")
+def channel_dropout(func: Callable, args: tuple, kwargs: dict[str, Any]):
+    """Dropout of whole channels: what an image drops, it drops in both resolutions."""
+    x = blocks_of(args, kwargs)
+    require_image(x, "dropout2d")
+    bound = dict(zip(("input", "p", "training", "inplace"), args), **kwargs)
+    ones = x.pixels.new_ones(x.shape[0], x.shape[1], 1, 1)
+    kept = func(ones, bound.get("p", 0.5), bound.get("training", True))
+    return x.mul_(kept) if bound.get("inplace") else x.mul(kept)
+
+
 @rule("prelu")
 def prelu(func: Callable, args: tuple, kwargs: dict[str, Any]):
     """PReLU, whose weight is one number or one a channel."""
@@ -43,11 +57,14 @@ def prelu(func: Callable, args: tuple, kwargs: dict[str, Any]):
     return x.like(func(x.pixels, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
 
 
-@rule("to", "type")
+@rule("to", "type", "type_as")
 def convert(func: Callable, args: tuple, kwargs: dict[str, Any]):
     """A change of dtype. The grid stays where it is, so the device cannot change."""
-    x = blocks_of(args, kwargs)
-    pixels = func(x.pixels, *args[1:], **kwargs)
+    blocks_of(args)
+    x, *rest = (args[0], *(to_pixels(value, args[0]) for value in args[1:]))
+    if isinstance(x, Tensor):  # a dense tensor that takes after blocks
+        return func(x, *rest, **kwargs)
+    pixels = func(x.pixels, *rest, **kwargs)
     if pixels.device != x.device:
         raise NotImplementedError(
             f"blocks on {x.device} cannot be moved to {pixels.device}; move image, grid and "

@@ -42,7 +42,7 @@ def _interpolate(
     scale = _scale(input, size, scale_factor)
     block = input.block * scale
     if scale == 1:
-        return input
+        return input.like(input.pixels.clone())
     if mode != "bilinear" or input.grid.legacy_upsample:
         if mode == "bilinear" and scale.denominator == 1:
             return _upsample(input, int(scale))

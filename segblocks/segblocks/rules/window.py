@@ -58,12 +58,13 @@ def output_block(
         NotImplementedError: the output does not line up with the grid (as without padding).
         ValueError: the block is too small for the stride.
     """
-    for window, cells in zip(windows, x.grid.mask.shape[1:]):
+    extra = (x.padding.bottom, x.padding.right) if x.padding else (0, 0)
+    for window, cells, more in zip(windows, x.grid.mask.shape[1:], extra):
         size = cells * x.block
         span = size + window.before + window.after - window.reach - 1
         outputs = -(-span // window.stride) + 1 if ceil_mode else span // window.stride + 1
-        if ceil_mode and (outputs - 1) * window.stride >= size + window.before:
-            outputs -= 1  # the last window must start inside the image or its leading padding
+        if ceil_mode and (outputs - 1) * window.stride >= size + window.before + more:
+            outputs -= 1  # the last window must start before the pooling's own trailing padding
         if outputs * window.stride != size and size % window.stride == 0:
             raise NotImplementedError(
                 f"'{name}' with kernel {window.kernel}, stride {window.stride}, padding "
@@ -81,7 +82,7 @@ def output_block(
         raise ValueError(
             f"'{name}' with stride {stride} on blocks of {x.block} pixels at this layer: a low "
             f"block of {x.block // 2} cannot be divided; choose a block_size that is a multiple "
-            "of twice the network's stride"
+            "of twice the network's stride, or wrap it in segblocks.no_blocks"
         )
     return x.block // stride
 
@@ -131,11 +132,14 @@ def _agree_on_fill(
     left, right, top, bottom = sides
     alone = (left, top) == (padding.left, padding.top)
     alone = alone and right <= padding.right and bottom <= padding.bottom
-    if alone or (not padding.replicate and padding.fill == fill):
+    # What F.pad crops, padding again would bring back.
+    crops = min(padding.left, padding.right, padding.top, padding.bottom) < 0
+    if alone or (padding.fill == fill and not padding.replicate and not crops):
         return padding.replicate, padding.fill
+    kind = "replicate" if padding.replicate else "crop" if crops else padding.fill
     raise NotImplementedError(
-        f"F.pad with {'replicate' if padding.replicate else padding.fill} followed by an operation "
-        f"that pads again with {fill}; pad once, or wrap both in segblocks.no_blocks"
+        f"F.pad ({kind}) followed by an operation that pads again with {fill}; pad once, or wrap "
+        "both in segblocks.no_blocks"
     )
 
 

@@ -1,0 +1,288 @@
+"""`segblocks.compile`: from policy to logits in CUDA graphs, on kernels that fuse whole layers."""
+
+import copy
+import math
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..grid import BlockGrid
+from ..model import SegBlocksModel, SegBlocksOutput, crop_output, execute_with_grid
+from ..ops import select_budget
+from ..policy.base import budget_count
+from ..tensor import to_blocks
+from .fuse import fuse
+from .trace import recording
+
+MAX_GRAPHS = 32
+
+
+def compile(model: SegBlocksModel, image: Tensor, dtype: torch.dtype | None = None) -> "FastModel":
+    """Make a fast inference version of a model.
+
+    Args:
+        model: a SegBlocksModel in evaluation mode. Its parameters are copied, batch norm folded and
+            converted to `dtype`; the model itself stays as it is. Compile again after training on.
+        image: (N, 3, H, W) example on the device to run on; its values do not matter. Other shapes
+            may be given later and are compiled once, on first use.
+        dtype: float16 or bfloat16 on CUDA (default float16); float32 on CPU.
+
+    Returns:
+        `fast`: `fast(image, budget=None)` returns what `model(image, budget)` returns. On CUDA
+        the returned tensors are static buffers that the next call overwrites.
+
+    Raises:
+        ValueError: the model is in training mode, runs dense (`disabled`), or needs labels
+            (`oracle`); or a dtype that the device cannot do.
+    """
+    fast = FastModel(model, image.device, image.dtype, dtype)
+    fast.warm_up(image)
+    return fast
+
+
+@dataclass
+class _Graph:
+    """A captured CUDA graph with the tensors that its replay fills."""
+
+    graph: torch.cuda.CUDAGraph
+    result: SegBlocksOutput
+
+
+class FastModel:
+    """A compiled model; see `compile`."""
+
+    def __init__(
+        self,
+        model: SegBlocksModel,
+        device: torch.device,
+        image_dtype: torch.dtype,
+        dtype: torch.dtype | None = None,
+    ):
+        if model.training:
+            raise ValueError("compile is for inference: call model.eval() first")
+        if model.is_dense:
+            raise ValueError(
+                "the 'disabled' policy runs the dense network, which needs no blocks; use "
+                "torch.compile(model.net), or build another policy"
+            )
+        if model.policy.needs_pixel_loss:
+            raise ValueError("the 'oracle' policy needs labels and cannot be compiled; use another")
+        self.device = device
+        self.image_dtype = image_dtype
+        self.dtype = _working_dtype(device, dtype)
+        self.legacy_upsample = model.legacy_upsample
+        copied = copy.deepcopy(model).to(device=device, dtype=self.dtype).requires_grad_(False)
+        self.net = copied.net.to(memory_format=torch.channels_last)
+        self.policy = copied.policy.to(memory_format=torch.channels_last)
+        self._plans: dict[tuple, _Plan] = {}
+
+    def warm_up(self, image: Tensor) -> None:
+        """Compile for this image's shape."""
+        self._plan(image)
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor, budget: float | int | None = None) -> SegBlocksOutput:
+        """What the model returns for (N, 3, H, W) `image`; see `SegBlocksModel.forward`."""
+        return self._plan(image).decide_and_run(image, budget)
+
+    @torch.inference_mode()
+    def execute(self, image: Tensor, grid: Tensor, n_high: int | None = None) -> Any:
+        """The network's output for a given grid (N, Gh, Gw) bool; see `execute_with_grid`."""
+        return self._plan(image).run_grid(image, grid, n_high)
+
+    def _plan(self, image: Tensor) -> "_Plan":
+        if image.device != self.device or image.dtype != self.image_dtype:
+            raise ValueError(
+                f"compiled for {self.image_dtype} images on {self.device}, got {image.dtype} on "
+                f"{image.device}; convert the image, or compile for it"
+            )
+        shape = tuple(image.shape)
+        if shape not in self._plans:
+            with torch.inference_mode():
+                self._plans[shape] = _Plan(self, image)
+        return self._plans[shape]
+
+
+class _Plan:
+    """Everything for one image shape: static input, the recorded network, captured graphs."""
+
+    def __init__(self, fast: FastModel, image: Tensor):
+        self.fast = fast
+        block = fast.policy.block_size
+        n, _, height, width = image.shape
+        self.size = (height, width)
+        self.padded = (-(-height // block) * block, -(-width // block) * block)
+        self.grid_shape = (n, self.padded[0] // block, self.padded[1] // block)
+        self.blocks = math.prod(self.grid_shape)
+        self.image = torch.zeros(
+            (n, image.shape[1], *self.padded),
+            dtype=fast.image_dtype,
+            device=fast.device,
+            memory_format=torch.channels_last,
+        )
+        self.mask = torch.zeros(self.grid_shape, dtype=torch.bool, device=fast.device)
+        self.scores = torch.zeros(self.grid_shape, dtype=torch.float32, device=fast.device)
+        self.run_network = _network(fast, self)
+        self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+        self.pool = torch.cuda.graph_pool_handle() if fast.device.type == "cuda" else None
+
+    # -- the three ways to a grid ------------------------------------------------------------------
+
+    def decide_and_run(self, image: Tensor, budget: float | int | None) -> SegBlocksOutput:
+        self.load(image)
+        policy = self.fast.policy
+        if budget is None:
+            budget = policy.default_budget(*self.grid_shape[1:])
+        if budget is not None:
+            count = budget_count(budget, self.grid_shape[1] * self.grid_shape[2])
+            return self.replay(("budget", count), lambda: self._spend(count))
+        decided = self.replay(("decide",), self._decide)
+        chosen = int(decided.sampled.sum())
+        wanted = policy.rounded_up(chosen, self.blocks)
+        return self.replay(("promote", wanted), lambda: self._promote(wanted))
+
+    def run_grid(self, image: Tensor, grid: Tensor, n_high: int | None) -> Any:
+        self.load(image)
+        if tuple(grid.shape) != self.grid_shape or grid.dtype != torch.bool:
+            raise ValueError(
+                f"grid must be bool {self.grid_shape} for this image, got {grid.dtype} "
+                f"{tuple(grid.shape)}"
+            )
+        self.mask.copy_(grid)
+        n_high = int(self.mask.sum()) if n_high is None else n_high
+        return self.replay(("given", n_high), lambda: self._given(n_high)).logits
+
+    def load(self, image: Tensor) -> None:
+        self.image[:, :, : self.size[0], : self.size[1]].copy_(image)
+
+    # -- what is captured --------------------------------------------------------------------------
+
+    def _policy_scores(self) -> Tensor:
+        return self.fast.policy.scores(self.image.to(self.fast.dtype), None).float()
+
+    def _spend(self, count: int) -> SegBlocksOutput:
+        scores = self._policy_scores()
+        grid = select_budget(scores, count)
+        return self._finish(grid, grid, self.grid_shape[0] * count, scores)
+
+    def _decide(self) -> SegBlocksOutput:
+        self.scores.copy_(self._policy_scores())
+        self.mask.copy_(self.fast.policy.choose(self.scores))
+        return SegBlocksOutput(self.mask, self.mask, None, self.scores)
+
+    def _promote(self, wanted: int) -> SegBlocksOutput:
+        rank = torch.where(self.mask, torch.inf, self.scores).flatten()
+        grid = select_budget(rank[None, None], wanted).view(self.grid_shape)
+        return self._finish(grid, self.mask, wanted, self.scores)
+
+    def _given(self, n_high: int) -> SegBlocksOutput:
+        return self._finish(self.mask, self.mask, n_high, None)
+
+    def _finish(
+        self, mask: Tensor, sampled: Tensor, n_high: int, scores: Tensor | None
+    ) -> SegBlocksOutput:
+        grid = BlockGrid.from_mask(mask, n_high, self.fast.legacy_upsample)
+        logits = crop_output(self.run_network(self.image, grid), self.padded, self.size)
+        stochastic = scores is not None and self.fast.policy.stochastic
+        return SegBlocksOutput(mask, sampled, n_high, scores, stochastic, logits=logits)
+
+    # -- graphs --------------------------------------------------------------------------------------
+
+    def replay(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> SegBlocksOutput:
+        if self.pool is None:
+            return function()
+        if key not in self.graphs:
+            if len(self.graphs) >= MAX_GRAPHS:
+                self.graphs.popitem(last=False)  # the one unused for longest
+            self.graphs[key] = self._capture(key, function)
+        self.graphs.move_to_end(key)
+        captured = self.graphs[key]
+        captured.graph.replay()
+        return replace(captured.result)
+
+    def _capture(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> _Graph:
+        stream = torch.cuda.Stream(self.fast.device)
+        stream.wait_stream(torch.cuda.current_stream(self.fast.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # compiles kernels, lets cuDNN choose, warms the allocator
+                function()
+        torch.cuda.current_stream(self.fast.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
+            result = function()
+        return _Graph(graph, result)
+
+
+def _working_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
+    if device.type == "cuda":
+        dtype = dtype or torch.float16
+        accepted = (torch.float16, torch.bfloat16)
+    else:
+        dtype = dtype or torch.float32
+        accepted = (torch.float32,)
+    if dtype not in accepted:
+        names = " or ".join(str(d) for d in accepted)
+        raise ValueError(f"on {device.type} the working dtype is {names}; got {dtype}")
+    return dtype
+
+
+def _network(fast: FastModel, plan: _Plan) -> Callable[[Tensor, BlockGrid], Any]:
+    """The fused network where the kernels and the recording allow it, else the eager one."""
+
+    def eager(image: Tensor, grid: BlockGrid) -> Any:
+        return execute_with_grid(fast.net, image.to(fast.dtype), grid)
+
+    if fast.device.type != "cuda":
+        return eager
+    if torch.cuda.get_device_capability(fast.device)[0] != 9 or fast.legacy_upsample:
+        return eager
+    program = _record(fast, plan)
+    steps = fuse(program)
+    stood_in_the_way = unsupported(program, steps)
+    if stood_in_the_way:
+        warnings.warn(
+            f"'{stood_in_the_way}' keeps this network from the fused kernels; it runs eagerly "
+            "inside a CUDA graph",
+            stacklevel=4,
+        )
+        return eager
+    from .run import Network
+
+    network = Network(program, steps, fast.dtype)
+
+    def run(image: Tensor, grid: BlockGrid) -> Any:
+        network.prepare(grid.n_high, grid.mask.numel(), image.device)
+        return network.run(image, grid)
+
+    return run
+
+
+def _record(fast: FastModel, plan: _Plan):
+    """Run the network once on a grid of both kinds and note what it does."""
+    mask = torch.zeros(plan.grid_shape, dtype=torch.bool, device=fast.device)
+    mask.view(-1)[::2] = True
+    with recording() as recorder:
+        blocks = to_blocks(plan.image.to(fast.dtype), BlockGrid.from_mask(mask))
+        recorder.add(blocks)
+        recorder.finish(fast.net(blocks))
+    return recorder.program
+
+
+def unsupported(program, steps) -> str | None:
+    """The first operation whose buffers the fused kernels could not hold, if any."""
+    from .fuse import PlainStep
+
+    first = {value for step in steps for value in step.inputs}
+    if 0 in first:
+        return next(n.name for n in program.nodes if 0 in n.inputs)
+    for step in steps:
+        if isinstance(step, PlainStep):
+            for value in step.node.outputs:
+                if program.channels[value] % 8 or program.layouts[value] == "NHW":
+                    return step.node.name
+    return None

@@ -1,0 +1,220 @@
+"""The Hopper convolution: weights packed for it, compiled once, launched on PyTorch's stream."""
+
+import functools
+import hashlib
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..ops.cuda.module import Kernel, import_cupy, source
+from .tables import Scale
+
+_STEP = 64  # inner-dimension values of one pipeline stage
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a convolution is cut: rows and columns of a tile, pipeline stages, thread blocks an SM,
+    fetching threads, and in how many parts the inner dimension is taken."""
+
+    rows: int = 128
+    columns: int = 128
+    stages: int = 3
+    resident: int = 2
+    producers: int = 64
+    split: int = 1
+
+    @property
+    def shared(self) -> int:
+        """Dynamic shared memory in bytes: the stages, which the epilogue reuses, aligned."""
+        stages = self.stages * (self.rows + self.columns) * _STEP * 2
+        return max(stages, 128 * (self.columns + 8) * 4) + 1024
+
+
+def pack_weights(matrix: Tensor, taps: int = 1) -> Tensor:
+    """Lay weights out as the kernel's shared-memory tiles, swizzle included.
+
+    Args:
+        matrix: (taps * CIN, COUT), taps outermost, CIN a multiple of 64.
+
+    Returns:
+        (K/64, COUT rounded up to 128, 64), taps innermost: of each output channel 64 consecutive
+        input channels, whose 16-byte chunks are permuted by the output channel modulo 8.
+    """
+    k, cout = matrix.shape
+    steps, padded = k // _STEP, -(-cout // 128) * 128
+    matrix = matrix.view(taps, -1, _STEP, cout).transpose(0, 1).reshape(steps, _STEP, cout)
+    tiles = matrix.new_zeros((steps, padded, _STEP))
+    tiles[:, :cout] = matrix.transpose(1, 2)
+    chunks = tiles.view(steps, padded, 8, 8)
+    channel = torch.arange(padded, device=matrix.device)[:, None] % 8
+    order = torch.arange(8, device=matrix.device)[None] ^ channel  # padded,8
+    index = order[None, :, :, None].expand_as(chunks)
+    return chunks.gather(2, index).view_as(tiles).contiguous()
+
+
+def choose_tile(rows: int, columns: int, steps: int) -> Tile:
+    """A tile by what was fastest on an H200 (docs/performance.md).
+
+    Args:
+        rows: GEMM rows; columns: output channels; steps: inner dimension / 64.
+    """
+    if columns <= 64:
+        return Tile(128, 64, 3, 2, 128)
+    wide = -(-rows // 128) * -(-columns // 128)
+    if wide >= 264:  # two thread blocks for each multiprocessor
+        return Tile(128, 128, 3, 2, 64)
+    tiles = -(-rows // 64) * -(-columns // 128)
+    split = max(1, min(3, 264 // tiles, steps // 12))
+    return Tile(64, 128, 4, 2, 64, split)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What one launch does besides the convolution; each set of flags is its own kernel."""
+
+    taps: int = 9
+    extra: bool = False
+    add: int = 0
+    pre: bool = False
+    post: bool = False
+    relu: bool = False
+    averages: bool = True
+    stem: bool = False
+
+
+def convolve(
+    fused: Fused,
+    tile: Tile,
+    scale: Scale,
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    channels: tuple[int, int, int],
+    own: Tensor,
+    table: Tensor,
+    x2: Tensor | None = None,
+    table2: Tensor | None = None,
+    addend: Tensor | None = None,
+    up_table: Tensor | None = None,
+    up_scale: Scale | None = None,
+    pre: Tensor | None = None,
+    post: Tensor | None = None,
+    work: Tensor | None = None,
+    count: Tensor | None = None,
+    lines: tuple[int, int] = (0, 0),
+) -> None:
+    """Enqueue one convolution; the kernel's header says what each tensor holds.
+
+    Args:
+        channels: input, second input, output.
+        lines: elements in a line of a padded high and low block, for the stem.
+    """
+    cin, cin2, cout = channels
+    tensors = (
+        x,
+        table,
+        packed,
+        bias,
+        x2,
+        table2,
+        own,
+        addend,
+        up_table,
+        pre,
+        post,
+        out,
+        work,
+        count,
+    )
+    pointers = struct.pack("14Q", *(0 if t is None else t.data_ptr() for t in tensors))
+    sizes = struct.pack(
+        "14i",
+        scale.rows,
+        scale.high_rows,
+        scale.block,
+        scale.pitch,
+        up_scale.high_rows if up_scale else 0,
+        up_scale.pitch if up_scale else 0,
+        up_scale.zero if up_scale else 0,
+        cin,
+        cin2,
+        cout,
+        packed.shape[1],
+        tile.split,
+        *lines,
+    )
+    tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
+    kernel = _kernel(fused, tile, x.dtype, x.device.index)
+    record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
+    Kernel(
+        kernel,
+        (tiles, tile.split),
+        (256 + tile.producers,),
+        tile.shared,
+        pointers + sizes,
+        record,
+    ).launch(x.device)
+
+
+@functools.cache
+def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
+    constants = {
+        "DTYPE": 1 if dtype == torch.bfloat16 else 0,
+        "VECTOR": 8,
+        "INDEX64": 0,
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "STAGES": tile.stages,
+        "BLOCKS": tile.resident,
+        "PRODUCERS": tile.producers,
+        "TAPS": fused.taps,
+        "EXTRA": fused.extra,
+        "ADD": fused.add,
+        "PRE": fused.pre,
+        "POST": fused.post,
+        "RELU": fused.relu,
+        "AVERAGES": fused.averages,
+        "STEM": fused.stem,
+    }
+    options = tuple(f"-DSB_{name}={int(value)}" for name, value in constants.items())
+    cupy = import_cupy()
+    with cupy.cuda.Device(device):
+        binary = cubin(source("conv_sm90.cu"), ("-std=c++17", "-arch=sm_90a", *options))
+        raw = cupy.RawModule(path=str(binary)).get_function("block_conv")
+        raw.max_dynamic_shared_size_bytes = tile.shared
+        return raw.kernel
+
+
+def cubin(text: str, options: tuple[str, ...]) -> Path:
+    """Compile with NVRTC for an architecture that CuPy does not select itself; cached on disk."""
+    from cupy.cuda import nvrtc
+
+    key = repr((text, options, nvrtc.getVersion())).encode()
+    folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy" / "kernel_cache"))
+    path = folder / f"segblocks_{hashlib.sha256(key).hexdigest()[:32]}.cubin"
+    if path.exists():
+        return path
+    program = nvrtc.createProgram(text, "segblocks.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options)
+        binary = nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program)
+        raise RuntimeError(f"NVRTC could not compile the convolution: {log}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(binary)
+    os.replace(name, path)
+    return path

@@ -1,0 +1,259 @@
+"""Runs the fused steps of a network on Hopper kernels, for one grid on the device."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..grid import BlockGrid
+from ..tensor import DualResTensor
+from .fuse import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step
+from .hopper import Fused, choose_tile, convolve, pack_weights
+from .stem import (
+    extend,
+    max_pool,
+    padded_lines,
+    split_padded,
+    stem_matrix,
+    stem_places,
+)
+from .tables import Scale, TableKey, build_tables
+from .trace import Program, Ref, map_structure
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Parameters of a step as the kernel reads them."""
+
+    weights: Tensor
+    bias: Tensor
+    channels: tuple[int, int, int]
+    pre: Tensor | None = None
+    post: Tensor | None = None
+
+
+class Network:
+    """A recorded, fused network with packed weights; `run` executes it for any grid.
+
+    Args:
+        program, steps: from `trace` and `fuse`, recorded in the half-precision `dtype`.
+        block: side of a high block of the image in pixels.
+    """
+
+    def __init__(self, program: Program, steps: list[Step], dtype: torch.dtype):
+        self.program = program
+        self.steps = steps
+        self.dtype = dtype
+        self.block = program.blocks[0]
+        self.packed = {id(s): _pack(s, dtype) for s in steps if isinstance(s, (ConvStep, StemStep))}
+        self.last_use = {v: i for i, step in enumerate(steps) for v in step.inputs}
+        map_structure(program.output, Ref, lambda r: self.last_use.update({r.value: len(steps)}))
+        self.keys = sorted(self._table_keys(), key=repr)
+        self.places: dict[int, Tensor] = {}
+        self.counters: Tensor | None = None
+
+    def prepare(self, n_high: int, n_blocks: int, device: torch.device) -> None:
+        """What is the same for every grid of this many high blocks; call before capturing."""
+        if self.counters is None:
+            self.counters = torch.zeros(4096, dtype=torch.int32, device=device)
+        if any(isinstance(s, StemStep) for s in self.steps) and n_high not in self.places:
+            scale = Scale.of(self.block // 2, n_high, n_blocks)
+            self.places[n_high] = stem_places(scale, n_high, n_blocks, self.block, device)
+
+    def run(self, image: Tensor, grid: BlockGrid) -> Any:
+        """The network's output, block tensors combined; image (N, 3, H, W)."""
+        n_blocks = grid.mask.numel()
+        tables = build_tables(grid.slot, grid.cells, grid.n_high, self.keys)
+        frame = _Frame(self, image, grid, n_blocks, tables)
+        for i, step in enumerate(self.steps):
+            frame.step(step)
+            for value in step.inputs:
+                if self.last_use[value] == i:
+                    frame.buffers.pop(value, None)
+        return map_structure(self.program.output, Ref, frame.combine)
+
+    def _table_keys(self) -> set[TableKey]:
+        blocks = self.program.blocks
+        keys: set[TableKey] = set()
+        for step in self.steps:
+            if isinstance(step, PlainStep):
+                keys.update(TableKey(blocks[v], centre=True) for v in step.node.outputs)
+                continue
+            keys.add(TableKey(blocks[step.output], centre=True))
+            if isinstance(step, PoolStep):
+                keys.add(TableKey(blocks[step.source], 2))
+            if isinstance(step, ConvStep):
+                if step.weight.shape[2] == 3:
+                    keys.add(TableKey(blocks[step.source], step.stride))
+                if step.enlarged is not None:
+                    keys.add(TableKey(blocks[step.enlarged]))
+                if step.extra is not None:
+                    keys.add(TableKey(blocks[step.extra], step.extra_stride, centre=True))
+        # The middle tap of a full table serves where only that is wanted.
+        return {k for k in keys if not k.centre or TableKey(k.block, k.stride) not in keys}
+
+
+class _Frame:
+    """One execution: the grid, its tables and the buffers that are alive."""
+
+    def __init__(self, network: Network, image: Tensor, grid: BlockGrid, n_blocks: int, tables):
+        self.network = network
+        self.image = image
+        self.grid = grid
+        self.n_blocks = n_blocks
+        self.tables = tables
+        self.buffers: dict[int, Tensor] = {}
+
+    def scale(self, value: int) -> Scale:
+        return Scale.of(self.network.program.blocks[value], self.grid.n_high, self.n_blocks)
+
+    def middle(self, block: int, stride: int = 1) -> Tensor:
+        """The middle tap: where a pixel itself is stored."""
+        full = self.tables.get(TableKey(block, stride))
+        return full[4] if full is not None else self.tables[TableKey(block, stride, True)][0]
+
+    def step(self, step: Step) -> None:
+        if isinstance(step, ConvStep):
+            self.buffers[step.output] = self.conv(step)
+        elif isinstance(step, StemStep):
+            self.buffers[step.output] = self.stem(step)
+        elif isinstance(step, PoolStep):
+            source, scale = self.scale(step.source), self.scale(step.output)
+            table = self.tables[TableKey(source.block, 2)]
+            own = self.middle(scale.block)
+            self.buffers[step.output] = max_pool(
+                self.buffers[step.source], table, own, source, scale
+            )
+        else:
+            self.plain(step)
+
+    def stem(self, step: StemStep) -> Tensor:
+        packed, grid = self.network.packed[id(step)], self.grid
+        block = self.network.block
+        x = split_padded(self.image, grid.slot, grid.cells, grid.n_high, block, self.network.dtype)
+        scale = self.scale(step.output)
+        out = x.new_empty((scale.zero + 1, packed.channels[2]))
+        places = self.network.places[grid.n_high]
+        convolve(
+            Fused(taps=1, relu=step.relu, stem=True),
+            choose_tile(scale.rows, packed.channels[2], 4),
+            scale,
+            x,
+            packed.weights,
+            packed.bias,
+            out,
+            packed.channels,
+            self.middle(scale.block),
+            places,
+            lines=padded_lines(block),
+        )
+        return out
+
+    def conv(self, step: ConvStep) -> Tensor:
+        packed, scale = self.network.packed[id(step)], self.scale(step.output)
+        x = self.buffers[step.source]
+        out = x.new_empty((scale.zero + 1, packed.channels[2]))
+        taps = step.weight.shape[2] ** 2
+        own = self.middle(scale.block)
+        source = self.scale(step.source)
+        table = own if taps == 1 else self.tables[TableKey(source.block, step.stride)]
+        steps = packed.weights.shape[0]
+        tile = choose_tile(scale.rows, packed.channels[2], steps)
+        work = None
+        if tile.split > 1:
+            work = torch.empty(
+                (tile.split, scale.rows, packed.channels[2]), device=x.device, dtype=torch.float32
+            )
+        more: dict[str, Any] = {}
+        if step.extra is not None:
+            more["x2"] = self.buffers[step.extra]
+            more["table2"] = self.middle(self.scale(step.extra).block, step.extra_stride)
+        if step.enlarged is not None:
+            small = self.scale(step.enlarged)
+            more["up_scale"] = small
+            more["up_table"] = self.tables[TableKey(small.block)]
+        addend = step.residual if step.residual is not None else step.enlarged
+        convolve(
+            Fused(
+                taps=taps,
+                extra=step.extra is not None,
+                add=1 if step.residual is not None else 2 * (step.enlarged is not None),
+                pre=step.pre is not None,
+                post=step.post is not None,
+                relu=step.relu,
+            ),
+            tile,
+            scale,
+            x,
+            packed.weights,
+            packed.bias,
+            out,
+            packed.channels,
+            own,
+            table,
+            addend=None if addend is None else self.buffers[addend],
+            pre=packed.pre,
+            post=packed.post,
+            work=work,
+            count=self.network.counters,
+            **more,
+        )
+        return out
+
+    def plain(self, step: PlainStep) -> None:
+        """Run the function itself on block tensors, and extend what it returns."""
+        node = step.node
+        args = map_structure(node.args, Ref, lambda ref: self.blocks(ref.value))
+        kwargs = map_structure(node.kwargs, Ref, lambda ref: self.blocks(ref.value))
+        result = node.function(*args, **kwargs)
+        made: list[DualResTensor] = []
+        map_structure(result, DualResTensor, made.append)
+        for value, tensor in zip(node.outputs, made):
+            scale = self.scale(value)
+            own = self.middle(scale.block)
+            self.buffers[value] = extend(tensor.pixels, own, scale)
+
+    def blocks(self, value: int) -> DualResTensor:
+        program = self.network.program
+        rows = self.scale(value).rows
+        pixels = self.buffers[value][:rows, : program.channels[value]]
+        return DualResTensor(pixels, self.grid, program.blocks[value], program.layouts[value])
+
+    def combine(self, ref: Ref) -> Tensor:
+        scale, channels = self.scale(ref.value), self.network.program.channels[ref.value]
+        pixels = self.buffers[ref.value][: scale.rows]
+        # Channels padded for the kernels are combined too and cut off by a view.
+        return DualResTensor(pixels, self.grid, scale.block).combine()[:, :channels]
+
+
+def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:
+    weight, cout = step.weight, step.weight.shape[0]
+    padded = -(-cout // 8) * 8
+    if isinstance(step, StemStep):
+        packed = pack_weights(_pad_columns(stem_matrix(weight), padded).to(dtype))
+        return Packed(packed, _pad_vector(step.bias, packed), (64, 0, padded))
+    matrix = weight.permute(2, 3, 1, 0).reshape(-1, cout)  # taps·CIN,COUT
+    packed = pack_weights(_pad_columns(matrix, padded).to(dtype), weight.shape[2] ** 2)
+    extra = 0
+    if step.extra is not None:
+        extra = step.extra_weight.shape[1]
+        second = pack_weights(_pad_columns(step.extra_weight.flatten(1).t(), padded).to(dtype))
+        packed = torch.cat((packed, second))
+    pre = None if step.pre is None else torch.stack((step.pre.scale, step.pre.shift)).contiguous()
+    post = None if step.post is None else _pad_affine(step.post, packed)
+    channels = (weight.shape[1], extra, padded)
+    return Packed(packed, _pad_vector(step.bias, packed), channels, pre, post)
+
+
+def _pad_columns(matrix: Tensor, columns: int) -> Tensor:
+    return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[1])).contiguous()
+
+
+def _pad_vector(vector: Tensor, packed: Tensor) -> Tensor:
+    return torch.nn.functional.pad(vector.float(), (0, packed.shape[1] - vector.numel()))
+
+
+def _pad_affine(affine: Affine, packed: Tensor) -> Tensor:
+    both = [_pad_vector(affine.scale, packed), _pad_vector(affine.shift, packed)]
+    return torch.stack(both).contiguous()

@@ -1,0 +1,111 @@
+"""The first layers on Hopper: image to padded blocks, 7×7 convolution, and max pooling."""
+
+import struct
+
+import torch
+from torch import Tensor
+
+from ..ops.cuda.module import prepare
+from .tables import Scale
+
+_HALO = 3  # pixels round a block that the 7×7 window reads
+
+
+def stem_matrix(weight: Tensor) -> Tensor:
+    """(256, COUT): a 3×3 or 7×7 kernel as eight rows of eight pixels of four channels."""
+    cout, cin, size, _ = weight.shape
+    edge = (7 - size) // 2
+    whole = weight.new_zeros((cout, 4, 8, 8))
+    whole[:, :cin, edge : edge + size, edge : edge + size] = weight
+    return whole.permute(2, 3, 1, 0).reshape(256, cout)  # dy,dx,c -> cout
+
+
+def padded_lines(block: int) -> tuple[int, int]:
+    """Elements in a line of a padded high and of a padded low block."""
+    return (block + 2 * _HALO) * 4, (block // 2 + 2 * _HALO) * 4
+
+
+def split_padded(
+    image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
+) -> Tensor:
+    """The image (N, 3, H, W), float32 or `dtype`, as padded blocks of four channels."""
+    n_blocks = cells.numel()
+    side, half = block + 2 * _HALO, block // 2 + 2 * _HALO
+    pixels = n_high * side**2 + (n_blocks - n_high) * half**2
+    out = torch.empty((pixels, 4), dtype=dtype, device=image.device)
+    if image.dtype not in (dtype, torch.float32):
+        image = image.to(dtype)
+    record = struct.pack("4q", *(image.stride(i) for i in range(4)))
+    record += struct.pack("6i", *slot.shape[1:], n_high, n_blocks, block, 0)
+    options = _options(dtype, IMAGE_HALF=image.dtype == dtype)
+    prepare(
+        "stem.cu",
+        "split_padded",
+        options,
+        image.device.index,
+        -(-(side**2) // 256),
+        256,
+        record,
+        pointers=4,
+        rows=n_blocks,
+    ).launch(image.device, *(t.data_ptr() for t in (image, out, slot, cells)))
+    return out
+
+
+def stem_places(scale: Scale, n_high: int, n_blocks: int, block: int, device) -> Tensor:
+    """(pitch,) int32: where each output row's window starts; the same for every grid."""
+    table = torch.empty(scale.pitch, dtype=torch.int32, device=device)
+    record = struct.pack("4i", n_high, n_blocks, block, scale.pitch)
+    prepare(
+        "stem.cu",
+        "stem_places",
+        _options(torch.float16, IMAGE_HALF=1),
+        device.index,
+        -(-scale.pitch // 256),
+        256,
+        record,
+        pointers=1,
+    ).launch(device, table.data_ptr())
+    return table
+
+
+def max_pool(x: Tensor, table: Tensor, own: Tensor, source: Scale, scale: Scale) -> Tensor:
+    """3×3 max pooling with stride 2 of an extended buffer, into an extended buffer."""
+    channels = x.shape[1]
+    out = torch.empty((scale.zero + 1, channels), dtype=x.dtype, device=x.device)
+    sizes = (source.zero, scale.rows, scale.high_rows, scale.block, scale.pitch, channels)
+    prepare(
+        "pool.cu",
+        "max_pool",
+        _options(x.dtype),
+        x.device.index,
+        -(-(-(-scale.rows // 4) * channels // 8) // 256),
+        256,
+        struct.pack("6i", *sizes),
+        pointers=4,
+    ).launch(x.device, *(t.data_ptr() for t in (x, table, own, out)))
+    return out
+
+
+def extend(pixels: Tensor, own: Tensor, scale: Scale) -> Tensor:
+    """A (P, C) pixel buffer as an extended one: with averages and the row of zeros."""
+    channels = pixels.shape[1]
+    out = pixels.new_empty((scale.zero + 1, channels))
+    out[: scale.rows] = pixels
+    quads = scale.high_rows // 4 + 1
+    prepare(
+        "pool.cu",
+        "extend",
+        _options(pixels.dtype),
+        pixels.device.index,
+        -(-quads * channels // 8 // 256),
+        256,
+        struct.pack("4i", scale.rows, scale.high_rows, channels, 0),
+        pointers=2,
+    ).launch(pixels.device, out.data_ptr(), own.data_ptr())
+    return out
+
+
+def _options(dtype: torch.dtype, **more: int) -> tuple[str, ...]:
+    constants = {"DTYPE": dtype == torch.bfloat16, "VECTOR": 8, "INDEX64": 0, **more}
+    return ("-std=c++17", *(f"-DSB_{name}={int(value)}" for name, value in constants.items()))

@@ -1,0 +1,23 @@
+"""CUDA twins of `segblocks.ops.reference`: one `.cu` file and one launcher module per operation.
+
+Importing this needs neither CuPy nor a GPU; the first launch does.
+"""
+
+from .blockpad import blockpad, blockpad_backward
+from .combine import combine, combine_backward
+from .grid import build_slots, select_budget
+from .split import split, split_backward
+from .upsample import upsample, upsample_backward
+
+__all__ = [
+    "blockpad",
+    "blockpad_backward",
+    "build_slots",
+    "combine",
+    "combine_backward",
+    "select_budget",
+    "split",
+    "split_backward",
+    "upsample",
+    "upsample_backward",
+]

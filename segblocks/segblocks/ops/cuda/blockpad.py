@@ -1,0 +1,146 @@
+"""Launchers of `blockpad.cu`."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from . import geometry as geo
+from .module import Kernel, defines, multiprocessors, prepare
+
+_THREADS = 128
+
+
+def blockpad(
+    pixels: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+    replicate: bool,
+    fill: float,
+) -> Tensor:
+    """Pixel buffer (P, C) → padded blocks (P', C), both resolutions in one launch.
+
+    Raises:
+        TypeError, ValueError: see `geometry.check` and `check_pixels`; pads that leave no pixel.
+    """
+    geo.check(pixels, slot, cells, n_high, block)
+    geo.check_pixels(pixels, geo.stored_pixels(slot, n_high, block))
+    rows = _padded_rows(slot, n_high, block, left, right, top, bottom)
+    padded = torch.empty((rows, pixels.shape[1]), dtype=pixels.dtype, device=pixels.device)
+    if padded.numel():
+        sides = (left, right, top, bottom, bool(replicate))
+        kernel = _kernel("blockpad", pixels, padded, slot, n_high, block, sides, float(fill))
+        kernel.launch(
+            pixels.device, pixels.data_ptr(), padded.data_ptr(), slot.data_ptr(), cells.data_ptr()
+        )
+    return padded
+
+
+def blockpad_backward(
+    grad: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+    replicate: bool,
+) -> Tensor:
+    """Gradient of the padded blocks (P', C) → gradient of the pixel buffer (P, C), by gathering.
+
+    Raises:
+        TypeError, ValueError: see `geometry.check` and `check_pixels`; pads that leave no pixel.
+    """
+    geo.check(grad, slot, cells, n_high, block)
+    geo.check_pixels(grad, _padded_rows(slot, n_high, block, left, right, top, bottom))
+    rows = geo.stored_pixels(slot, n_high, block)
+    pixels = torch.empty((rows, grad.shape[1]), dtype=grad.dtype, device=grad.device)
+    if pixels.numel():
+        sides = (left, right, top, bottom, bool(replicate))
+        kernel = _kernel("blockpad_backward", grad, pixels, slot, n_high, block, sides, 0.0)
+        kernel.launch(
+            grad.device, grad.data_ptr(), pixels.data_ptr(), slot.data_ptr(), cells.data_ptr()
+        )
+    return pixels
+
+
+def _padded_rows(
+    slot: Tensor, n_high: int, block: int, left: int, right: int, top: int, bottom: int
+) -> int:
+    if min(left + right, top + bottom) < -(block // 2):
+        raise ValueError(
+            f"pads (left, right, top, bottom) = {(left, right, top, bottom)} take more than a "
+            f"low block of {block // 2} pixels; crop less or use larger blocks"
+        )
+    return geo.stored_pixels(slot, n_high, block, top + bottom, left + right)
+
+
+def _kernel(
+    name: str,
+    source: Tensor,
+    target: Tensor,
+    slot: Tensor,
+    n_high: int,
+    block: int,
+    sides: tuple[int, int, int, int, bool],
+    fill: float,
+) -> Kernel:
+    return _plan(
+        name,
+        source.get_device(),
+        source.dtype,
+        tuple(slot.shape),
+        source.shape[1],
+        n_high,
+        block,
+        sides,
+        repr(fill),  # a NaN is not equal to itself, and would never be found again
+        geo.alignment(source.data_ptr(), target.data_ptr()),
+        max(source.numel(), target.numel()),
+    )
+
+
+@functools.lru_cache(maxsize=2048)
+def _plan(
+    name: str,
+    device: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int, int],
+    channels: int,
+    n_high: int,
+    block: int,
+    sides: tuple[int, int, int, int, bool],
+    fill: str,
+    aligned: int,
+    elements: int,
+) -> Kernel:
+    left, right, top, bottom, replicate = sides
+    half = block // 2
+    n_low = grid[0] * grid[1] * grid[2] - n_high
+    vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize
+    vectors = channels // vector
+    more_y, more_x = (top + bottom, left + right) if name == "blockpad" else (0, 0)
+    row_high, row_low = (block + more_x) * vectors, (half + more_x) * vectors
+    work_high, work_low = (block + more_y) * row_high, (half + more_y) * row_low
+    items = geo.items_per_thread(n_high * work_high + n_low * work_low, multiprocessors(device))
+    high, low = (geo.chunks(work, _THREADS * items) for work in (work_high, work_low))
+    integers = [
+        *geo.place(grid, n_high, block, channels, vector, high, low, items),
+        *(left, right, top, bottom, int(replicate)),
+        *geo.divider(row_high),
+        *geo.divider(row_low),
+        *geo.divider(block),
+        *geo.divider(half),
+    ]
+    constants = defines(dtype=geo.DTYPES[dtype], vector=vector, index64=geo.needs_int64(elements))
+    blocks = n_high * high + n_low * low
+    packed = geo.pack([float(fill)], integers)
+    return prepare("blockpad.cu", name, constants, device, blocks, _THREADS, packed)

@@ -1,0 +1,78 @@
+"""Launchers of `grid.cu`: one launch each, nothing is read back."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from . import geometry as geo
+from .module import Kernel, defines, prepare
+
+_MOST_THREADS = 1024
+
+
+def build_slots(grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Grid (N, Gh, Gw) bool or uint8 → slot (N, Gh, Gw) int32 and cells (N*Gh*Gw,) int32.
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: 2^31 blocks or more.
+    """
+    if grid.dtype not in (torch.bool, torch.uint8):
+        raise TypeError(f"grid must be bool or uint8; got {grid.dtype}")
+    grid = grid.contiguous()
+    slot = torch.empty(grid.shape, dtype=torch.int32, device=grid.device)
+    cells = torch.empty(grid.numel(), dtype=torch.int32, device=grid.device)
+    if grid.numel():
+        kernel = _slots_plan(grid.get_device(), grid.numel())
+        kernel.launch(grid.device, grid.data_ptr(), slot.data_ptr(), cells.data_ptr())
+    return slot, cells
+
+
+def select_budget(scores: Tensor, count: int) -> Tensor:
+    """Scores (N, ...) float → bool of that shape, True at the `count` highest of each image.
+
+    Ties go to the earlier cell, NaN counts as lowest.
+
+    Raises:
+        TypeError: scores that are not floating point.
+        ValueError: a count that no image has.
+    """
+    if scores.dtype not in geo.DTYPES:
+        raise TypeError(f"scores must be floating point; got {scores.dtype}")
+    images = scores.shape[0]
+    cells = scores[0].numel() if images else 0
+    if not 0 <= count <= cells:
+        raise ValueError(f"count must be 0 to {cells} blocks per image; got {count}")
+    scores = scores.contiguous()
+    grid = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    if grid.numel():
+        kernel = _budget_plan(scores.get_device(), scores.dtype, images, cells, count)
+        kernel.launch(scores.device, scores.data_ptr(), grid.data_ptr())
+    return grid
+
+
+def _threads(work: int) -> int:
+    return min(_MOST_THREADS, -(-work // 32) * 32)
+
+
+def _options(dtype: torch.dtype) -> tuple[str, ...]:
+    return defines(dtype=geo.DTYPES[dtype], vector=1, index64=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _slots_plan(device: int, total: int) -> Kernel:
+    if total >= 2**31:
+        raise ValueError(f"a grid of {total} blocks is too large; the limit is 2^31")
+    threads = _threads(total)
+    packed = geo.pack([], [total, -(-total // threads)])
+    options = _options(torch.float32)
+    return prepare("grid.cu", "build_slots", options, device, 1, threads, packed, pointers=3)
+
+
+@functools.lru_cache(maxsize=256)
+def _budget_plan(device: int, dtype: torch.dtype, images: int, cells: int, count: int) -> Kernel:
+    packed = geo.pack([], [cells, count])
+    threads = _threads(cells)
+    options = _options(dtype)
+    return prepare("grid.cu", "select_budget", options, device, images, threads, packed, pointers=2)

@@ -1,0 +1,141 @@
+"""Compiles the `.cu` files beside this one with CuPy and launches them on PyTorch's stream.
+
+A file is compiled by NVRTC once per set of compile-time constants (element type, access width,
+index width, ...); shapes are arguments. CuPy keeps the binary in its disk cache (`CUPY_CACHE_DIR`),
+so another process only loads it. The sources include no CUDA header, so no toolkit is needed.
+"""
+
+import functools
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy
+import torch
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled kernel with everything about a launch that does not change between calls.
+
+    Attributes:
+        function: CuPy's handle of the kernel on one device.
+        grid, block: numbers of thread blocks and of threads in each.
+        shared: dynamic shared memory in bytes.
+        constants: the kernel's parameter struct after its pointers.
+        record: opaque dtype of the whole struct.
+    """
+
+    function: Any
+    grid: tuple[int, ...]
+    block: tuple[int]
+    shared: int
+    constants: bytes
+    record: numpy.dtype
+
+    def launch(self, device: torch.device, *pointers: int) -> None:
+        """Enqueue on PyTorch's current stream of `device`; launch errors raise."""
+        if device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                return self.launch(device, *pointers)
+        # A NumPy array of one element is passed by value: the kernel's only parameter.
+        parameters = struct.pack(f"<{len(pointers)}Q", *pointers) + self.constants
+        stream = torch.cuda.current_stream(device).cuda_stream
+        arguments = (numpy.frombuffer(parameters, self.record),)
+        self.function(
+            self.grid, self.block, arguments, self.shared, external_stream(stream, device.index)
+        )
+
+
+def prepare(
+    file: str,
+    kernel: str,
+    options: tuple[str, ...],
+    device: int,
+    blocks: int,
+    threads: int,
+    constants: bytes,
+    pointers: int = 4,
+    shared: int = 0,
+    rows: int = 1,
+) -> Kernel:
+    """Compile (or find) `kernel` of `file` and fix its launch. Keep the result; this is slow.
+
+    Raises:
+        ValueError: more thread blocks than one launch can have.
+    """
+    if blocks >= 2**31:
+        raise ValueError(
+            f"{kernel} would need {blocks} thread blocks; split the batch (limit 2^31)"
+        )
+    record = numpy.dtype((numpy.void, 8 * pointers + len(constants)))
+    handle = function(file, kernel, options, device)
+    return Kernel(handle, (blocks, rows), (threads,), shared, constants, record)
+
+
+@functools.cache
+def source(file: str) -> str:
+    """The text of a `.cu` file with its headers in place, so that caches see every change."""
+    seen = set()
+
+    def expand(match: re.Match) -> str:
+        name = match.group(1)
+        if name in seen:
+            return ""
+        seen.add(name)
+        return read(name)
+
+    def read(name: str) -> str:
+        text = (_FOLDER / name).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return re.sub(r'#include "(\w+\.cuh)"\n', expand, text)
+
+    return read(file)
+
+
+def defines(**constants: int) -> tuple[str, ...]:
+    """Compiler options that set the compile-time constants `SB_<NAME>`."""
+    return ("-std=c++17", *(f"-DSB_{name.upper()}={int(v)}" for name, v in constants.items()))
+
+
+@functools.cache
+def function(file: str, kernel: str, options: tuple[str, ...], device: int) -> Any:
+    """CuPy's handle of a kernel, loaded on one device."""
+    cupy = import_cupy()
+    with cupy.cuda.Device(device):
+        module = _raw_module(file, options)
+        return module.get_function(kernel).kernel
+
+
+@functools.cache
+def _raw_module(file: str, options: Sequence[str]) -> Any:
+    return import_cupy().RawModule(code=source(file), options=options)
+
+
+@functools.lru_cache(maxsize=64)
+def external_stream(pointer: int, device: int) -> Any:
+    """CuPy's view of a PyTorch stream."""
+    return import_cupy().cuda.ExternalStream(pointer, device)
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def import_cupy() -> ModuleType:
+    """CuPy, or an error that names the package to install."""
+    try:
+        import cupy
+    except ImportError as error:
+        version = (torch.version.cuda or "13").split(".")[0]
+        raise ImportError(
+            f"blocks on CUDA tensors need CuPy: pip install cupy-cuda{version}x "
+            f"(PyTorch was built for CUDA {torch.version.cuda}); cause: {error}"
+        ) from error
+    return cupy

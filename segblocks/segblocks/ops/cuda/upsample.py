@@ -1,0 +1,115 @@
+"""Launchers of `upsample.cu`."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from . import geometry as geo
+from .module import Kernel, defines, prepare
+
+_THREADS = 256
+
+
+def upsample(
+    pixels: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, scale: int, legacy: bool
+) -> Tensor:
+    """Pixel buffer (P, C) at `block` → pixel buffer (P', C) at `block * scale`, bilinear.
+
+    Raises:
+        TypeError, ValueError: see `geometry.check` and `check_pixels`; a scale below 2.
+    """
+    return _run("upsample", pixels, slot, cells, n_high, block, scale, legacy)
+
+
+def upsample_backward(
+    grad: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, scale: int, legacy: bool
+) -> Tensor:
+    """Gradient of the enlarged pixels (P', C) → gradient of the pixels (P, C), by gathering.
+
+    Raises:
+        TypeError, ValueError: see `geometry.check` and `check_pixels`; a scale below 2.
+    """
+    return _run("upsample_backward", grad, slot, cells, n_high, block, scale, legacy)
+
+
+def _run(
+    name: str,
+    source: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    scale: int,
+    legacy: bool,
+) -> Tensor:
+    if scale < 2:
+        raise ValueError(f"scale must be a whole number of at least 2; got {scale}")
+    geo.check(source, slot, cells, n_high, block)
+    small = geo.stored_pixels(slot, n_high, block)
+    rows, out_rows = small, small * scale * scale
+    if name == "upsample_backward":
+        rows, out_rows = out_rows, rows
+    geo.check_pixels(source, rows)
+    channels = source.shape[1]
+    target = torch.empty((out_rows, channels), dtype=source.dtype, device=source.device)
+    if target.numel():
+        aligned = geo.alignment(source.data_ptr(), target.data_ptr())
+        kernel = _plan(
+            name,
+            source.get_device(),
+            source.dtype,
+            tuple(slot.shape),
+            channels,
+            n_high,
+            block,
+            scale,
+            bool(legacy),
+            aligned,
+        )
+        kernel.launch(
+            source.device, source.data_ptr(), target.data_ptr(), slot.data_ptr(), cells.data_ptr()
+        )
+    return target
+
+
+@functools.lru_cache(maxsize=2048)
+def _plan(
+    name: str,
+    device: int,
+    dtype: torch.dtype,
+    grid: tuple[int, int, int],
+    channels: int,
+    n_high: int,
+    block: int,
+    scale: int,
+    legacy: bool,
+    aligned: int,
+) -> Kernel:
+    half = block // 2
+    n_low = grid[0] * grid[1] * grid[2] - n_high
+    vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize
+    sides = (block, half)
+    if name == "upsample":  # a thread takes the outputs between four source pixels
+        sides = (block + 1, half + 1)
+    high, low = (geo.chunks(side * side * (channels // vector), _THREADS) for side in sides)
+    integers = [
+        *geo.place(grid, n_high, block, channels, vector, high, low),
+        scale,
+        *geo.divider(sides[0]),
+        *geo.divider(sides[1]),
+    ]
+    largest = (n_high * block * block + n_low * half * half) * scale * scale * channels
+    constants = defines(
+        dtype=geo.DTYPES[dtype],
+        vector=vector,
+        index64=geo.needs_int64(largest),
+        legacy=legacy,
+        scale=2 if scale == 2 else 0,
+    )
+    geo.chunks(
+        block * block * scale * scale * (channels // vector), _THREADS
+    )  # raises if too large
+    blocks = n_high * high + n_low * low
+    packed = geo.pack([], integers)
+    return prepare("upsample.cu", name, constants, device, blocks, _THREADS, packed)
