@@ -119,12 +119,9 @@ class _Plan:
         self.padded = (-(-height // block) * block, -(-width // block) * block)
         self.grid_shape = (n, self.padded[0] // block, self.padded[1] // block)
         self.blocks = math.prod(self.grid_shape)
-        self.image = torch.zeros(
-            (n, image.shape[1], *self.padded),
-            dtype=fast.image_dtype,
-            device=fast.device,
-            memory_format=torch.channels_last,
-        )
+        shape = (n, image.shape[1], *self.padded)
+        self.image = torch.zeros(shape, dtype=fast.image_dtype, device=fast.device)
+        self.image = self.image.contiguous(memory_format=torch.channels_last)
         self.mask = torch.zeros(self.grid_shape, dtype=torch.bool, device=fast.device)
         self.scores = torch.zeros(self.grid_shape, dtype=torch.float32, device=fast.device)
         self.run_network = _network(fast, self)

@@ -45,8 +45,8 @@ def _interpolate(
         return input.like(input.pixels.clone())
     if mode != "bilinear" or input.grid.legacy_upsample:
         if mode == "bilinear" and scale.denominator == 1:
-            return _upsample(input, int(scale))
-        side = int(block)
+            return _upsample(input, scale.numerator)
+        side = block.numerator
         return map_blocks(
             input,
             lambda x: F.interpolate(x, size=_shrunk(x, input.block, side), mode=mode),
@@ -55,18 +55,18 @@ def _interpolate(
             side,
         )
     if scale.denominator == 1:
-        return _upsample(input, int(scale))
+        return _upsample(input, scale.numerator)
     # The smallest halo whose resized width is a whole number of pixels, to be cropped again.
     halo = scale.denominator
-    edge = int(halo * scale)
+    edge = scale.numerator
 
     def resize(x: Tensor) -> Tensor:
-        sides = [int(length * scale) for length in x.shape[2:]]
+        sides = [length * edge // halo for length in x.shape[2:]]
         out = F.interpolate(x, size=sides, mode=mode, align_corners=False)
         return out[:, :, edge:-edge, edge:-edge]
 
     high, low = padded_blocks(input, (halo,) * 4, True, 0.0)
-    return map_blocks(input, resize, high, low, int(block))
+    return map_blocks(input, resize, high, low, block.numerator)
 
 
 def _upsample(x: DualResTensor, scale: int) -> DualResTensor:
@@ -128,4 +128,4 @@ def _reshape_channels(func: Callable, args: tuple, kwargs: dict, key: str) -> Du
             f"'{func.__name__}' by {factor} on blocks of {x.block} pixels: a low block of "
             f"{x.block // 2} cannot be divided; choose a larger block_size"
         )
-    return map_blocks(x, lambda part: func(part, factor), x.highres, x.lowres, int(block))
+    return map_blocks(x, lambda part: func(part, factor), x.highres, x.lowres, block.numerator)
