@@ -1,0 +1,290 @@
+"""The command line of train.py: published flag names and defaults, grouped, every flag checked."""
+
+import argparse
+import math
+import os
+from fractions import Fraction
+from typing import NoReturn
+
+DATA_DIR_VARIABLES = {
+    "cityscapes": "SEGBLOCKS_CITYSCAPES_DIR",
+    "camvid": "SEGBLOCKS_CAMVID_DIR",
+}
+POLICIES = ("disabled", "reinforce", "random", "middle", "heuristic", "oracle")
+_YES = ("yes", "true", "t", "y", "1")
+_NO = ("no", "false", "f", "n", "0")
+
+
+def boolean(text: str) -> bool:
+    """Read yes/true/t/y/1 or no/false/f/n/0, in any case."""
+    word = text.lower()
+    if word in _YES:
+        return True
+    if word in _NO:
+        return False
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither yes ({'/'.join(_YES)}) nor no ({'/'.join(_NO)})"
+    )
+
+
+def budget(text: str) -> float | int:
+    """Read a share of blocks (0.4, 40%) as float or a number of blocks (51) as int."""
+    try:
+        if text.endswith("%"):
+            value: float | int = float(text[:-1]) / 100
+        elif "." in text or "e" in text.lower():
+            value = float(text)
+        else:
+            value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0 or (isinstance(value, float) and not value <= 1):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a share of blocks (0.4 or 40%, from 0 to 1) "
+            "nor a number of blocks (51)"
+        )
+    return value
+
+
+def _number(kind: type, low: float, high: float = math.inf, above: bool = False):
+    """An argparse type: a number from `low` (or above it) to `high`; floats may be fractions."""
+
+    def read(text: str):
+        try:
+            value = float(Fraction(text)) if kind is float and "/" in text else kind(text)
+        except (ValueError, ZeroDivisionError):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number ({kind.__name__})"
+            ) from None
+        if not (low < value if above else low <= value) or not value <= high:
+            bound = f"above {low:g}" if above else f"at least {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: accepted are values {bound}"
+                + (f" and at most {high:g}" if high < math.inf else "")
+            )
+        return value
+
+    return read
+
+
+COUNT = _number(int, 1)
+WHOLE = _number(int, 0)
+POSITIVE = _number(float, 0, above=True)
+NOT_NEGATIVE = _number(float, 0)
+SHARE = _number(float, 0, 1)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Without the usage of all flags in front of every error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists all flags\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser alone; `parse_args` also checks how flags go together."""
+    parser = _Parser(
+        prog="train.py",
+        description="Train, validate or time a segmentation network that spends full resolution "
+        "only on the blocks of an image that need it.",
+        epilog="Ready experiments: configs/<dataset>/<model>/*.sh. Booleans: yes or no.",
+    )
+    _general(parser.add_argument_group("general"))
+    _data(parser.add_argument_group("data"))
+    _training(parser.add_argument_group("training"))
+    _network(parser.add_argument_group("network"))
+    _blocks(parser.add_argument_group("blocks"))
+    _evaluation(parser.add_argument_group("validation and timing"))
+    return parser
+
+
+# A table to read: a flag takes two or three lines.
+# fmt: off
+def _general(group) -> None:
+    add = group.add_argument
+    add("--mode", choices=("train", "val", "speed"), default="train",
+        help="train, validate a checkpoint, or time it (default: %(default)s)")
+    add("--name", default="default", metavar="NAME",
+        help="experiment: files go to EXP_DIR/NAME (default: %(default)s)")
+    add("--exp-dir", default="exp", metavar="DIR",
+        help="folder that holds all experiments (default: %(default)s)")
+    add("--resume", default="", metavar="WHAT",
+        help="auto (the default): the experiment's checkpoint.pth, which val and speed require and "
+        "train continues from if it is there; none: start afresh (train only); or a file")
+    add("--resume-best", type=boolean, default=False, metavar="YES/NO",
+        help="use the experiment's checkpoint_best.pth (default: no)")
+    add("--device", default="auto", metavar="DEVICE",
+        help="auto, cpu, cuda or cuda:INDEX; auto takes CUDA where there is one")
+    add("--seed", type=WHOLE, default=0, metavar="N",
+        help="seed of everything random (default: 0)")
+    add("--deterministic", type=boolean, default=False, metavar="YES/NO",
+        help="repeat bit for bit on CUDA too, somewhat slower; the CPU always does (default: no)")
+    add("--profiler", type=boolean, default=False, metavar="YES/NO",
+        help="profile a few steps: a table in run.log, a trace in profile.json (default: no)")
+    add("--debug", type=boolean, default=False, metavar="YES/NO",
+        help="show where in the code a wrong input was noticed (default: no)")
+
+
+def _data(group) -> None:
+    add = group.add_argument
+    add("--dataset", default="cityscapes", metavar="NAME",
+        help="cityscapes, camvid or synthetic, the last drawn on the fly (default: %(default)s)")
+    for name, variable in DATA_DIR_VARIABLES.items():
+        add(f"--{name}-data-dir", default=os.environ.get(variable, ""), metavar="DIR",
+            help=f"folder of the {name} data (default: ${variable})")
+    add("--synthetic-size", type=COUNT, nargs=2, default=(512, 1024), metavar=("H", "W"),
+        help="height and width of synthetic scenes in pixels (default: 512 1024)")
+    add("--synthetic-train-images", type=COUNT, default=1000, metavar="N",
+        help="number of synthetic training scenes (default: %(default)s)")
+    add("--synthetic-val-images", type=COUNT, default=100, metavar="N",
+        help="number of synthetic validation scenes (default: %(default)s)")
+    add("--num-workers", type=WHOLE, default=7, metavar="N",
+        help="processes that load data, never more than there are cores; the result does not "
+        "depend on it (default: %(default)s)")
+
+
+def _training(group) -> None:
+    add = group.add_argument
+    add("--res", type=COUNT, default=2048, metavar="PIXELS",
+        help="training images are first resized to this width, aspect ratio kept; validation is at "
+        "native size (default: %(default)s)")
+    add("--crop-res", type=COUNT, nargs="+", default=[1024], metavar="PIXELS",
+        help="side of the square training crop, or its height and width (default: 1024)")
+    add("--scale-min", type=POSITIVE, default=0.5, metavar="S",
+        help="smallest crop box in units of CROP_RES: zooms in by 1/S (default: %(default)s)")
+    add("--scale-max", type=POSITIVE, default=2.0, metavar="S",
+        help="largest crop box in units of CROP_RES: zooms out by S (default: %(default)s)")
+    add("--jitter", type=SHARE, default=0.3, metavar="SHARE",
+        help="brightness, contrast and saturation jitter, 0 to 1 (default: %(default)s)")
+    add("--rotate", type=_number(float, 0, 180), default=0.0, metavar="DEGREES",
+        help="largest random rotation (default: 0)")
+    add("--epochs", type=COUNT, default=350, metavar="N",
+        help="epochs (default: %(default)s)")
+    add("--max-steps", type=WHOLE, default=0, metavar="N",
+        help="stop after N optimiser steps in all, then validate; the schedule stays that of "
+        "EPOCHS (default: 0, no limit)")
+    add("--batch-size", type=COUNT, default=None, metavar="N",
+        help="images per training batch, or per timed forward pass; validation runs one image at a "
+        "time (default: 8, in speed mode 1)")
+    add("--accumulate", type=COUNT, default=1, metavar="N",
+        help="batches whose gradients make one optimiser step (default: 1)")
+    add("--lr", type=POSITIVE, default=4e-4, metavar="LR",
+        help="learning rate of the decoder (default: %(default)s)")
+    add("--lr-finetune-factor", type=NOT_NEGATIVE, default=0.25, metavar="F",
+        help="learning rate and weight decay of a pretrained backbone, relative to the decoder's "
+        "(default: %(default)s)")
+    add("--lr-end", type=NOT_NEGATIVE, default=1e-6, metavar="LR",
+        help="learning rate at the end of the cosine schedule (default: %(default)s)")
+    add("--weight-decay", type=NOT_NEGATIVE, default=1e-4, metavar="WD",
+        help="weight decay of the decoder (default: %(default)s)")
+    add("--grad-clip", type=NOT_NEGATIVE, default=0.0, metavar="NORM",
+        help="largest gradient norm over all parameters (default: 0, no clipping)")
+    add("--loss", choices=("crossentropy", "bootstrap_ce"), default="crossentropy",
+        help="task loss (default: %(default)s)")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off",
+        help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
+    add("--log-every", type=COUNT, default=100, metavar="STEPS",
+        help="optimiser steps between two log lines (default: %(default)s)")
+    add("--val-every", type=WHOLE, default=1, metavar="EPOCHS",
+        help="epochs between validations; the last epoch is always validated, 0: only the last "
+        "(default: %(default)s)")
+    add("--save-minutes", type=NOT_NEGATIVE, default=10.0, metavar="MIN",
+        help="minutes between checkpoints within an epoch; every epoch ends with one (default: "
+        "%(default)s; 0: none within)")
+
+
+def _network(group) -> None:
+    add = group.add_argument
+    add("--backbone", default="resnet18", metavar="NAME",
+        help="backbone of SwiftNet (default: %(default)s)")
+    add("--pretrain-backbone", type=boolean, default=True, metavar="YES/NO",
+        help="start training from ImageNet weights (default: yes); val and speed never load them")
+    add("--num-features", type=COUNT, default=128, metavar="N",
+        help="channels of the decoder (default: %(default)s)")
+    add("--channels-last", type=boolean, default=True, metavar="YES/NO",
+        help="keep activations channels-last in memory: same result, faster (default: yes)")
+
+
+def _blocks(group) -> None:
+    add = group.add_argument
+    add("--segblocks-policy", choices=POLICIES, default="disabled",
+        help="what decides which blocks run at full resolution (default: %(default)s, dense)")
+    add("--segblocks-block-size", type=COUNT, default=128, metavar="PIXELS",
+        help="side of a block (default: %(default)s)")
+    add("--segblocks-percent-target", type=SHARE, default=0.5, metavar="SHARE",
+        help="share of full-resolution blocks to aim for, 0 to 1 (default: %(default)s)")
+    add("--segblocks-quantize-percentage", type=SHARE, default=1 / 16, metavar="SHARE",
+        help="round the number of full-resolution blocks up to a multiple of this share (default: "
+        "1/16; 0: no rounding)")
+    add("--segblocks-sparsity-weight", type=NOT_NEGATIVE, default=1.0, metavar="W",
+        help="weight of the share in the policy's reward (default: 1)")
+    add("--segblocks-policy-lr-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
+        help="learning rate of the policy relative to LR (default: 1)")
+    add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
+        help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
+    add("--segblocks-legacy-upsample", type=boolean, default=False, metavar="YES/NO",
+        help="resize each block on its own, as the published weights were trained (default: no)")
+
+
+def _evaluation(group) -> None:
+    add = group.add_argument
+    add("--fp16", type=boolean, default=True, metavar="YES/NO",
+        help="validate and time on CUDA in half precision, on a copy of the weights; the CPU "
+        "always uses float32 (default: yes)")
+    add("--budget", type=budget, default=None, metavar="SHARE|N",
+        help="val, speed: run exactly this share (0.4, 40%%) or number (51) of blocks at full "
+        "resolution, whatever the policy was trained for")
+    add("--viz", nargs="+", choices=("policy", "pred"), default=[],
+        help="write pictures to EXP_DIR/NAME/viz: where the policy looks, what the network sees")
+    add("--num-viz-images", type=WHOLE, default=5, metavar="N",
+        help="validation images shown, in TensorBoard too (default: %(default)s)")
+    add("--speed-images", type=COUNT, default=8, metavar="N",
+        help="validation batches to time in turn (default: %(default)s)")
+    add("--speed-repeats", type=COUNT, default=50, metavar="N",
+        help="timed forward passes of each network (default: %(default)s)")
+    add("--speed-autotune", type=boolean, default=False, metavar="YES/NO",
+        help="let Inductor search its kernels for the dense baseline: minutes (default: no)")
+
+
+# fmt: on
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line; a wrong one ends with one line and exit status 2."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.batch_size is None:
+        args.batch_size = 1 if args.mode == "speed" else 8
+    args.synthetic_size = tuple(args.synthetic_size)
+    problem = _conflict(args)
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def _conflict(args: argparse.Namespace) -> str | None:
+    """What is wrong with how the flags go together, or None."""
+    name, policy = args.name, args.segblocks_policy
+    if not name or os.path.isabs(name) or ".." in name.split("/"):
+        return f"--name {name!r} must be a relative path inside --exp-dir, without '..'"
+    if args.resume and args.resume_best:
+        return f"--resume {args.resume} and --resume-best yes exclude each other: give one of them"
+    if args.mode != "train" and args.resume == "none":
+        return f"--mode {args.mode} needs a checkpoint: leave out --resume none"
+    if len(args.crop_res) > 2:
+        return f"--crop-res takes one or two numbers, not {len(args.crop_res)}"
+    if args.scale_min > args.scale_max:
+        return f"--scale-min {args.scale_min} is larger than --scale-max {args.scale_max}"
+    if args.budget is not None and args.mode == "train":
+        return "--budget is for --mode val and speed; in training use --segblocks-percent-target"
+    if args.budget is not None and policy == "disabled":
+        return "--budget needs blocks: choose a --segblocks-policy other than disabled"
+    if args.mode == "speed" and policy == "oracle":
+        return "--mode speed cannot time --segblocks-policy oracle: it looks at the labels"
+    directory = f"{args.dataset}_data_dir"
+    if hasattr(args, directory) and not getattr(args, directory):
+        return (
+            f"--dataset {args.dataset} needs its folder: give --{args.dataset}-data-dir DIR "
+            f"or set {DATA_DIR_VARIABLES[args.dataset]}"
+        )
+    return None

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# SwiftNet-RN18 on Cityscapes, dense: validate.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+run --mode val --name cityscapes/swiftnet_rn18/baseline --resume-best y \
+    --dataset cityscapes --backbone resnet18 \
+    "$@"

@@ -1,0 +1,132 @@
+"""The command line: published names and defaults, booleans, and refusals in one line."""
+
+import pytest
+
+from argparser import boolean, budget, build_parser, parse_args
+
+PUBLISHED = {
+    "mode": "train",
+    "name": "default",
+    "resume": "",
+    "resume_best": False,
+    "viz": [],
+    "num_viz_images": 5,
+    "profiler": False,
+    "dataset": "cityscapes",
+    "num_workers": 7,
+    "res": 2048,
+    "crop_res": [1024],
+    "jitter": 0.3,
+    "rotate": 0,
+    "epochs": 350,
+    "batch_size": 8,
+    "lr": 4e-4,
+    "lr_finetune_factor": 0.25,
+    "lr_end": 1e-6,
+    "weight_decay": 1e-4,
+    "loss": "crossentropy",
+    "backbone": "resnet18",
+    "pretrain_backbone": True,
+    "num_features": 128,
+    "fp16": True,
+    "seed": 0,
+    "segblocks_policy": "disabled",
+    "segblocks_block_size": 128,
+    "segblocks_percent_target": 0.5,
+    "segblocks_quantize_percentage": 1 / 16,
+    "segblocks_sparsity_weight": 1,
+    "segblocks_policy_lr_factor": 1,
+    "segblocks_policy_wd_factor": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def data_folder(monkeypatch):
+    monkeypatch.setenv("SEGBLOCKS_CITYSCAPES_DIR", "/somewhere/cityscapes")
+    monkeypatch.delenv("SEGBLOCKS_CAMVID_DIR", raising=False)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_flag_and_default(name):
+    assert f"--{name.replace('_', '-')}" in build_parser().format_help()
+    assert getattr(parse_args([]), name) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    "text", ["yes", "true", "t", "y", "1", "no", "false", "f", "n", "0", "YES"]
+)
+def test_booleans(text):
+    assert parse_args(["--profiler", text]).profiler is boolean(text)
+    assert boolean(text) is (text.lower() in ("yes", "true", "t", "y", "1"))
+
+
+def test_every_flag_has_help_in_a_group():
+    parser = build_parser()
+    for action in parser._actions:
+        assert action.help, action.option_strings
+    grouped = [a for group in parser._action_groups[2:] for a in group._group_actions]
+    assert len(grouped) == len(parser._actions) - 1  # all but --help
+
+
+def test_batch_size_is_one_in_speed_mode_unless_given():
+    assert parse_args(["--mode", "speed"]).batch_size == 1
+    assert parse_args(["--mode", "speed", "--batch-size", "4"]).batch_size == 4
+
+
+def test_data_folders_come_from_flag_before_environment(monkeypatch):
+    monkeypatch.setenv("SEGBLOCKS_CAMVID_DIR", "/from/environment")
+    assert parse_args(["--dataset", "camvid"]).camvid_data_dir == "/from/environment"
+    args = parse_args(["--dataset", "camvid", "--camvid-data-dir", "/from/flag"])
+    assert args.camvid_data_dir == "/from/flag"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.4", 0.4), ("40%", 0.4), ("51", 51), ("1", 1), ("1.0", 1.0), ("0", 0)]
+)
+def test_budget(text, value):
+    assert budget(text) == value
+    assert type(budget(text)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["1/16", "0.0625"])
+def test_shares_may_be_fractions(text):
+    args = parse_args(["--segblocks-quantize-percentage", text])
+    assert args.segblocks_quantize_percentage == 1 / 16
+
+
+REFUSED = {
+    "--profiler maybe": "neither yes",
+    "--epochs 0": "at least 1",
+    "--batch-size two": "not a number",
+    "--jitter 1.5": "at most 1",
+    "--lr 0": "above 0",
+    "--lr nan": "out of range",
+    "--segblocks-percent-target 40": "at most 1",
+    "--segblocks-quantize-percentage 1/0": "not a number",
+    "--segblocks-policy clever": "invalid choice",
+    "--loss l2": "invalid choice",
+    "--mode sleep": "invalid choice",
+    "--no-such-flag 1": "unrecognized",
+    "--name ../outside": "relative path",
+    "--name /outside": "relative path",
+    "--resume-best yes --resume auto": "exclude",
+    "--mode val --resume none": "needs a checkpoint",
+    "--scale-min 2 --scale-max 1": "larger than",
+    "--crop-res 1 2 3": "one or two numbers",
+    "--budget 0.4 --segblocks-policy reinforce": "--mode val and speed",
+    "--mode val --budget 0.4": "--segblocks-policy",
+    "--mode val --segblocks-policy reinforce --budget 1.5": "neither a share",
+    "--mode val --segblocks-policy reinforce --budget -3": "neither a share",
+    "--mode speed --segblocks-policy oracle": "labels",
+    "--dataset camvid": "SEGBLOCKS_CAMVID_DIR",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_refused_in_one_line_with_status_2(line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(line.split())
+    assert stopped.value.code == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()
+    assert message.startswith("train.py: error: ")
+    assert REFUSED[line] in message

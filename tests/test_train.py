@@ -1,0 +1,362 @@
+"""Training, validation and timing of the application, end to end on tiny data."""
+
+import copy
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import REINFORCE, arguments, checkpoint, figures, run, tiny_backbone  # noqa: F401
+
+import train
+from argparser import parse_args
+from utils.data import build_train_set, build_val_set, train_loader, val_loader
+from utils.errors import UserError
+from utils.evaluate import BlockShares, blocks_with, evaluate
+from utils.logger import Means, RunLog
+from utils.macs import MacCounter
+from utils.trainer import FiniteGuard, Trainer
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+SHORT = ("--epochs", "2", "--val-every", "0")
+
+
+def make_trainer(tmp_path, *flags):
+    args = parse_args(arguments(tmp_path, *flags))
+    torch.manual_seed(args.seed)
+    sets = build_train_set(args), build_val_set(args)
+    model = train.build(args, sets[0])
+    loaders = train_loader(sets[0], args), val_loader(sets[1], args)
+    return Trainer(model, *loaders, args, torch.device("cpu"))
+
+
+def same(a, b):
+    """Equal to the last bit, in any nesting of containers."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+# ---- the loop ----
+
+
+@pytest.mark.parametrize("policy", [[], REINFORCE], ids=["dense", "reinforce"])
+def test_validation_repeats_the_last_one_of_training(tmp_path, policy):
+    folder = run(tmp_path, *SHORT, *policy)
+    trained = checkpoint(folder)["progress"]
+    run(tmp_path, *policy, "--mode", "val", "--viz", "policy", "pred")
+    found = figures(folder, "val.json")
+    assert found["miou"] == trained["score_best"] > 0
+    assert found["images"] == 2
+    pictures = {p.relative_to(folder).as_posix() for p in folder.glob("viz/*/*.png")}
+    assert pictures == {f"viz/{k}/00000{i}.png" for k in ("policy", "pred") for i in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("flags", "stop"),
+    [
+        (REINFORCE, 2),
+        ([*REINFORCE, "--segblocks-policy", "random"], 1),
+        ([*REINFORCE, "--accumulate", "3", "--amp", "bf16", "--grad-clip", "1"], 1),
+    ],
+    ids=["reinforce", "random", "accumulate-amp"],
+)
+def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(tmp_path, flags, stop):
+    whole = checkpoint(run(tmp_path / "whole", *SHORT, *flags))
+    run(tmp_path / "parts", *SHORT, *flags, "--max-steps", str(stop))
+    middle = checkpoint(tmp_path / "parts" / "default")["progress"]
+    assert middle["total_steps"] == stop
+    parts = checkpoint(run(tmp_path / "parts", *SHORT, *flags))
+    for entry in ("state_dict", "optimizer", "scheduler", "scaler", "rng"):
+        assert same(whole[entry], parts[entry]), entry
+    assert whole["progress"]["total_steps"] == parts["progress"]["total_steps"] > stop
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    alone = checkpoint(run(tmp_path / "0", *SHORT, *REINFORCE))
+    helped = checkpoint(run(tmp_path / "2", *SHORT, *REINFORCE, "--num-workers", "2"))
+    assert same(alone["state_dict"], helped["state_dict"])
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    weights = [
+        checkpoint(run(tmp_path / seed, "--max-steps", "1", "--seed", seed))["state_dict"]
+        for seed in ("0", "1")
+    ]
+    assert not same(*weights)
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    folder = run(tmp_path, "--epochs", "1")
+    before = (folder / "checkpoint.pth").read_bytes()
+    run(tmp_path, "--epochs", "1")
+    assert (folder / "checkpoint.pth").read_bytes() == before
+    assert "nothing left to train" in (folder / "run.log").read_text()
+
+
+def test_changed_flags_are_pointed_out_when_a_run_goes_on(tmp_path):
+    run(tmp_path, "--max-steps", "1")
+    folder = run(tmp_path, "--max-steps", "2", "--lr", "1e-3", "--num-workers", "1")
+    log = (folder / "run.log").read_text()
+    assert "epoch 1, step 1 of 3" in log
+    assert "--lr was 0.0004, now 0.001" in log
+    assert "--num-workers was" not in log
+
+
+def test_resume_none_starts_afresh(tmp_path):
+    run(tmp_path, "--max-steps", "2")
+    folder = run(tmp_path, "--max-steps", "1", "--resume", "none")
+    assert checkpoint(folder)["progress"]["total_steps"] == 1
+
+
+def test_checkpoint_holds_everything_the_next_step_needs(tmp_path):
+    state = checkpoint(run(tmp_path, "--max-steps", "2", *REINFORCE))
+    entries = {"state_dict", "optimizer", "scheduler", "scaler", "progress", "rng", "args"}
+    assert state.keys() == entries
+    assert state["progress"]["epoch"] == 0
+    assert state["progress"]["step"] == 2
+    assert state["args"]["segblocks_policy"] == "reinforce"
+
+
+# ---- optimiser and schedule ----
+
+
+@pytest.mark.parametrize(("pretrained", "factor"), [("yes", 0.25), ("no", 1.0)])
+def test_parameter_groups(tmp_path, pretrained, factor):
+    from utils.optim import build_optimizer
+
+    flags = ["--segblocks-policy-lr-factor", "3", "--segblocks-policy-wd-factor", "0.5"]
+    args = parse_args(arguments(tmp_path, *REINFORCE, *flags, "--pretrain-backbone", pretrained))
+    model = train.build(args, build_val_set(args))
+    groups = {g["name"]: g for g in build_optimizer(model, args).param_groups}
+    rates = {name: (g["lr"], g["weight_decay"]) for name, g in groups.items()}
+    assert rates == {
+        "decoder": (4e-4, 1e-4),
+        "backbone": (4e-4 * factor, 1e-4 * factor),
+        "policy": (4e-4 * 3, 1e-4 * 0.5),
+    }
+    assert {p for g in groups.values() for p in g["params"]} == set(model.parameters())
+    assert set(groups["backbone"]["params"]) == set(model.net.backbone.parameters())
+    assert groups["decoder"]["betas"] == (0.5, 0.999)
+
+
+def test_learning_rate_follows_the_cosine_through_a_resume(tmp_path):
+    flags = ("--epochs", "4", "--synthetic-train-images", "2", "--val-every", "0")
+    seen = []
+    for epochs_done in (1, 2, 3, 4):
+        folder = run(tmp_path, *flags, "--max-steps", str(epochs_done))
+        seen.append(checkpoint(folder)["optimizer"]["param_groups"][0]["lr"])
+    steps = torch.arange(1, 5)
+    expected = 1e-6 + (4e-4 - 1e-6) * (1 + torch.cos(torch.pi * steps / 4)) / 2
+    assert seen == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsys, monkeypatch):
+    folder = run(tmp_path, "--max-steps", "1")
+    good = (folder / "checkpoint.pth").read_bytes()
+    monkeypatch.setattr(
+        Trainer, "_loss", lambda self, image, label: (_nan(self.model), {"loss": torch.zeros(())})
+    )
+    assert train.main(arguments(tmp_path, "--max-steps", "3")) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: the loss is nan at step 2 (images: synthetic/train/00000")
+    assert (folder / "checkpoint.pth").read_bytes() == good
+
+
+def _nan(model):
+    return sum(p.sum() for p in model.parameters()) * torch.nan
+
+
+def test_finite_guard_names_the_first_bad_step():
+    class Names:
+        def name_of(self, index):
+            return f"image{index}"
+
+    guard = FiniteGuard(Names())
+    for step, loss in enumerate([1.0, 2.0, float("inf"), float("nan")]):
+        guard.add(torch.tensor(loss), torch.tensor([step]), step)
+    with pytest.raises(UserError, match=r"inf at step 3 \(images: image2\)"):
+        guard.check()
+
+
+# ---- validation ----
+
+
+def test_validation_touches_neither_weights_nor_random_numbers(tmp_path):
+    trainer = make_trainer(tmp_path, *REINFORCE, "--segblocks-policy", "random")
+    trainer.model.train()
+    before, drawn = copy.deepcopy(trainer.model.state_dict()), torch.get_rng_state()
+    with RunLog(tmp_path / "log") as log:
+        first, second = (
+            evaluate(trainer.model, trainer.val_loader, trainer.args, trainer.device, log)
+            for _ in range(2)
+        )
+    assert same(before, trainer.model.state_dict())
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert trainer.model.training
+    assert str(first) == str(second)  # random placement included; as text, where NaN equals NaN
+
+
+@pytest.mark.parametrize("policy", ["random", "middle", "heuristic", "oracle", "reinforce"])
+def test_every_policy_trains_and_validates(tmp_path, policy):
+    flags = [*REINFORCE, "--segblocks-policy", policy, "--max-steps", "1"]
+    folder = run(tmp_path, *flags)
+    run(tmp_path, *flags, "--mode", "val", "--budget", "0.5")
+    assert figures(folder, "val.json")["share"] == 0.5
+
+
+def test_budget_spends_what_it_says_on_a_policy_trained_for_more(tmp_path):
+    folder = run(tmp_path, *REINFORCE, "--max-steps", "1")
+    macs = []
+    for budget in ("0", "1", "2"):
+        run(tmp_path, *REINFORCE, "--mode", "val", "--budget", budget)
+        found = figures(folder, "val.json")
+        assert found["share"] == int(budget) / 2
+        macs.append(found["gmacs"])
+    assert macs[0] < macs[1] < macs[2]
+
+
+def test_random_placement_with_the_weights_of_a_learned_policy(tmp_path):
+    folder = run(tmp_path, *REINFORCE, "--max-steps", "1")
+    flags = ["--segblocks-policy", "random", "--budget", "1", "--name", "random"]
+    path = str(folder / "checkpoint.pth")
+    other = run(tmp_path, *REINFORCE, *flags, "--mode", "val", "--resume", path)
+    assert figures(other, "val.json")["share"] == 0.5
+
+
+def test_blocks_with_small_classes():
+    label = torch.zeros(1, 6, 8, dtype=torch.int64)
+    label[0, 5, 7] = 3
+    label[0, 0, 0] = 255
+    found = blocks_with(label, [3, 255], block_size=4)
+    assert found.tolist() == [[[True, False], [False, True]]]
+    assert not blocks_with(label, [], block_size=4).any()
+
+
+def test_block_shares_by_hand():
+    class Info:
+        small_ids = (3,)
+
+    class Result:
+        grid = torch.tensor([[[True, False, True, True]]])
+
+    label = torch.zeros(1, 2, 8, dtype=torch.int64)
+    label[0, 0, [0, 2]] = 3  # blocks 0 and 1 of size 2
+    shares = BlockShares(Info(), block_size=2)
+    shares.update(Result(), label)
+    assert shares.compute() == {"share": 0.75, "share_small": 0.5, "share_plain": 1.0}
+
+
+def test_macs_of_the_parts_add_up(tmp_path):
+    args = parse_args(arguments(tmp_path, *REINFORCE))
+    model = train.build(args, build_val_set(args)).eval()
+    counter = MacCounter()
+    with torch.no_grad():
+        for budget in (0, 2):
+            with counter:
+                model(torch.zeros(1, 3, 64, 128), budget=budget)
+    gmacs = counter.gmacs()
+    total = gmacs.pop("total")
+    assert gmacs.keys() == {"policy", "net.backbone", "net.spp", "net.upsample", "net.logits"}
+    assert sum(gmacs.values()) == pytest.approx(total)
+    # By hand: output pixels × inputs × outputs × kernel², at all blocks high.
+    dense = 512 * 3 * 8 * 25 + 128 * 8 * 8 * 9 + 32 * 8 * 12 * 9 + 8 * 12 * 16 * 9
+    assert gmacs["net.backbone"] * 1e9 == pytest.approx(dense * (1 + 1 / 4) / 2)
+
+
+# ---- logs ----
+
+
+def test_tensorboard_and_log_hold_what_they_should(tmp_path):
+    folder = run(tmp_path, *REINFORCE, "--max-steps", "2", "--log-every", "1")
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.Tags()
+    expected = {
+        *(f"train/loss_{kind}" for kind in ("task", "policy", "total")),
+        *(f"train/{name}" for name in ("share", "sparsity_reward", "advantage")),
+        *(f"train/{name}" for name in ("task_advantage", "prob_mean", "prob_std")),
+        *(f"lr/{group}" for group in ("decoder", "backbone", "policy")),
+        *(f"val/{name}" for name in ("miou", "overall_accuracy", "mean_accuracy")),
+        *(f"val/{name}" for name in ("weighted_accuracy", "share", "gmacs")),
+        "val_iou/road",
+        "val_gmacs/net.backbone",
+    }
+    assert expected <= set(tags["scalars"])
+    assert tags["images"] == ["val/0", "val/1"]
+    assert [e.step for e in events.Scalars("train/loss_total")] == [1, 2]
+    total, task, policy = (
+        events.Scalars(f"train/loss_{kind}")[0].value for kind in ("total", "task", "policy")
+    )
+    assert total == pytest.approx(task + policy, abs=1e-6)
+    log = (folder / "run.log").read_text()
+    assert "command: " in log
+    assert "mIoU" in log
+
+
+def test_means_are_of_what_was_added_since_the_last_time():
+    means = Means()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"a": torch.tensor(value)})
+    assert means.pop() == {"a": 3.0}
+    assert means.pop() == {}
+
+
+# ---- speed ----
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_backbone):  # noqa: F811
+    folder = tmp_path_factory.mktemp("trained")
+    run(folder, *REINFORCE, "--max-steps", "1")
+    return folder
+
+
+SPEED = ("--mode", "speed", "--speed-images", "2", "--speed-repeats", "3")
+
+
+def test_speed_without_a_compiler_says_so(trained, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    folder = run(trained, *REINFORCE, *SPEED, "--batch-size", "2", "--profiler", "yes")
+    found = figures(folder, "speed.json")
+    rows = {row["engine"]: row for row in found["rows"]}
+    assert list(rows) == ["dense eager", "dense best", "blocks eager"]
+    assert "no C++ compiler" in rows["dense best"]["how"]
+    assert (found["batch_size"], found["height"], found["width"]) == (2, 64, 128)
+    assert found["versions"]["torch"] == torch.__version__
+    for row in rows.values():
+        assert len(row["times_ms"]) == 3
+        assert 0 < row["p50_ms"] <= row["p95_ms"]
+        dense = rows["dense best"]["p50_ms"]
+        assert row["ratio"]["dense best"] == pytest.approx(dense / row["p50_ms"])
+    assert rows["dense eager"]["share"] == 1
+    assert (folder / "profile.json").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_speed_with_a_compiler(trained, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    folder = run(trained, *REINFORCE, *SPEED, "--budget", "0")
+    rows = {row["engine"]: row for row in figures(folder, "speed.json")["rows"]}
+    assert rows["blocks eager"]["share"] == 0
+    assert rows["blocks eager"]["gmacs"] > 0
+    how = rows["dense best"]["how"]
+    if "no C++ compiler" in how or "torch.compile failed" in how:
+        pytest.skip(f"this machine cannot compile: {how}")
+    assert "Inductor freezing" in how
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_loop_on_cuda(tmp_path):
+    flags = [*REINFORCE, "--device", "cuda", "--max-steps", "2", "--amp", "fp16"]
+    folder = run(tmp_path, *flags)
+    trained = checkpoint(folder)["progress"]
+    run(tmp_path, *flags, "--mode", "val")
+    assert figures(folder, "val.json")["miou"] == trained["score_best"]
+    run(tmp_path, *flags, *SPEED)
+    found = figures(folder, "speed.json")
+    assert found["dtype"] == "float16"
+    assert all(row["peak_memory_mib"] > 0 for row in found["rows"])

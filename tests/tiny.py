@@ -1,0 +1,107 @@
+"""Runs of the application small enough for tests."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import train
+from argparser import parse_args
+from models import BACKBONES, Backbone
+from utils.resume import folder_of
+
+SYNTHETIC = (
+    "--dataset synthetic --synthetic-size 64 128 --synthetic-train-images 6 "
+    "--synthetic-val-images 2 --res 128 --crop-res 64 --batch-size 2 --num-workers 0 --epochs 1 "
+    "--pretrain-backbone no --backbone tiny --num-features 12 --device cpu"
+).split()
+REINFORCE = "--segblocks-policy reinforce --segblocks-block-size 64".split()
+
+
+class TinyEncoder(nn.Module):
+    """Features at strides 4, 8, 16 and 32, a thousandth of a ResNet."""
+
+    channels = (8, 8, 12, 16)
+
+    def __init__(self, momentum: float, eps: float):
+        super().__init__()
+        stages, inputs = [], 3
+        for outputs, stride in zip(self.channels, (4, 2, 2, 2)):
+            conv = nn.Conv2d(inputs, outputs, stride + 1, stride, stride // 2, bias=False)
+            stages.append(nn.Sequential(conv, nn.BatchNorm2d(outputs, eps, momentum), nn.ReLU()))
+            inputs = outputs
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+@pytest.fixture(scope="module")
+def tiny_backbone():
+    """--backbone tiny, for runs in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        entry = Backbone(TinyEncoder, num_features=12, bn_momentum=0.05, bn_eps=1e-5)
+        patch.setitem(BACKBONES, "tiny", entry)
+        yield
+
+
+def arguments(exp_dir: Path, *flags: str) -> list[str]:
+    """A command line on a few synthetic scenes; later flags win."""
+    return [*SYNTHETIC, "--exp-dir", str(exp_dir), *flags]
+
+
+def run(exp_dir: Path, *flags: str) -> Path:
+    """Run train.py in this process; -> the experiment's folder."""
+    argv = arguments(exp_dir, *flags)
+    assert train.main(argv) == 0
+    return folder_of(parse_args(argv))
+
+
+def checkpoint(folder: Path, name: str = "checkpoint.pth") -> dict:
+    return torch.load(folder / name, weights_only=True)
+
+
+def figures(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def make_camvid(root: Path, train: int = 2, val: int = 1) -> Path:
+    """CamVid's folders with made-up frames of 128×96."""
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            image, label = _scene(i, height=96, width=128, classes=11)
+            _save(root / split / f"frame{i}.png", image)
+            _save(root / f"{split}annot" / f"frame{i}.png", label)
+    return root
+
+
+def make_cityscapes(root: Path, train: int = 2, val: int = 1) -> Path:
+    """The official folders with made-up frames of 512×256 and official label ids."""
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            image, label = _scene(i, height=256, width=512, classes=34)
+            stem = f"town_{i:06d}_000019"
+            _save(root / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png", image)
+            _save(root / "gtFine" / split / "town" / f"{stem}_gtFine_labelIds.png", label)
+    return root
+
+
+def _scene(seed: int, height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stripes of every class, and an image that shows them."""
+    rng = np.random.default_rng(seed)
+    label = np.broadcast_to(np.arange(width) * classes // width, (height, width)).astype(np.uint8)
+    noise = rng.integers(0, 60, (height, width, 3))
+    return (label[..., None] * 5 + noise).astype(np.uint8), label
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)

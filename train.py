@@ -1,0 +1,164 @@
+"""Train, validate or time SwiftNet with dynamic resolution by blocks.
+
+Synthetic street scenes are drawn on the fly, so these run anywhere:
+
+    python train.py --dataset synthetic --synthetic-size 256 512 --res 512 --crop-res 256 \
+        --pretrain-backbone no --segblocks-policy reinforce --segblocks-block-size 64 \
+        --segblocks-percent-target 0.4 --epochs 2 --name try
+    python train.py --mode val --dataset synthetic --synthetic-size 256 512 --name try \
+        --segblocks-policy reinforce --segblocks-block-size 64 --resume-best yes --viz policy pred
+    python train.py --mode speed --dataset synthetic --synthetic-size 256 512 --name try \
+        --segblocks-policy reinforce --segblocks-block-size 64 --resume-best yes
+    tensorboard --logdir exp/try
+
+The experiments of the paper are scripts in configs/; any flag may be added to them. `python
+train.py --help` lists the flags.
+"""
+
+import sys
+from argparse import Namespace
+
+import torch
+from torch import nn
+
+import segblocks
+from argparser import parse_args
+from dataloaders import DataError, SegmentationDataset
+from models import build_model
+from utils.benchmark import benchmark
+from utils.checkpoint import load_weights
+from utils.data import build_train_set, build_val_set, train_loader, val_loader
+from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
+from utils.evaluate import evaluate
+from utils.logger import RunLog, command_line
+from utils.resume import find_checkpoint, folder_of
+from utils.seeding import seed_everything
+from utils.trainer import Trainer
+from utils.versions import versions
+
+
+def train(args: Namespace) -> None:
+    with user_errors():  # nothing is written before all of this has worked
+        device = choose_device(args.device)
+        train_set, val_set = build_train_set(args), build_val_set(args)
+        model = build(args, train_set, pretrained=args.pretrain_backbone).to(device)
+        trainer = Trainer(
+            model, train_loader(train_set, args), val_loader(val_set, args), args, device
+        )
+        path = find_checkpoint(args)
+        told = trainer.load(path) if path else ["training from the start"]
+        log = RunLog(folder_of(args), tensorboard=True)
+    with log:
+        log.command()
+        log.info(f"{len(train_set)} training and {len(val_set)} validation images; {device}")
+        for line in told:
+            log.info(line)
+        if trainer.fit(log) is None:
+            log.info("nothing left to train: raise --epochs or --max-steps, or --resume none")
+        best = trainer.progress
+        log.info(f"best mIoU {100 * best.score_best:.2f} % after epoch {best.score_best_epoch + 1}")
+
+
+def validate(args: Namespace) -> None:
+    with user_errors():
+        device = choose_device(args.device)
+        val_set = build_val_set(args)
+        model = build(args, val_set)
+        path = find_checkpoint(args)
+        load_weights(model, path)
+        model.to(device)
+        log = RunLog(folder_of(args))
+    with log:
+        log.command()
+        log.info(f"validating {path} on {len(val_set)} images; {device}")
+        evaluation = evaluate(model, val_loader(val_set, args), args, device, log)
+        for line in evaluation.lines():
+            log.info(line)
+        header = {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
+        log.info(f"figures: {log.json('val.json', header | evaluation.to_json())}")
+
+
+def speed(args: Namespace) -> None:
+    with user_errors():
+        device = choose_device(args.device)
+        val_set = build_val_set(args)
+        model = build(args, val_set)
+        path = find_checkpoint(args)
+        load_weights(model, path)
+        model.to(device)
+        log = RunLog(folder_of(args))
+    with log:
+        log.command()
+        log.info(f"timing {path}; {device}")
+        figures = benchmark(model, val_set, args, device, log)
+        header = {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
+        log.info(f"figures: {log.json('speed.json', header | figures)}")
+
+
+def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = False) -> nn.Module:
+    """The network under its policy. Raises ValueError where the two do not fit together."""
+    net = build_model(args.backbone, dataset.info.num_classes, pretrained, args.num_features)
+    policy = segblocks.build_policy(
+        args.segblocks_policy,
+        block_size=args.segblocks_block_size,
+        percent_target=args.segblocks_percent_target,
+        quantize_percentage=args.segblocks_quantize_percentage,
+        sparsity_weight=args.segblocks_sparsity_weight,
+    )
+    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=args.segblocks_legacy_upsample)
+    if args.segblocks_policy != "disabled":
+        check_block_size(net, args.segblocks_block_size)
+    return model.to(memory_format=torch.channels_last) if args.channels_last else model
+
+
+@torch.no_grad()
+def check_block_size(net: nn.Module, block_size: int) -> None:
+    """Run one small image on mixed blocks: what the network cannot do on blocks shows here, before
+    anything is written, and not in the middle of an epoch."""
+    image = torch.zeros(1, 3, 2 * block_size, 2 * block_size)
+    grid = torch.eye(2, dtype=torch.bool)[None]  # 1,2,2
+    training = net.training
+    segblocks.execute_with_grid(net.eval(), image, grid)
+    net.train(training)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cpu, cuda or cuda:INDEX -> a device that is there. Raises ValueError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise ValueError(f"--device {name!r}: accepted are auto, cpu, cuda and cuda:INDEX")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use "
+            "--device cpu or auto"
+        )
+    if kind == "cuda":
+        torch.cuda.set_device(int(index or 0))
+    return torch.device(name)
+
+
+MODES = {"train": train, "val": validate, "speed": speed}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one mode; the exit status: 0, 1 for something the user can put right, 130 for Ctrl-C."""
+    args = parse_args(argv)
+    seed_everything(args.seed, args.deterministic)
+    try:
+        MODES[args.mode](args)
+    except (UserError, DataError, torch.OutOfMemoryError) as error:
+        if args.debug:
+            raise
+        memory = isinstance(error, torch.OutOfMemoryError)
+        print(f"error: {OUT_OF_MEMORY if memory else one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

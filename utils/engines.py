@@ -1,0 +1,118 @@
+"""The ways to run a network that speed mode compares. A new one is a function and a line in
+`build_engines`."""
+
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+EAGER = "eager"
+
+
+@dataclass
+class Engine:
+    """One way to run one network on images of one size.
+
+    `load` takes an image on the device (N,3,H,W), untimed; `run` is the forward pass that is timed
+    and returns what the network returns.
+    """
+
+    name: str
+    how: str
+    on_blocks: bool
+    load: Callable[[torch.Tensor], None]
+    run: Callable[[], Any]
+    captured_bytes: int = 0  # held by a CUDA graph, which allocates nothing when it runs
+
+
+def build_engines(model: nn.Module, image: torch.Tensor, args: Namespace) -> list[Engine]:
+    """Every engine, ready to run images like `image`.
+
+    `model` is a SegBlocksModel in eval mode, of the precision and on the device of `image`.
+    """
+    builders = [dense_eager, dense_best]
+    if args.segblocks_policy != "disabled":
+        builders.append(blocks_eager)
+    return [build(model, image, args) for build in builders]
+
+
+def dense_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
+    """The network as it is."""
+    layout = "channels_last" if args.channels_last else "contiguous"
+    return _eager("dense eager", f"{layout}, {EAGER}", False, model.net)
+
+
+def dense_best(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
+    """The fastest dense network a user could get: channels_last, compiled by Inductor with folded
+    batch norm, on CUDA in a CUDA graph. Where compiling is impossible, `how` says so."""
+    net = model.net.to(memory_format=torch.channels_last)
+    image = image.contiguous(memory_format=torch.channels_last)
+    run, how = compile_dense(net, image, args.speed_autotune)
+    if image.is_cuda:
+        return _graphed("dense best", f"channels_last, {how}, CUDA graph", run, image)
+    return _eager("dense best", f"channels_last, {how}", False, run)
+
+
+def blocks_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
+    """Policy and network on blocks, operation by operation."""
+    return _eager("blocks eager", EAGER, True, lambda x: model(x, budget=args.budget))
+
+
+def compile_dense(
+    net: nn.Module, image: torch.Tensor, autotune: bool
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], str]:
+    """-> (network, how it was made): compiled with Inductor freezing, which folds batch norm, or
+    the eager network where this machine cannot compile."""
+    if not image.is_cuda and not _cpp_compiler():
+        return net, f"{EAGER} (no C++ compiler for torch.compile)"
+    compiled = torch.compile(net, options={"freezing": True, "max_autotune": autotune})
+    try:
+        compiled(image)
+    except TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        return net, f"{EAGER} (torch.compile failed: {reason})"
+    return compiled, "compiled with Inductor freezing" + (", max-autotune" if autotune else "")
+
+
+def _eager(name: str, how: str, on_blocks: bool, call: Callable[[torch.Tensor], Any]) -> Engine:
+    loaded: list[torch.Tensor] = []
+
+    def load(image: torch.Tensor) -> None:
+        loaded[:] = [image]
+
+    return Engine(name, how, on_blocks, load, lambda: call(loaded[0]))
+
+
+def _graphed(name: str, how: str, call: Callable, image: torch.Tensor) -> Engine:
+    """`call` captured in a CUDA graph that reads a fixed input."""
+    fixed = image.clone()
+    side = torch.cuda.Stream()  # warming up outside the default stream is what capture asks for
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call(fixed)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call(fixed)
+    captured = torch.cuda.max_memory_allocated() - before
+
+    def run() -> torch.Tensor:
+        graph.replay()
+        return output
+
+    return Engine(name, how, False, lambda x: fixed.copy_(x), run, captured)
+
+
+def _cpp_compiler() -> str | None:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    return next(filter(None, map(shutil.which, names)), None)

@@ -1,0 +1,195 @@
+"""Validation at native size: accuracy, where the policy looks, operations actually executed."""
+
+import copy
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from dataloaders import denormalise
+from utils import viz
+from utils.logger import RunLog, progress
+from utils.losses import build_loss
+from utils.macs import MacCounter
+from utils.metrics import SegmentationMetrics
+from utils.seeding import forked_rng
+
+VAL_SEED = 1  # of random placement in validation, so that a second validation gives the same
+
+
+@dataclass
+class Evaluation:
+    """Figures of one validation. Shares are of full-resolution blocks, 0 to 1."""
+
+    images: int
+    miou: float
+    overall_accuracy: float
+    mean_accuracy: float
+    weighted_accuracy: float
+    iou: dict[str, float]  # NaN for classes that no label shows
+    share: float
+    share_small: float  # among blocks that show a small class (info.small_classes)
+    share_plain: float  # among the others
+    gmacs: float  # per image, policy included
+    gmacs_per_module: dict[str, float] = field(default_factory=dict)
+
+    def scalars(self) -> dict[str, float]:
+        """By TensorBoard tag."""
+        single = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+        return (
+            {f"val/{name}": value for name, value in single.items()}
+            | {f"val_iou/{name}": value for name, value in self.iou.items()}
+            | {f"val_gmacs/{name}": value for name, value in self.gmacs_per_module.items()}
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the log."""
+        iou = ", ".join(f"{name} {100 * value:.1f}" for name, value in self.iou.items())
+        lines = [
+            f"mIoU {100 * self.miou:.2f} % on {self.images} images; accuracy: overall "
+            f"{100 * self.overall_accuracy:.2f} %, mean {100 * self.mean_accuracy:.2f} %, "
+            f"frequency-weighted {100 * self.weighted_accuracy:.2f} %",
+            f"IoU per class in %: {iou}",
+            f"full-resolution blocks: {100 * self.share:.1f} %",
+        ]
+        if self.share_small == self.share_small:
+            lines[-1] += (
+                f"; {100 * self.share_small:.1f} % where small classes are, "
+                f"{100 * self.share_plain:.1f} % elsewhere"
+            )
+        modules = ", ".join(f"{name} {macs:.2f}" for name, macs in self.gmacs_per_module.items())
+        return [*lines, f"GMACs per image: {self.gmacs:.2f} ({modules})"]
+
+
+def inference_copy(model: nn.Module, half: bool) -> nn.Module:
+    """A frozen copy in eval mode, in half precision or its own: the original is never touched."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    return model.half() if half else model
+
+
+def use_half(args: Namespace, device: torch.device) -> bool:
+    """--fp16 is for CUDA; half precision on a CPU is slower and tested by nobody."""
+    return args.fp16 and device.type == "cuda"
+
+
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader,
+    args: Namespace,
+    device: torch.device,
+    log: RunLog,
+    step: int = 0,
+) -> Evaluation:
+    """Validate a copy of `model` on `loader` (one image a batch) and log pictures at `step`.
+
+    Logits are resized bilinearly to the label, as published. Random numbers, which only the
+    random policy draws, are those of VAL_SEED and leave the state of training as it was.
+    """
+    half = use_half(args, device)
+    model = inference_copy(model, half)
+    info = loader.dataset.dataset.info
+    metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
+    blocks = BlockShares(info, args.segblocks_block_size)
+    macs = MacCounter()
+    criterion = build_loss(args.loss, ignore_index=info.ignore_index)
+    with torch.no_grad(), forked_rng(device, VAL_SEED):
+        for image, label, index in progress(loader, "validate", "img"):
+            image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
+            label = label.to(device, non_blocking=True)  # 1,H,W
+            options = forward_options(args, criterion, label)
+            with macs:
+                result = model(image, **options)
+            prediction = predict(result.logits, label.shape[-2:])
+            metrics.update(prediction, label)
+            blocks.update(result, label)
+            if int(index) < args.num_viz_images:
+                grid = None if result.grid is None else result.grid[0]
+                _show(image[0], prediction[0], label[0], grid, int(index), loader, args, log, step)
+    gmacs = macs.gmacs()
+    return Evaluation(
+        images=len(loader.dataset),
+        **metrics.compute(info.classes),
+        **blocks.compute(),
+        gmacs=gmacs.pop("total"),
+        gmacs_per_module=gmacs,
+    )
+
+
+def forward_options(
+    args: Namespace, criterion: nn.Module, label: torch.Tensor
+) -> dict[str, float | int | Callable | None]:
+    """What `SegBlocksModel.forward` takes beyond the image: the budget, and for the oracle policy
+    the loss it looks at."""
+    options: dict[str, Any] = {"budget": args.budget}
+    if args.segblocks_policy == "oracle":
+        options["pixel_loss"] = lambda logits: criterion(logits.float(), label)[1]
+    return options
+
+
+def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Class indices (N,H,W) at `size`; `logits` (N,classes,h,w)."""
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
+
+
+class BlockShares:
+    """Share of full-resolution blocks, over all blocks and with and without small classes."""
+
+    def __init__(self, info: Any, block_size: int):
+        self.block_size = block_size
+        self.small = list(info.small_ids)
+        self.counts: dict[str, torch.Tensor | int] = defaultdict(int)
+
+    def update(self, result: Any, label: torch.Tensor) -> None:
+        """`label` int64 (N,H,W), at the size of the image."""
+        grid = result.grid
+        small = blocks_with(label, self.small, self.block_size)  # N,Gh,Gw
+        for name, chosen in (("small", small), ("plain", ~small)):
+            self.counts[f"{name}_blocks"] += chosen.sum()
+            self.counts[f"{name}_high"] += (chosen & grid).sum()
+
+    def compute(self) -> dict[str, float]:
+        counts = {name: float(count) for name, count in self.counts.items()}
+        high = counts["small_high"] + counts["plain_high"]
+        return {
+            "share": high / (counts["small_blocks"] + counts["plain_blocks"]),
+            "share_small": _ratio(counts["small_high"], counts["small_blocks"]),
+            "share_plain": _ratio(counts["plain_high"], counts["plain_blocks"]),
+        }
+
+
+def blocks_with(label: torch.Tensor, classes: list[int], block_size: int) -> torch.Tensor:
+    """Which blocks show any of `classes`: label int64 (N,H,W) -> bool (N,Gh,Gw)."""
+    wanted = torch.isin(label, torch.tensor(classes, dtype=label.dtype, device=label.device))
+    height, width = label.shape[-2:]
+    wanted = F.pad(wanted.float(), (0, -width % block_size, 0, -height % block_size))
+    return F.max_pool2d(wanted[:, None], block_size)[:, 0] > 0
+
+
+def _show(image, prediction, label, grid, index, loader, args, log, step) -> None:
+    """One validation image to TensorBoard, and to files where --viz asks."""
+    info = loader.dataset.dataset.info
+    picture = denormalise(image.float())
+    coloured = viz.colour_labels(prediction, info.colours)
+    shown = [picture, coloured, viz.colour_labels(label, info.colours)]
+    if grid is not None:
+        shown.append(viz.overlay_grid(picture, grid, args.segblocks_block_size))
+    log.picture(step, f"val/{index}", viz.side_by_side(shown))
+    name = Path(loader.dataset.dataset.name_of(index)).stem + ".png"
+    if "policy" in args.viz and grid is not None:
+        viz.save_picture(log.folder / "viz" / "policy" / name, shown[3])
+    if "pred" in args.viz:
+        viz.save_picture(log.folder / "viz" / "pred" / name, coloured)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")

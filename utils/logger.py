@@ -1,0 +1,141 @@
+"""run.log, TensorBoard and progress bars of one experiment."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Where an experiment writes: console and run.log, TensorBoard, JSON files.
+
+    Opening it creates the folder, so open it once everything that can be wrong has been checked.
+    """
+
+    def __init__(self, folder: str | Path, tensorboard: bool = False):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._logger = logging.Logger("run", logging.INFO)
+        console = _TqdmHandler()
+        console.setFormatter(logging.Formatter("%(message)s"))
+        file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._logger.addHandler(console)
+        self._logger.addHandler(file)
+        self._writer = SummaryWriter(str(self.folder)) if tensorboard else None
+
+    def info(self, message: str) -> None:
+        self._logger.info(message)
+
+    def warning(self, message: str) -> None:
+        self._logger.warning(message)
+
+    def command(self) -> None:
+        """Record the command that runs."""
+        self.info(f"command: {command_line()}")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values by tag ("loss/task"); what is not a number is left out."""
+        if self._writer is not None:
+            for tag, value in values.items():
+                if value == value:
+                    self._writer.add_scalar(tag, value, step)
+
+    def picture(self, step: int, tag: str, picture: torch.Tensor) -> None:
+        """`picture` uint8 (3,H,W)."""
+        if self._writer is not None:
+            self._writer.add_image(tag, picture, step)
+
+    def json(self, name: str, values: Mapping[str, Any]) -> Path:
+        """Write `values` to the experiment's folder, whole or not at all; NaN becomes null."""
+        path = self.folder / name
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(
+            json.dumps(_no_nan(values), indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        os.replace(temporary, path)
+        return path
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        for handler in list(self._logger.handlers):
+            handler.close()
+            self._logger.removeHandler(handler)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._file_only(f"stopped: {kind.__name__}: {error}")
+        self.close()
+
+    def _file_only(self, message: str) -> None:
+        # The console hears about an error from train.py.
+        for handler in self._logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.emit(logging.makeLogRecord({"msg": message, "levelname": "ERROR"}))
+
+
+class Means:
+    """Running means of named 0-d tensors, kept on their device until they are read."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last call; waits for the device."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+def progress(items: Iterable, title: str, unit: str, unit_scale: int = 1) -> tqdm:
+    """A bar with rates on a terminal, nothing elsewhere. One item counts `unit_scale` units."""
+    return tqdm(
+        items,
+        desc=title,
+        unit=unit,
+        unit_scale=unit_scale,
+        disable=None,
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+
+def command_line() -> str:
+    """The command that started this process, as one would type it."""
+    return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def _no_nan(value: Any) -> Any:
+    """JSON knows no NaN: null instead."""
+    if isinstance(value, Mapping):
+        return {key: _no_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_no_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
+
+
+class _TqdmHandler(logging.Handler):
+    """Lines on standard output that do not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()

@@ -1,0 +1,69 @@
+"""Checkpoints of a run: which one to load, what is in it, what has changed since."""
+
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+# Flags that may differ when a run continues: its result does not depend on them.
+FREE_FLAGS = frozenset(
+    "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
+    "max_steps viz num_viz_images profiler debug budget fp16 speed_images speed_repeats "
+    "speed_autotune cityscapes_data_dir camvid_data_dir".split()
+)
+
+
+@dataclass
+class Progress:
+    """How far a run is. `step` and `total_steps` count optimiser steps."""
+
+    epoch: int = 0
+    step: int = 0  # done in this epoch
+    total_steps: int = 0
+    score_best: float = -1.0
+    score_best_epoch: int = -1
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def folder_of(args: Namespace) -> Path:
+    """The folder of the experiment."""
+    return Path(args.exp_dir) / args.name
+
+
+def find_checkpoint(args: Namespace) -> Path | None:
+    """The file that --resume and --resume-best name; None where training starts afresh.
+
+    Raises FileNotFoundError for a file that must be there.
+    """
+    if args.resume_best:
+        path = folder_of(args) / "checkpoint_best.pth"
+    elif args.resume in ("", "auto"):
+        path = folder_of(args) / "checkpoint.pth"
+        if args.mode == "train" and not path.exists():
+            return None
+    elif args.resume == "none":
+        return None
+    else:
+        path = Path(args.resume)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint at {path}: train the experiment first (--mode train --name "
+            f"{args.name}), or name another file with --resume"
+        )
+    return path
+
+
+def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
+    """Flags that change the result and differ from those of the checkpoint, one text each."""
+    now = vars(args)
+    return [
+        f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
+        for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
+        if _plain(saved[name]) != _plain(now[name])
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
