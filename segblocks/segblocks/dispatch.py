@@ -4,10 +4,17 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import torch
+
 RULES: dict[str, Callable] = {}
 
 # Where `segblocks.fast.trace` notes what a network does while it runs once.
 RECORDER: ContextVar = ContextVar("segblocks_recorder", default=None)
+
+
+def current_recorder():
+    """Whoever records, or None. Dynamo cannot trace a ContextVar, and nobody records under it."""
+    return None if torch.compiler.is_compiling() else RECORDER.get()
 
 
 def rule(*names: str) -> Callable[[Callable], Callable]:
@@ -34,7 +41,7 @@ def apply_rule(func: Callable, args: tuple, kwargs: dict[str, Any], name: str | 
             "another shape); wrap the module or function that calls it in segblocks.no_blocks"
         )
     result = found(func, args, kwargs)
-    recorder = RECORDER.get()
+    recorder = current_recorder()
     if recorder is not None:
         recorder.record(name, func, args, kwargs, result)
     return result

@@ -1,7 +1,8 @@
 """Which block is where: bookkeeping of one grid, built once and shared by a forward pass."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class BlockGrid:
         cells: (N*Gh*Gw,) int32; the flat cell of each stored block, the high ones first.
         n_high: number of high blocks, known on the host because it sets the shapes.
         legacy_upsample: bilinear resizing inside each block alone, as the published release did.
+        tables: neighbour tables that kernels have made for this grid so far.
     """
 
     mask: Tensor
@@ -27,6 +29,7 @@ class BlockGrid:
     cells: Tensor
     n_high: int
     legacy_upsample: bool = False
+    tables: dict[Any, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_mask(

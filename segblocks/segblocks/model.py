@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dispatch import RECORDER
+from .dispatch import current_recorder
 from .grid import BlockGrid
 from .policy import Decision, Policy
 from .policy.base import block_mean
+from .policy.rank import DisabledPolicy
 from .tensor import DualResTensor, to_blocks
 
 
@@ -30,7 +31,7 @@ def no_blocks(function: Callable) -> Callable:
             return function(*args, **kwargs)
         dense_args, dense_kwargs = combine_all(args), combine_all(kwargs)
         result = _split_all(function(*dense_args, **dense_kwargs), blocks.grid)
-        recorder = RECORDER.get()
+        recorder = current_recorder()
         if recorder is not None:
             recorder.record("no_blocks", dense, args, kwargs, result)
         return result
@@ -114,22 +115,20 @@ class SegBlocksModel(nn.Module):
                 f"image must be floating point (N, C, H, W); got {image.dtype} {tuple(image.shape)}"
             )
         size = tuple(image.shape[2:])
-        if self.is_dense:
-            decision = self.policy(image, budget)
-            return _output(decision, self.net(image))
         padded = pad_to_blocks(image, self.policy.block_size)
         gain = None
         if self.policy.needs_pixel_loss and pixel_loss is not None:
             gain = self._block_gain(padded, size, pixel_loss)
         decision = self.policy(padded, budget, gain)
-        logits = self._run(padded, decision.grid, decision.n_high)
+        if self.is_dense:
+            logits = self.net(padded)
+        else:
+            logits = self._run(padded, decision.grid, decision.n_high)
         return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
 
     @property
     def is_dense(self) -> bool:
         """True for the `disabled` policy, which runs the network as it is."""
-        from .policy.rank import DisabledPolicy
-
         return isinstance(self.policy, DisabledPolicy)
 
     def _run(self, padded: Tensor, mask: Tensor, n_high: int | None) -> Any:
@@ -140,11 +139,13 @@ class SegBlocksModel(nn.Module):
     def _block_gain(self, padded: Tensor, size: tuple[int, int], pixel_loss: Callable) -> Tensor:
         """(N, Gh, Gw): mean low-resolution loss minus mean high-resolution loss of each block."""
         shape = self.policy.grid_shape(padded)
-        losses = []
+        losses, training = [], self.net.training
+        self.net.eval()  # looking ahead must not move the running statistics
         for value in (False, True):
             mask = torch.full(shape, value, device=padded.device)
             logits = self._run(padded, mask, mask.numel() * value)
             losses.append(pixel_loss(crop_output(logits, tuple(padded.shape[2:]), size)))
+        self.net.train(training)
         return block_mean((losses[0] - losses[1]).float(), self.policy.block_size)[0]
 
 

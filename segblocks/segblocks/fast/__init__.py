@@ -1,5 +1,1 @@
-"""The fast inference path: `segblocks.compile`."""
-
-from .compile import FastModel, compile
-
-__all__ = ["FastModel", "compile"]
+"""The fast inference path: see `compile.py`, and `eager.py` for what single operations take."""

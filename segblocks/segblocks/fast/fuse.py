@@ -226,9 +226,9 @@ class _Fuser:
         if affine is not None:
             step.weight, step.bias = fold(step.weight, step.bias, affine)
             node = self._advance(step, node)
-        if not only_activation and node is not None and _is_add(node):
-            if self._absorb_addend(step, node):
-                node = self._advance(step, node)
+        adds = not only_activation and node is not None and _is_add(node)
+        if adds and self._absorb_addend(step, node):
+            node = self._advance(step, node)
         if node is not None and _is_relu(node):
             step.relu = True
             node = self._advance(step, node)

@@ -60,6 +60,7 @@ def pack_weights(matrix: Tensor, taps: int = 1) -> Tensor:
     return chunks.gather(2, index).view_as(tiles).contiguous()
 
 
+@functools.cache
 def choose_tile(rows: int, columns: int, steps: int) -> Tile:
     """A tile by what was fastest on an H200 (docs/performance.md).
 
@@ -88,6 +89,7 @@ class Fused:
     relu: bool = False
     averages: bool = True
     stem: bool = False
+    separate: bool = False
 
 
 def convolve(
@@ -111,12 +113,15 @@ def convolve(
     work: Tensor | None = None,
     count: Tensor | None = None,
     lines: tuple[int, int] = (0, 0),
+    averages: Tensor | None = None,
+    stored: int = 0,
 ) -> None:
     """Enqueue one convolution; the kernel's header says what each tensor holds.
 
     Args:
         channels: input, second input, output.
         lines: elements in a line of a padded high and low block, for the stem.
+        averages, stored: what follows the `stored` rows of x, where it is not in x itself.
     """
     cin, cin2, cout = channels
     tensors = (
@@ -135,9 +140,9 @@ def convolve(
         work,
         count,
     )
-    pointers = struct.pack("14Q", *(0 if t is None else t.data_ptr() for t in tensors))
+    pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors))
     sizes = struct.pack(
-        "14i",
+        "15i",
         scale.rows,
         scale.high_rows,
         scale.block,
@@ -151,6 +156,7 @@ def convolve(
         packed.shape[1],
         tile.split,
         *lines,
+        stored,
     )
     tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
@@ -184,6 +190,7 @@ def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
         "RELU": fused.relu,
         "AVERAGES": fused.averages,
         "STEM": fused.stem,
+        "SEPARATE": fused.separate,
     }
     options = tuple(f"-DSB_{name}={int(value)}" for name, value in constants.items())
     cupy = import_cupy()

@@ -1,5 +1,6 @@
 """The first layers on Hopper: image to padded blocks, 7×7 convolution, and max pooling."""
 
+import functools
 import struct
 
 import torch
@@ -89,23 +90,29 @@ def max_pool(x: Tensor, table: Tensor, own: Tensor, source: Scale, scale: Scale)
 
 def extend(pixels: Tensor, own: Tensor, scale: Scale) -> Tensor:
     """A (P, C) pixel buffer as an extended one: with averages and the row of zeros."""
-    channels = pixels.shape[1]
-    out = pixels.new_empty((scale.zero + 1, channels))
+    out = pixels.new_empty((scale.zero + 1, pixels.shape[1]))
     out[: scale.rows] = pixels
+    fill_averages(out, own, out[scale.rows :], scale)
+    return out
+
+
+def fill_averages(pixels: Tensor, own: Tensor, out: Tensor, scale: Scale) -> None:
+    """Averages of the high blocks and a row of zeros, (n_high·(b/2)² + 1, C), into `out`."""
+    channels = pixels.shape[1]
     quads = scale.high_rows // 4 + 1
     prepare(
         "pool.cu",
-        "extend",
+        "averages",
         _options(pixels.dtype),
         pixels.device.index,
         -(-quads * channels // 8 // 256),
         256,
-        struct.pack("4i", scale.rows, scale.high_rows, channels, 0),
-        pointers=2,
-    ).launch(pixels.device, out.data_ptr(), own.data_ptr())
-    return out
+        struct.pack("2i", scale.high_rows, channels),
+        pointers=3,
+    ).launch(pixels.device, pixels.data_ptr(), own.data_ptr(), out.data_ptr())
 
 
+@functools.cache
 def _options(dtype: torch.dtype, **more: int) -> tuple[str, ...]:
     constants = {"DTYPE": dtype == torch.bfloat16, "VECTOR": 8, "INDEX64": 0, **more}
     return ("-std=c++17", *(f"-DSB_{name}={int(value)}" for name, value in constants.items()))

@@ -8,19 +8,42 @@ import importlib
 from collections.abc import Callable
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import reference
 
 LIBRARY = torch.library.Library("segblocks", "DEF")
 
 
-def define(name: str, schema: str, fake: Callable) -> torch._ops.OpOverload:
-    """Register `segblocks::name` with the implementations that carry its name in each backend."""
+def define(name: str, schema: str, fake: Callable) -> Callable:
+    """Register `segblocks::name` with the implementations that carry its name in each backend.
+
+    Returns:
+        The operation. For a CUDA tensor with nothing to differentiate or to watch it launches the
+        kernel itself, because PyTorch's dispatcher takes longer than most of the kernels do.
+    """
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
-    LIBRARY.impl(name, _cuda_kernel(name), "CUDA")
+    kernel = _cuda_kernel(name)
+    LIBRARY.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"segblocks::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.segblocks, name).default
+    operation = getattr(torch.ops.segblocks, name).default
+
+    def call(x: torch.Tensor, *args):
+        return kernel(x, *args) if launches_directly(x) else operation(x, *args)
+
+    return call
+
+
+def launches_directly(x: torch.Tensor) -> bool:
+    """True for a plain CUDA tensor that no gradient, tracer or dispatch mode is interested in."""
+    return (
+        x.is_cuda
+        and not torch.compiler.is_compiling()
+        and type(x) is torch.Tensor
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and _get_current_dispatch_mode() is None
+    )
 
 
 def define_gradient(name: str, setup_context: Callable, backward: Callable) -> None:

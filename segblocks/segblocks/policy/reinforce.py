@@ -33,8 +33,12 @@ class PolicyNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        sides = [length // self.block_size * _NET_STRIDE for length in image.shape[2:]]
-        small = F.interpolate(image, size=sides, mode="nearest")
+        step, rest = divmod(self.block_size, _NET_STRIDE)
+        if rest == 0:
+            small = image[:, :, ::step, ::step]  # what "nearest" picks, without reading the rest
+        else:
+            sides = [length // self.block_size * _NET_STRIDE for length in image.shape[2:]]
+            small = F.interpolate(image, size=sides, mode="nearest")
         return self.layers(small)[:, 0]
 
 
@@ -78,7 +82,7 @@ class ReinforcePolicy(Policy):
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
         mean = (task * known).sum() / known.sum().clamp(min=1)
         task_advantage = torch.where(known, task - mean, 0)
-        sparsity = self.sparsity_weight * (self.percent_target - result.sampled.float().mean())
+        sparsity = self.sparsity_weight * (self.percent_target - result.share)
         advantage = task_advantage + sparsity
         reward = torch.where(result.sampled, advantage, -advantage)
         own = result.grid == result.sampled

@@ -1,5 +1,7 @@
 """Convolutions on blocks: the halo replaces the zero padding (BlockPad, paper section 3.3)."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,10 @@ def _conv2d(
     block = output_block(input, windows, "conv2d")
     if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
         return input.like(F.linear(input.pixels, weight.flatten(1), bias))
+    if input.is_cuda and _is_plain(input, kernel, stride, padding, dilation, groups):
+        fused = _hopper().conv2d(input, weight, bias, stride[0])
+        if fused is not None:
+            return fused
     high, low = with_halo(input, windows)
     return map_blocks(
         input,
@@ -40,6 +46,21 @@ def _conv2d(
         low,
         block,
     )
+
+
+@functools.cache
+def _hopper():
+    return importlib.import_module("segblocks.fast.eager")  # only CUDA tensors need what it needs
+
+
+def _is_plain(
+    x: DualResTensor, kernel: tuple, stride: tuple, padding: Any, dilation: tuple, groups: int
+) -> bool:
+    """3×3 or 1×1, centred, stride 1 or 2: what one launch can do for both resolutions."""
+    if kernel not in ((1, 1), (3, 3)) or stride not in ((1, 1), (2, 2)) or x.padding:
+        return False
+    centred = not isinstance(padding, str) and pair(padding) == (kernel[0] // 2,) * 2
+    return centred and dilation == (1, 1) and groups == 1
 
 
 def _conv_windows(

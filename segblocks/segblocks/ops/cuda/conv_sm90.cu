@@ -7,6 +7,7 @@
 // bulk copy. Everything point-wise around the convolution is done in the same launch.
 //
 //   x          (extended rows, cin)    input; see tables.cu for extended buffers and tables
+//   averages   with SEPARATE, where x holds stored pixels only: the rows that would follow them
 //   table      (TAPS, pitch) int32     row of x that a tap reads, per GEMM row
 //   weights    (k/64, cout_pad, 64)    packed by `pack_weights`, k = TAPS*cin + cin2
 //   bias       (cout_pad) float32
@@ -48,8 +49,9 @@ struct Arguments {
     scalar* out;
     float* work;
     int* count;
+    const scalar* averages;
     int rows, high_rows, block, pitch, up_high_rows, up_pitch, up_zero;
-    int cin, cin2, cout, cout_pad, split, line, half_line;
+    int cin, cin2, cout, cout_pad, split, line, half_line, stored;
 };
 
 INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
@@ -122,6 +124,10 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
             const scalar* from = x + (long long)row(i) * width;
 #if SB_STEM
             from += m + i < p.high_rows ? high : low;
+#endif
+#if SB_SEPARATE
+            if (row(i) >= p.stored)
+                from = p.averages + (long long)(row(i) - p.stored) * width + column + chunk * 8;
 #endif
             copy_async(place(i), from);
         }

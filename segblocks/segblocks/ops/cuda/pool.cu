@@ -59,14 +59,16 @@ extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant
     }
 }
 
-// Completes a buffer that another operation made: averages of the high blocks and the row of zeros.
-struct Extend {
-    scalar* x;
+// What follows the stored pixels in an extended buffer: the averages of the high blocks and the row
+// of zeros.
+struct Averages {
+    const scalar* x;
     const int* own;
-    int rows, high_rows, channels, padding;
+    scalar* out;
+    int high_rows, channels;
 };
 
-extern "C" __global__ void __launch_bounds__(256) extend(const __grid_constant__ Extend p) {
+extern "C" __global__ void __launch_bounds__(256) averages(const __grid_constant__ Averages p) {
     int chunks = p.channels / 8, item = blockIdx.x * 256 + threadIdx.x;
     int quad = item / chunks, column = item % chunks * 8, m = quad * 4;
     if (m > p.high_rows) return;
@@ -85,7 +87,7 @@ extern "C" __global__ void __launch_bounds__(256) extend(const __grid_constant__
             }
         }
     }
-    *(uint4*)(p.x + (long long)(p.rows + quad) * p.channels + column) =
+    *(uint4*)(p.out + (long long)quad * p.channels + column) =
         make_uint4(pack_pair(mean[0], mean[1]), pack_pair(mean[2], mean[3]),
                    pack_pair(mean[4], mean[5]), pack_pair(mean[6], mean[7]));
 }
