@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from segblocks import SegBlocksModel, build_policy
@@ -234,9 +235,11 @@ def test_oracle_takes_the_blocks_that_gain():
 
 def test_disabled_is_the_dense_network():
     image = images(2, 3, 4)[..., :41, :50]
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(5))  # not for blocks
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.InstanceNorm2d(4))  # not for blocks
     result = SegBlocksModel(net, build_policy("disabled", BLOCK))(image)
-    assert torch.equal(result.logits, net(image))
+    # Padded and cropped like every other policy, so that it is what all blocks high would give.
+    padded = F.pad(image, (0, 4 * BLOCK - 50, 0, 3 * BLOCK - 41))
+    assert torch.equal(result.logits, net(padded)[..., :21, :25])
     assert result.grid.shape == (2, 3, 4)
     assert result.grid.all()
     assert result.share == 1

@@ -128,7 +128,7 @@ class _Plan:
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self.pool = torch.cuda.graph_pool_handle() if fast.device.type == "cuda" else None
 
-    # -- the three ways to a grid ---------------------------------------------------------------------
+    # -- the three ways to a grid -----------------------------------------------------------------
 
     def decide_and_run(self, image: Tensor, budget: float | int | None) -> SegBlocksOutput:
         self.load(image)
@@ -157,7 +157,7 @@ class _Plan:
     def load(self, image: Tensor) -> None:
         self.image[:, :, : self.size[0], : self.size[1]].copy_(image)
 
-    # -- what is captured -----------------------------------------------------------------------------
+    # -- what is captured -------------------------------------------------------------------------
 
     def _policy_scores(self) -> Tensor:
         return self.fast.policy.scores(self.image.to(self.fast.dtype), None).float()
@@ -188,7 +188,7 @@ class _Plan:
         stochastic = scores is not None and self.fast.policy.stochastic
         return SegBlocksOutput(mask, sampled, n_high, scores, stochastic, logits=logits)
 
-    # -- graphs ---------------------------------------------------------------------------------------
+    # -- graphs ---------------------------------------------------------------------------------
 
     def replay(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> SegBlocksOutput:
         if self.pool is None:

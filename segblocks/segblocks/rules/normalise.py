@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..dispatch import rule
 from ..ops.library import launches_directly
@@ -17,7 +16,7 @@ def batch_norm(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTe
     """Batch norm over the buffer, so that running and batch statistics see the same pixels."""
     x = blocks_of(args[:1], kwargs)
     require_image(x, "batch_norm")
-    arguments = _bind(*args, **kwargs)
+    arguments = {**_DEFAULTS, **dict(zip(_NAMES, args)), **kwargs}
     evaluated = not arguments["training"] and _parameters_need_no_gradient(arguments)
     if evaluated and launches_directly(x.pixels):
         from ..ops.cuda.normalise import normalise
@@ -33,18 +32,8 @@ def batch_norm(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTe
     return x.like(out[0, :, :, 0].t())
 
 
-def _bind(
-    input: DualResTensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> dict[str, Any]:
-    """Arguments of `F.batch_norm` by name."""
-    return dict(locals())
+_NAMES = "input running_mean running_var weight bias training momentum eps".split()
+_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
 
 
 def _parameters_need_no_gradient(arguments: dict[str, Any]) -> bool:
