@@ -139,6 +139,7 @@ def convolve(
         out,
         work,
         count,
+        averages,
     )
     pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors))
     sizes = struct.pack(
