@@ -8,6 +8,7 @@ result = model(image)                                 # result.logits, result.gr
 """
 
 from . import rules  # noqa: F401 - fills the table of rules
+from .fast.compile import FastModel, compile
 from .grid import BlockGrid
 from .model import SegBlocksModel, SegBlocksOutput, execute_with_grid, no_blocks
 from .policy import Decision, Policy, build_policy
@@ -19,10 +20,12 @@ __all__ = [
     "BlockGrid",
     "Decision",
     "DualResTensor",
+    "FastModel",
     "Policy",
     "SegBlocksModel",
     "SegBlocksOutput",
     "build_policy",
+    "compile",
     "execute_with_grid",
     "no_blocks",
     "to_blocks",

@@ -2,22 +2,20 @@
 
 import copy
 import math
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from ..grid import BlockGrid
-from ..model import SegBlocksModel, SegBlocksOutput, crop_output, execute_with_grid
+from ..model import SegBlocksModel, SegBlocksOutput, crop_output
 from ..ops import select_budget
 from ..policy.base import budget_count
-from ..tensor import to_blocks
-from .fuse import fuse
-from .trace import recording
+from .network import build_network
 
 MAX_GRAPHS = 32
 
@@ -78,7 +76,7 @@ class FastModel:
         self.legacy_upsample = model.legacy_upsample
         copied = copy.deepcopy(model).to(device=device, dtype=self.dtype).requires_grad_(False)
         self.net = copied.net.to(memory_format=torch.channels_last)
-        self.policy = copied.policy.to(memory_format=torch.channels_last)
+        self.policy = _fold_batch_norm(copied.policy).to(memory_format=torch.channels_last)
         self._plans: dict[tuple, _Plan] = {}
 
     def warm_up(self, image: Tensor) -> None:
@@ -124,7 +122,9 @@ class _Plan:
         self.image = self.image.contiguous(memory_format=torch.channels_last)
         self.mask = torch.zeros(self.grid_shape, dtype=torch.bool, device=fast.device)
         self.scores = torch.zeros(self.grid_shape, dtype=torch.float32, device=fast.device)
-        self.run_network = _network(fast, self)
+        self.run_network = build_network(
+            fast.net, self.image.to(fast.dtype), self.grid_shape, fast.legacy_upsample
+        )
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self.pool = torch.cuda.graph_pool_handle() if fast.device.type == "cuda" else None
 
@@ -228,58 +228,12 @@ def _working_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dty
     return dtype
 
 
-def _network(fast: FastModel, plan: _Plan) -> Callable[[Tensor, BlockGrid], Any]:
-    """The fused network where the kernels and the recording allow it, else the eager one."""
-
-    def eager(image: Tensor, grid: BlockGrid) -> Any:
-        return execute_with_grid(fast.net, image.to(fast.dtype), grid)
-
-    if fast.device.type != "cuda":
-        return eager
-    if torch.cuda.get_device_capability(fast.device)[0] != 9 or fast.legacy_upsample:
-        return eager
-    program = _record(fast, plan)
-    steps = fuse(program)
-    stood_in_the_way = unsupported(program, steps)
-    if stood_in_the_way:
-        warnings.warn(
-            f"'{stood_in_the_way}' keeps this network from the fused kernels; it runs eagerly "
-            "inside a CUDA graph",
-            stacklevel=4,
-        )
-        return eager
-    from .run import Network
-
-    network = Network(program, steps, fast.dtype)
-
-    def run(image: Tensor, grid: BlockGrid) -> Any:
-        network.prepare(grid.n_high, grid.mask.numel(), image.device)
-        return network.run(image, grid)
-
-    return run
-
-
-def _record(fast: FastModel, plan: _Plan):
-    """Run the network once on a grid of both kinds and note what it does."""
-    mask = torch.zeros(plan.grid_shape, dtype=torch.bool, device=fast.device)
-    mask.view(-1)[::2] = True
-    with recording() as recorder:
-        blocks = to_blocks(plan.image.to(fast.dtype), BlockGrid.from_mask(mask))
-        recorder.add(blocks)
-        recorder.finish(fast.net(blocks))
-    return recorder.program
-
-
-def unsupported(program, steps) -> str | None:
-    """The first operation whose buffers the fused kernels could not hold, if any."""
-    from .fuse import PlainStep
-
-    first = {value for step in steps for value in step.inputs}
-    if 0 in first:
-        return next(n.name for n in program.nodes if 0 in n.inputs)
-    for step in steps:
-        if isinstance(step, PlainStep):
-            for value in step.node.outputs:
-                if program.channels[value] % 8 or program.layouts[value] == "NHW":
-                    return step.node.name
-    return None
+def _fold_batch_norm(module: nn.Module) -> nn.Module:
+    """Fold batch norms into the convolutions before them, inside `nn.Sequential`s; in place."""
+    for part in module.modules():
+        if not isinstance(part, nn.Sequential):
+            continue
+        for i, (conv, norm) in enumerate(zip(part, list(part)[1:])):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                part[i], part[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return module

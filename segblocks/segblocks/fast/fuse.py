@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..rules.arguments import pair
@@ -140,7 +139,7 @@ class _Fuser:
         bound = _bind(node, "input weight bias stride padding dilation groups".split())
         weight, stride = bound["weight"], pair(bound.get("stride", 1))
         kernel, padding = tuple(weight.shape[2:]), bound.get("padding", 0)
-        if isinstance(padding, str) or weight.dtype not in (torch.float16, torch.bfloat16):
+        if isinstance(padding, str):
             return None
         square = kernel[0] == kernel[1] and stride[0] == stride[1] and stride[0] in (1, 2)
         centred = pair(padding) == (kernel[0] // 2,) * 2

@@ -1,0 +1,114 @@
+"""Chooses how a compiled model runs its network: fused kernels, fused PyTorch, or as it is."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..grid import BlockGrid
+from ..model import execute_with_grid
+from ..tensor import to_blocks
+from .fuse import PlainStep, Step, fuse
+from .portable import PortableNetwork
+from .trace import Program, map_structure, recording
+
+Run = Callable[[Tensor, BlockGrid], Any]
+
+
+def build_network(
+    net: nn.Module, image: Tensor, grid_shape: tuple[int, int, int], legacy_upsample: bool
+) -> Run:
+    """A function (image, grid) -> what `execute_with_grid(net, image, grid)` returns.
+
+    The network runs once on `image` to be recorded. One that cannot be replayed from a recording
+    runs as it is, with a warning that says which operation stood in the way.
+
+    Args:
+        net: in evaluation mode, of the working dtype.
+        image: (N, C, H, W) of the working dtype; its values do not matter.
+        legacy_upsample: the published resizing, which the fused kernels do not have.
+    """
+    program = record(net, image, grid_shape, legacy_upsample)
+    obstacle = not_replayable(program, net)
+    if obstacle:
+        warnings.warn(f"{obstacle}; the network runs unfused", stacklevel=5)
+        return lambda image, grid: execute_with_grid(net, image.to(_dtype(net)), grid)
+    steps = fuse(program)
+    if _is_hopper(image) and not legacy_upsample:
+        obstacle = not_for_kernels(program, steps)
+        if obstacle is None:
+            return _hopper(program, steps, image.dtype)
+        warnings.warn(f"{obstacle}; the network runs without the Hopper kernels", stacklevel=5)
+    portable = PortableNetwork(program, steps)
+    return lambda image, grid: portable.run(image.to(_dtype(net)), grid)
+
+
+def record(
+    net: nn.Module, image: Tensor, grid_shape: tuple[int, int, int], legacy_upsample: bool = False
+) -> Program:
+    """Run the network once on a grid of both kinds and note what it does."""
+    mask = torch.zeros(grid_shape, dtype=torch.bool, device=image.device)
+    mask.view(-1)[::2] = True
+    with recording() as recorder:
+        blocks = to_blocks(image, BlockGrid.from_mask(mask, legacy_upsample=legacy_upsample))
+        recorder.add(blocks)
+        recorder.finish(net(blocks))
+    return recorder.program
+
+
+def not_replayable(program: Program, net: nn.Module) -> str | None:
+    """Why a recording does not hold for other images, or None.
+
+    Dense tensors between the recorded calls are not recorded themselves. Parameters and buffers
+    may take part; anything else was computed, perhaps from the image.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
+    foreign: list[str] = []
+    for node in program.nodes:
+
+        def check(x: Tensor, name: str = node.name) -> None:
+            if x.untyped_storage().data_ptr() not in own:
+                foreign.append(name)
+
+        map_structure((node.args, node.kwargs), Tensor, check)
+    if foreign:
+        return f"'{foreign[0]}' takes a dense tensor that is computed outside segblocks' sight"
+    dense: list[Tensor] = []
+    map_structure(program.output, Tensor, dense.append)
+    return "the network returns a dense tensor" if dense else None
+
+
+def not_for_kernels(program: Program, steps: list[Step]) -> str | None:
+    """Why the fused kernels cannot hold a program's buffers, or None."""
+    if any(0 in step.inputs for step in steps):
+        first = next(node.name for node in program.nodes if 0 in node.inputs)
+        return f"'{first}' is not a first convolution of three channels with stride 2"
+    for step in steps:
+        if isinstance(step, PlainStep):
+            for value in step.node.outputs:
+                if program.channels[value] % 8 or program.layouts[value] != "NCHW":
+                    return f"'{step.node.name}' makes {program.channels[value]} channels"
+    return None
+
+
+def _hopper(program: Program, steps: list[Step], dtype: torch.dtype) -> Run:
+    from .run import Network
+
+    network = Network(program, steps, dtype)
+
+    def run(image: Tensor, grid: BlockGrid) -> Any:
+        network.prepare(grid.n_high, grid.mask.numel(), image.device)
+        return network.run(image, grid)
+
+    return run
+
+
+def _is_hopper(image: Tensor) -> bool:
+    half = image.dtype in (torch.float16, torch.bfloat16)
+    return half and image.is_cuda and torch.cuda.get_device_capability(image.device)[0] == 9
+
+
+def _dtype(net: nn.Module) -> torch.dtype:
+    return next(net.parameters()).dtype

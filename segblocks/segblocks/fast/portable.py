@@ -1,0 +1,88 @@
+"""Runs the fused steps of a network with PyTorch's own functions: the CPU, and GPUs before Hopper.
+
+Batch norm is folded into the convolutions and everything point-wise works in place.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..grid import BlockGrid
+from ..tensor import DualResTensor, to_blocks
+from .fuse import Affine, ConvStep, PoolStep, StemStep, Step
+from .trace import Program, Ref, map_structure
+
+
+class PortableNetwork:
+    """A recorded, fused network; `run` executes it for any grid.
+
+    Args:
+        program, steps: from `trace` and `fuse`.
+    """
+
+    def __init__(self, program: Program, steps: list[Step]):
+        self.program = program
+        self.steps = steps
+        self.last_use = {v: i for i, step in enumerate(steps) for v in step.inputs}
+        map_structure(program.output, Ref, lambda r: self.last_use.update({r.value: len(steps)}))
+
+    def run(self, image: Tensor, grid: BlockGrid) -> Any:
+        """The network's output, block tensors combined; image (N, C, H, W)."""
+        values = {0: to_blocks(image, grid)}
+        for i, step in enumerate(self.steps):
+            if isinstance(step, ConvStep):
+                values[step.output] = _convolve(step, values)
+            elif isinstance(step, StemStep):
+                values[step.output] = _stem(step, values[0])
+            elif isinstance(step, PoolStep):
+                values[step.output] = F.max_pool2d(values[step.source], 3, 2, 1)
+            else:
+                _call(step.node, values)
+            for value in step.inputs:
+                if self.last_use[value] == i:
+                    values.pop(value, None)
+        return map_structure(self.program.output, Ref, lambda ref: values[ref.value].combine())
+
+
+def _convolve(step: ConvStep, values: dict[int, DualResTensor]) -> DualResTensor:
+    x = values[step.source]
+    if step.pre is not None:
+        x = _normalise(x, step.pre, in_place=False)
+    dtype = x.dtype
+    weight, bias = step.weight.to(dtype), step.bias.to(dtype)
+    y = F.conv2d(x, weight, bias, step.stride, weight.shape[2] // 2)
+    if step.residual is not None:
+        y.pixels.add_(values[step.residual].pixels)
+    if step.enlarged is not None:
+        y.pixels.add_(F.interpolate(values[step.enlarged], scale_factor=2, mode="bilinear").pixels)
+    if step.extra is not None:
+        shortcut = step.extra_weight.to(dtype)
+        y.pixels.add_(F.conv2d(values[step.extra], shortcut, None, step.extra_stride).pixels)
+    if step.relu:
+        y.pixels.relu_()
+    return y if step.post is None else _normalise(y, step.post, in_place=True)
+
+
+def _stem(step: StemStep, image: DualResTensor) -> DualResTensor:
+    weight, bias = step.weight.to(image.dtype), step.bias.to(image.dtype)
+    y = F.conv2d(image, weight, bias, 2, weight.shape[2] // 2)
+    if step.relu:
+        y.pixels.relu_()
+    return y
+
+
+def _normalise(x: DualResTensor, affine: Affine, in_place: bool) -> DualResTensor:
+    """relu(x * scale + shift), per channel."""
+    scale, shift = affine.scale.to(x.dtype), affine.shift.to(x.dtype)
+    pixels = x.pixels.mul_(scale) if in_place else x.pixels * scale
+    return x.like(pixels.add_(shift).relu_())
+
+
+def _call(node, values: dict[int, DualResTensor]) -> None:
+    """The recorded function itself."""
+    args = map_structure(node.args, Ref, lambda ref: values[ref.value])
+    kwargs = map_structure(node.kwargs, Ref, lambda ref: values[ref.value])
+    made: list[DualResTensor] = []
+    map_structure(node.function(*args, **kwargs), DualResTensor, made.append)
+    values.update(zip(node.outputs, made))
