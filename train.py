@@ -33,6 +33,7 @@ from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
 from utils.resume import find_checkpoint, folder_of
 from utils.seeding import seed_everything
+from utils.signals import Stopped
 from utils.trainer import Trainer
 from utils.versions import versions
 
@@ -154,8 +155,11 @@ def main(argv: list[str] | None = None) -> int:
         memory = isinstance(error, torch.OutOfMemoryError)
         print(f"error: {OUT_OF_MEMORY if memory else one_line(error)}", file=sys.stderr)
         return 1
+    except Stopped as stop:
+        print(f"{stop}: the same command goes on from there", file=sys.stderr)
+        return stop.exit_status
     except KeyboardInterrupt:
-        print("interrupted; --resume auto goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted: training goes on from its last checkpoint", file=sys.stderr)
         return 130
     return 0
 

@@ -34,9 +34,11 @@ if [[ -x .venv/bin/python && -f $STAMP && "$(cat $STAMP)" == "$NOW" ]]; then
     exit 0
 fi
 
-echo "setup: making .venv with $("$BASE" -V)"
-[[ -x .venv/bin/python ]] || "$BASE" -m venv .venv ||
-    fail "cannot make a virtual environment: install the venv module (Debian: python3-venv)"
+if [[ ! -x .venv/bin/python ]]; then
+    echo "setup: making .venv with $("$BASE" -V)"
+    "$BASE" -m venv .venv ||
+        fail "cannot make a virtual environment: install the venv module (Debian: python3-venv)"
+fi
 PIP=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input)
 echo "setup: installing PyTorch and the rest of requirements.txt (some GB, a few minutes)"
 "${PIP[@]}" -r requirements-dev.txt
@@ -51,6 +53,8 @@ if [[ $GPU == yes ]]; then
     esac
 fi
 echo "setup: installing segblocks"
-"${PIP[@]}" --editable ./segblocks
+# compat: a plain path entry. The default finder loses against the folder segblocks/ itself, which
+# Python takes for a namespace package when a script of the repository runs.
+"${PIP[@]}" --editable ./segblocks --config-settings editable_mode=compat
 echo "$NOW" >$STAMP
 echo "setup: done"

@@ -104,5 +104,5 @@ def test_script_runs_from_anywhere(experiment, tmp_path):
     assert {"run.log", "checkpoint.pth", "checkpoint_best.pth"} <= set(os.listdir(folder))
     assert 0 <= figures(folder, "val.json")["miou"] <= 1
     engines = [row["engine"] for row in figures(folder, "speed.json")["rows"]]
-    blocks = [] if experiment.name == "baseline" else ["blocks eager"]
+    blocks = [] if experiment.name == "baseline" else ["blocks eager", "blocks fast"]
     assert engines == ["dense eager", "dense best", *blocks]

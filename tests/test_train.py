@@ -1,6 +1,8 @@
 """Training, validation and timing of the application, end to end on tiny data."""
 
 import copy
+import os
+import signal
 
 import pytest
 import torch
@@ -72,6 +74,26 @@ def test_a_run_that_stops_and_goes_on_equals_one_that_does_not(tmp_path, flags, 
     for entry in ("state_dict", "optimizer", "scheduler", "scaler", "rng"):
         assert same(whole[entry], parts[entry]), entry
     assert whole["progress"]["total_steps"] == parts["progress"]["total_steps"] > stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch, number):
+    whole = checkpoint(run(tmp_path / "whole", *SHORT, *REINFORCE))
+    flags = arguments(tmp_path / "parts", *SHORT, *REINFORCE, "--num-workers", "1")
+    step = Trainer._step
+
+    def step_and_signal(self, *args):
+        step(self, *args)
+        if self.progress.total_steps == 3:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", step_and_signal)
+        assert train.main(flags) == 128 + number
+    assert checkpoint(tmp_path / "parts" / "default")["progress"]["total_steps"] == 4
+    assert train.main(flags) == 0
+    parts = checkpoint(tmp_path / "parts" / "default")
+    assert same(whole["state_dict"], parts["state_dict"])
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path):
@@ -322,7 +344,7 @@ def test_speed_without_a_compiler_says_so(trained, monkeypatch):
     folder = run(trained, *REINFORCE, *SPEED, "--batch-size", "2", "--profiler", "yes")
     found = figures(folder, "speed.json")
     rows = {row["engine"]: row for row in found["rows"]}
-    assert list(rows) == ["dense eager", "dense best", "blocks eager"]
+    assert list(rows) == ["dense eager", "dense best", "blocks eager", "blocks fast"]
     assert "no C++ compiler" in rows["dense best"]["how"]
     assert (found["batch_size"], found["height"], found["width"]) == (2, 64, 128)
     assert found["versions"]["torch"] == torch.__version__
@@ -360,3 +382,15 @@ def test_the_loop_on_cuda(tmp_path):
     found = figures(folder, "speed.json")
     assert found["dtype"] == "float16"
     assert all(row["peak_memory_mib"] > 0 for row in found["rows"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
+    flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", "--amp", amp]
+    try:
+        first, second = (checkpoint(run(tmp_path / name, *flags)) for name in ("a", "b"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(first["state_dict"], second["state_dict"])

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+import segblocks
+
 EAGER = "eager"
 
 
@@ -39,6 +41,8 @@ def build_engines(model: nn.Module, image: torch.Tensor, args: Namespace) -> lis
     builders = [dense_eager, dense_best]
     if args.segblocks_policy != "disabled":
         builders.append(blocks_eager)
+        if not model.policy.needs_pixel_loss:
+            builders.append(blocks_fast)
     return [build(model, image, args) for build in builders]
 
 
@@ -62,6 +66,18 @@ def dense_best(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine
 def blocks_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
     """Policy and network on blocks, operation by operation."""
     return _eager("blocks eager", EAGER, True, lambda x: model(x, budget=args.budget))
+
+
+def blocks_fast(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
+    """Policy and network on blocks through `segblocks.compile`."""
+    fast = segblocks.compile(model, image)
+    engine = _eager("blocks fast", fast.how, True, lambda x: fast(x, budget=args.budget))
+    if image.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fast(image, budget=args.budget)  # captures the graph
+        engine.captured_bytes = torch.cuda.max_memory_allocated() - before
+    return engine
 
 
 def compile_dense(

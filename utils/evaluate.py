@@ -4,6 +4,7 @@ import copy
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import denormalise
 from utils import viz
 from utils.logger import RunLog, progress
 from utils.losses import build_loss
@@ -78,7 +78,7 @@ def inference_copy(model: nn.Module, half: bool) -> nn.Module:
 
 
 def use_half(args: Namespace, device: torch.device) -> bool:
-    """--fp16 is for CUDA; half precision on a CPU is slower and tested by nobody."""
+    """--fp16 is for CUDA: on a CPU half precision saves nothing."""
     return args.fp16 and device.type == "cuda"
 
 
@@ -89,8 +89,12 @@ def evaluate(
     device: torch.device,
     log: RunLog,
     step: int = 0,
+    mac_images: int | None = None,
 ) -> Evaluation:
     """Validate a copy of `model` on `loader` (one image a batch) and log pictures at `step`.
+
+    Operations are counted on the first `mac_images` images, None for all: counting takes some
+    milliseconds each.
 
     Logits are resized bilinearly to the label, as published. Random numbers, which only the
     random policy draws, are those of VAL_SEED and leave the state of training as it was.
@@ -107,14 +111,19 @@ def evaluate(
             image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
             label = label.to(device, non_blocking=True)  # 1,H,W
             options = forward_options(args, criterion, label)
-            with macs:
+            counted = mac_images is None or int(index) < mac_images
+            with macs if counted else nullcontext():
                 result = model(image, **options)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
             blocks.update(result, label)
             if int(index) < args.num_viz_images:
-                grid = None if result.grid is None else result.grid[0]
-                _show(image[0], prediction[0], label[0], grid, int(index), loader, args, log, step)
+                shown = (image[0], prediction[0], label[0], result.grid[0])
+                pictures = viz.pictures(*shown, info, args.segblocks_block_size)
+                log.picture(step, f"val/{int(index)}", viz.side_by_side(list(pictures.values())))
+                name = Path(loader.dataset.dataset.name_of(int(index))).stem
+                for kind in args.viz:
+                    viz.save_picture(log.folder / "viz" / kind / f"{name}.png", pictures[kind])
     gmacs = macs.gmacs()
     return Evaluation(
         images=len(loader.dataset),
@@ -173,22 +182,6 @@ def blocks_with(label: torch.Tensor, classes: list[int], block_size: int) -> tor
     height, width = label.shape[-2:]
     wanted = F.pad(wanted.float(), (0, -width % block_size, 0, -height % block_size))
     return F.max_pool2d(wanted[:, None], block_size)[:, 0] > 0
-
-
-def _show(image, prediction, label, grid, index, loader, args, log, step) -> None:
-    """One validation image to TensorBoard, and to files where --viz asks."""
-    info = loader.dataset.dataset.info
-    picture = denormalise(image.float())
-    coloured = viz.colour_labels(prediction, info.colours)
-    shown = [picture, coloured, viz.colour_labels(label, info.colours)]
-    if grid is not None:
-        shown.append(viz.overlay_grid(picture, grid, args.segblocks_block_size))
-    log.picture(step, f"val/{index}", viz.side_by_side(shown))
-    name = Path(loader.dataset.dataset.name_of(index)).stem + ".png"
-    if "policy" in args.viz and grid is not None:
-        viz.save_picture(log.folder / "viz" / "policy" / name, shown[3])
-    if "pred" in args.viz:
-        viz.save_picture(log.folder / "viz" / "pred" / name, coloured)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -16,10 +16,12 @@ from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.logger import Means, RunLog, progress
 from utils.losses import build_loss
 from utils.optim import build_optimizer, build_scheduler
-from utils.profiler import Profile, profiler
+from utils.profiler import profiler
 from utils.resume import Progress, changed_flags
 from utils.seeding import rng_state, set_rng_state
+from utils.signals import Stopped, stop_requests
 
+MAC_IMAGES = 10  # of each validation in training; --mode val counts on all
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -117,13 +119,13 @@ class Trainer:
 
     def fit(self, log: RunLog) -> Evaluation | None:
         """Train to --epochs or --max-steps; -> the last evaluation, None if all was done before."""
-        with profiler(self.args, log) as profile:
-            return self._fit(log, profile)
+        with profiler(self.args, log) as self._profile, stop_requests() as self._stop:
+            return self._fit(log)
 
-    def _fit(self, log: RunLog, profile: Profile) -> Evaluation | None:
+    def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation = self.progress, None
         while at.epoch < self.args.epochs and not self._out_of_steps():
-            self._train_epoch(log, profile)
+            self._train_epoch(log)
             ended = at.step == self.steps_per_epoch
             last = self._out_of_steps() or (ended and at.epoch + 1 == self.args.epochs)
             if last or (self.args.val_every and (at.epoch + 1) % self.args.val_every == 0):
@@ -141,7 +143,7 @@ class Trainer:
                 self.save(log, "checkpoint_best.pth")
         return evaluation
 
-    def _train_epoch(self, log: RunLog, profile: Profile) -> None:
+    def _train_epoch(self, log: RunLog) -> None:
         at, args = self.progress, self.args
         self.model.train()
         batch_of_step = args.accumulate * args.batch_size
@@ -153,7 +155,7 @@ class Trainer:
         steps = range(at.step, self.steps_per_epoch)
         for _ in progress(steps, title, "img", unit_scale=batch_of_step):
             self._step(batches, means, finite)
-            profile.step()
+            self._profile.step()
             at.step, at.total_steps = at.step + 1, at.total_steps + 1
             images += batch_of_step
             log_now = at.total_steps % args.log_every == 0 or at.step == self.steps_per_epoch
@@ -163,9 +165,12 @@ class Trainer:
                 started, images = time.monotonic(), 0
             if self._out_of_steps():
                 return
-            if self._save_is_due() and at.step < self.steps_per_epoch:
+            stop = self._stop.number
+            if stop or (self._save_is_due() and at.step < self.steps_per_epoch):
                 finite.check()
                 self.save(log)
+            if stop:
+                raise Stopped(stop)
 
     def _step(self, batches: Any, means: Means, finite: FiniteGuard) -> None:
         """One optimiser step, on --accumulate batches."""
@@ -205,7 +210,7 @@ class Trainer:
         at = self.progress
         started = time.monotonic()
         evaluation = evaluate(
-            self.model, self.val_loader, self.args, self.device, log, at.total_steps
+            self.model, self.val_loader, self.args, self.device, log, at.total_steps, MAC_IMAGES
         )
         seconds = time.monotonic() - started
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step} ({seconds:.0f} s)")

@@ -6,8 +6,32 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from dataloaders import DatasetInfo, denormalise
+
 HIGH_EDGE = (255, 210, 0)  # yellow outline of full-resolution blocks
 VOID = (0, 0, 0)
+TILE_WIDTH = 512  # pixels at most: TensorBoard gets some of these at every validation
+
+
+def pictures(
+    image: torch.Tensor,
+    prediction: torch.Tensor,
+    label: torch.Tensor,
+    grid: torch.Tensor,
+    info: DatasetInfo,
+    block_size: int,
+) -> dict[str, torch.Tensor]:
+    """Every picture of one validated image, uint8 (3,H,W) each: image, pred, label, policy.
+
+    `image` (3,H,W) normalised, `prediction` and `label` (H,W) class ids, `grid` (Gh,Gw) bool.
+    """
+    plain = denormalise(image.float())
+    return {
+        "image": plain,
+        "pred": colour_labels(prediction, info.colours),
+        "label": colour_labels(label, info.colours),
+        "policy": overlay_grid(plain, grid, block_size),
+    }
 
 
 def colour_labels(label: torch.Tensor, colours: Sequence[tuple[int, int, int]]) -> torch.Tensor:
@@ -35,8 +59,10 @@ def overlay_grid(picture: torch.Tensor, grid: torch.Tensor, block_size: int) -> 
 
 
 def side_by_side(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Pictures uint8 (3,H,W) of one size -> one picture two abreast, (3, rows·H, 2·W)."""
-    rows = [torch.cat(list(pictures[i : i + 2]), dim=2) for i in range(0, len(pictures), 2)]
+    """Pictures uint8 (3,H,W) of one size, two abreast in one (3, rows·h, 2·w) of moderate size."""
+    every = -(-pictures[0].shape[-1] // TILE_WIDTH)
+    pictures = [picture[:, ::every, ::every] for picture in pictures]
+    rows = [torch.cat(pictures[i : i + 2], dim=2) for i in range(0, len(pictures), 2)]
     return torch.cat(rows, dim=1)
 
 

@@ -207,7 +207,11 @@ def _find_blocks(value: Any) -> DualResTensor | None:
         value = value.values()
     elif not isinstance(value, (tuple, list)):
         return None
-    return next((found for item in value if (found := _find_blocks(item)) is not None), None)
+    for item in value:
+        found = _find_blocks(item)
+        if found is not None:
+            return found
+    return None
 
 
 def _output(decision: Decision, logits: Any) -> SegBlocksOutput:

@@ -83,6 +83,12 @@ class FastModel:
         """Compile for this image's shape."""
         self._plan(image)
 
+    @property
+    def how(self) -> str:
+        """In a few words, how the shapes compiled so far are run."""
+        ways = dict.fromkeys(plan.how for plan in self._plans.values())
+        return "; ".join(ways)
+
     @torch.inference_mode()
     def __call__(self, image: Tensor, budget: float | int | None = None) -> SegBlocksOutput:
         """What the model returns for (N, 3, H, W) `image`; see `SegBlocksModel.forward`."""
@@ -122,9 +128,10 @@ class _Plan:
         self.image = self.image.contiguous(memory_format=torch.channels_last)
         self.mask = torch.zeros(self.grid_shape, dtype=torch.bool, device=fast.device)
         self.scores = torch.zeros(self.grid_shape, dtype=torch.float32, device=fast.device)
-        self.run_network = build_network(
+        self.run_network, how = build_network(
             fast.net, self.image.to(fast.dtype), self.grid_shape, fast.legacy_upsample
         )
+        self.how = how + (", CUDA graph" if fast.device.type == "cuda" else "")
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         self.pool = torch.cuda.graph_pool_handle() if fast.device.type == "cuda" else None
 

@@ -19,8 +19,8 @@ Run = Callable[[Tensor, BlockGrid], Any]
 
 def build_network(
     net: nn.Module, image: Tensor, grid_shape: tuple[int, int, int], legacy_upsample: bool
-) -> Run:
-    """A function (image, grid) -> what `execute_with_grid(net, image, grid)` returns.
+) -> tuple[Run, str]:
+    """A function (image, grid) -> what `execute_with_grid(net, image, grid)` returns; and its name.
 
     The network runs once on `image` to be recorded. One that cannot be replayed from a recording
     runs as it is, with a warning that says which operation stood in the way.
@@ -33,16 +33,16 @@ def build_network(
     program = record(net, image, grid_shape, legacy_upsample)
     obstacle = not_replayable(program, net)
     if obstacle:
-        warnings.warn(f"{obstacle}; the network runs unfused", stacklevel=5)
-        return lambda image, grid: execute_with_grid(net, image.to(_dtype(net)), grid)
+        warnings.warn(f"{obstacle}; the network runs unfused", stacklevel=6)
+        return (lambda x, grid: execute_with_grid(net, x.to(image.dtype), grid)), "unfused"
     steps = fuse(program)
     if _is_hopper(image) and not legacy_upsample:
         obstacle = not_for_kernels(program, steps)
         if obstacle is None:
-            return _hopper(program, steps, image.dtype)
+            return _hopper(program, steps, image.dtype), "fused Hopper kernels"
         warnings.warn(f"{obstacle}; the network runs without the Hopper kernels", stacklevel=5)
     portable = PortableNetwork(program, steps)
-    return lambda image, grid: portable.run(image.to(_dtype(net)), grid)
+    return (lambda x, grid: portable.run(x.to(image.dtype), grid)), "fused"
 
 
 def record(
@@ -108,7 +108,3 @@ def _hopper(program: Program, steps: list[Step], dtype: torch.dtype) -> Run:
 def _is_hopper(image: Tensor) -> bool:
     half = image.dtype in (torch.float16, torch.bfloat16)
     return half and image.is_cuda and torch.cuda.get_device_capability(image.device)[0] == 9
-
-
-def _dtype(net: nn.Module) -> torch.dtype:
-    return next(net.parameters()).dtype

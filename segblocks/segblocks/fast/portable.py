@@ -5,6 +5,7 @@ Batch norm is folded into the convolutions and everything point-wise works in pl
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,10 +19,13 @@ class PortableNetwork:
     """A recorded, fused network; `run` executes it for any grid.
 
     Args:
-        program, steps: from `trace` and `fuse`.
+        program, steps: from `trace` and `fuse`; the steps' weights are laid out for convolving.
     """
 
     def __init__(self, program: Program, steps: list[Step]):
+        for step in steps:
+            if isinstance(step, (ConvStep, StemStep)):
+                step.weight = step.weight.to(memory_format=torch.channels_last)
         self.program = program
         self.steps = steps
         self.last_use = {v: i for i, step in enumerate(steps) for v in step.inputs}

@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM ask a training run to save and stop; they do not tear it down."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(Exception):
+    """A run that a signal has stopped, its state saved."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}, state saved")
+        self.exit_status = 128 + number
+
+
+class StopRequest:
+    """Whether a signal has asked to stop."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is not None:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.number = number
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Inside, SIGINT and SIGTERM are noted. Data workers started inside inherit that, so that
+    Ctrl-C in a terminal, which reaches them too, does not take the data away first."""
+    request = StopRequest()
+    before = {n: signal.signal(n, request.note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
