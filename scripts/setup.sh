@@ -53,8 +53,6 @@ if [[ $GPU == yes ]]; then
     esac
 fi
 echo "setup: installing segblocks"
-# compat: a plain path entry. The default finder loses against the folder segblocks/ itself, which
-# Python takes for a namespace package when a script of the repository runs.
-"${PIP[@]}" --editable ./segblocks --config-settings editable_mode=compat
+"${PIP[@]}" --editable ./segblocks
 echo "$NOW" >$STAMP
 echo "setup: done"

@@ -18,6 +18,6 @@ if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; th
     "$PYTHON" -m pytest "$@"
 else
     echo "test: no CUDA device here, tests marked gpu are skipped"
-    # As many processes as cores, one thread each.
-    OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --dist worksteal "$@"
+    # As many processes as cores (up to 8), one thread each.
+    OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
 fi
