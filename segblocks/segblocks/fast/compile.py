@@ -100,6 +100,10 @@ class FastModel:
         return self._plan(image).run_grid(image, grid, n_high)
 
     def _plan(self, image: Tensor) -> "_Plan":
+        if image.dim() != 4 or not image.is_floating_point():
+            raise TypeError(
+                f"image must be floating point (N, C, H, W); got {image.dtype} {tuple(image.shape)}"
+            )
         if image.device != self.device or image.dtype != self.image_dtype:
             raise ValueError(
                 f"compiled for {self.image_dtype} images on {self.device}, got {image.dtype} on "
@@ -199,7 +203,11 @@ class _Plan:
 
     def replay(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> SegBlocksOutput:
         if self.pool is None:
-            return function()
+            made = function()  # the caller's own, where nothing is captured
+            scores = None if made.scores is None else made.scores.clone()
+            return replace(
+                made, grid=made.grid.clone(), sampled=made.sampled.clone(), scores=scores
+            )
         if key not in self.graphs:
             if len(self.graphs) >= MAX_GRAPHS:
                 self.graphs.popitem(last=False)  # the one unused for longest

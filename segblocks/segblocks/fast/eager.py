@@ -17,11 +17,14 @@ from .tables import Scale, TableKey, build_tables
 _PACKED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def _applies(x: DualResTensor, weight: Tensor) -> bool:
+def _applies(x: DualResTensor, weight: Tensor, bias: Tensor | None) -> bool:
     pixels = x.pixels
     if pixels.dtype not in (torch.float16, torch.bfloat16) or weight.dtype != pixels.dtype:
         return False
-    if not launches_directly(pixels) or (torch.is_grad_enabled() and weight.requires_grad):
+    parameters = (weight,) if bias is None else (weight, bias)
+    if not launches_directly(pixels) or any(p.is_inference() for p in parameters):
+        return False  # inference tensors do not count their changes
+    if torch.is_grad_enabled() and any(p.requires_grad for p in parameters):
         return False
     whole = weight.shape[1] % 64 == 0 and weight.shape[0] % 64 == 0 and pixels.is_contiguous()
     return whole and _is_hopper(pixels.device)
@@ -31,7 +34,7 @@ def conv2d(
     x: DualResTensor, weight: Tensor, bias: Tensor | None, stride: int
 ) -> DualResTensor | None:
     """A 3×3 (padding 1) or 1×1 convolution of stride 1 or 2; None where this way is not open."""
-    if not _applies(x, weight):
+    if not _applies(x, weight, bias):
         return None
     grid, pixels = x.grid, x.pixels
     n_blocks = grid.cells.numel()
@@ -73,12 +76,13 @@ def _table(x: DualResTensor, key: TableKey) -> Tensor:
     return tables[key]
 
 
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version
+def _version(x: Tensor | None) -> tuple | None:
+    """Changes whenever the tensor is written to or its storage is replaced."""
+    return None if x is None else (x.data_ptr(), x.dtype, x._version)
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    version = (_version(weight), None if bias is None else (id(bias), _version(bias)))
+    version = (_version(weight), _version(bias))
     found = _PACKED.get(weight)
     if found is None or found[0] != version:
         cout = weight.shape[0]

@@ -1,98 +1,13 @@
 """Turns a recorded program into fewer, larger steps: a convolution with all that surrounds it."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..rules.arguments import pair
+from .steps import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step
 from .trace import Node, Program, Ref
-
-
-@dataclass
-class Affine:
-    """A batch norm in evaluation: x * scale + shift, per channel, float32."""
-
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass
-class ConvStep:
-    """A convolution of 1×1 or 3×3 (padding 1) with what the kernel does around it.
-
-    Attributes:
-        source, output: values read and written.
-        weight: (COUT, CIN, k, k), batch norm folded in; bias: (COUT,) float32.
-        pre: affine and ReLU before it. post: affine and ReLU after everything.
-        residual: value added before the ReLU. enlarged: value added after bilinear ×2.
-        extra: a value read by a second, 1×1 convolution that is added, with its weight and stride.
-        place: index of the last node taken in; the step runs there.
-    """
-
-    source: int
-    output: int
-    weight: Tensor
-    bias: Tensor
-    stride: int
-    place: int
-    pre: Affine | None = None
-    post: Affine | None = None
-    relu: bool = False
-    residual: int | None = None
-    enlarged: int | None = None
-    extra: int | None = None
-    extra_weight: Tensor | None = None
-    extra_stride: int = 1
-    nodes: list[Node] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> list[int]:
-        found = (self.source, self.residual, self.enlarged, self.extra)
-        return [value for value in found if value is not None]
-
-
-@dataclass
-class PoolStep:
-    """Max pooling 3×3, stride 2, padding 1."""
-
-    source: int
-    output: int
-    place: int
-
-    @property
-    def inputs(self) -> list[int]:
-        return [self.source]
-
-
-@dataclass
-class StemStep:
-    """The first convolution, 7×7 or 3×3 with stride 2 on three channels, batch norm and ReLU."""
-
-    output: int
-    weight: Tensor
-    bias: Tensor
-    relu: bool
-    place: int
-
-    @property
-    def inputs(self) -> list[int]:
-        return []
-
-
-@dataclass
-class PlainStep:
-    """Anything else: the function itself, on block tensors."""
-
-    node: Node
-    place: int
-
-    @property
-    def inputs(self) -> list[int]:
-        return self.node.inputs
-
-
-Step = ConvStep | PoolStep | StemStep | PlainStep
 
 
 def fuse(program: Program) -> list[Step]:
@@ -111,7 +26,10 @@ class _Fuser:
         self.program = program
         self.taken: set[int] = set()
         self.index = {id(node): i for i, node in enumerate(program.nodes)}
-        self.producer = {value: node for node in program.nodes for value in node.outputs}
+        self.producer: dict[int, Node] = {}
+        for node in program.nodes:
+            for value in node.outputs:
+                self.producer.setdefault(value, node)
 
     def run(self) -> list[Step]:
         steps: list[Step] = []
@@ -128,14 +46,17 @@ class _Fuser:
 
     # -- reading nodes ---------------------------------------------------------------------------
 
-    def _sole_user(self, value: int) -> Node | None:
+    def _read_once(self, value: int) -> bool:
         users = self.program.users(value)
-        if len(users) != 1 or users[0].inputs.count(value) != 1 or self.program.is_output(value):
-            return None
-        return users[0] if id(users[0]) not in self.taken else None
+        once = len(users) == 1 and users[0].inputs.count(value) == 1
+        return once and not self.program.is_output(value)
+
+    def _sole_user(self, value: int) -> Node | None:
+        user = self.program.users(value)[0] if self._read_once(value) else None
+        return None if user is None or id(user) in self.taken else user
 
     def _conv_call(self, node: Node) -> tuple | None:
-        """(weight, bias, stride) of a convolution that the kernels can do, in float32."""
+        """(weight, bias, stride) of a convolution that the kernels can do."""
         bound = _bind(node, "input weight bias stride padding dilation groups".split())
         weight, stride = bound["weight"], pair(bound.get("stride", 1))
         kernel, padding = tuple(weight.shape[2:]), bound.get("padding", 0)
@@ -148,7 +69,7 @@ class _Fuser:
             return None
         bias = bound.get("bias")
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        return weight.float(), bias.float(), stride[0]
+        return _wide(weight), _wide(bias), stride[0]
 
     def _affine(self, node: Node | None) -> Affine | None:
         """A batch norm in evaluation."""
@@ -165,7 +86,8 @@ class _Fuser:
         shift = -mean * scale
         if bound.get("bias") is not None:
             shift = shift + bound["bias"].double()
-        return Affine(scale.float(), shift.float())
+        wide = torch.promote_types(bound["running_mean"].dtype, torch.float32)
+        return Affine(scale.to(wide), shift.to(wide))
 
     # -- patterns --------------------------------------------------------------------------------
 
@@ -173,11 +95,7 @@ class _Fuser:
         call = self._conv_call(node)
         if call is None or node.inputs != [0] or call[0].shape[1] != 3 or call[2] != 2:
             return None
-        if (
-            len(self.program.users(0)) != 1
-            or call[0].shape[2] not in (3, 7)
-            or call[0].shape[0] % 8
-        ):
+        if self._sole_user(0) is not node or call[0].shape[2] not in (3, 7) or call[0].shape[0] % 8:
             return None
         step = ConvStep(0, node.outputs[0], *call, self._take(node))
         self._absorb_after(step, only_activation=True)
@@ -203,21 +121,17 @@ class _Fuser:
     def _absorb_before(self, step: ConvStep) -> None:
         """relu(batch_norm(x)) in front of a 1×1 convolution, when nobody else reads it."""
         relu = self.producer.get(step.source)
-        if relu is None or not _is_relu(relu) or self._sole_user_ignoring(step.source, step):
+        if relu is None or not _is_relu(relu) or not self._read_once(step.source):
             return
         norm = self.producer.get(relu.inputs[0])
         affine = self._affine(norm)
-        if affine is None or len(self.program.users(relu.inputs[0])) != 1:
+        if affine is None or not self._read_once(relu.inputs[0]):
             return
         if id(norm) in self.taken or id(relu) in self.taken:
             return
         step.pre, step.source = affine, norm.inputs[0]
         self._take(relu)
         self._take(norm)
-
-    def _sole_user_ignoring(self, value: int, step: ConvStep) -> bool:
-        """True if someone besides the step's own convolution reads `value`."""
-        return len(self.program.users(value)) != 1 or self.program.is_output(value)
 
     def _absorb_after(self, step: ConvStep, only_activation: bool = False) -> None:
         node = self._sole_user(step.output)
@@ -249,6 +163,8 @@ class _Fuser:
         if len(others) != 1 or len(add.inputs) != 2:
             return False
         other = others[0]
+        if not self._alike(other, step.output):
+            return False
         maker = self.producer.get(other)
         alone = self._sole_user(other) is add
         if alone and maker is not None and self._is_double(maker):
@@ -260,6 +176,11 @@ class _Fuser:
         step.residual = other
         return True
 
+    def _alike(self, a: int, b: int) -> bool:
+        """Whether adding two values neither broadcasts channels nor promotes the type."""
+        channels, dtypes = self.program.channels, self.program.dtypes
+        return (channels[a], dtypes[a]) == (channels[b], dtypes[b])
+
     def _absorb_shortcut(self, step: ConvStep, maker: Node | None) -> bool:
         """A 1×1 convolution (with batch norm) on the other side of the addition."""
         affine = self._affine(maker)
@@ -269,7 +190,7 @@ class _Fuser:
         call = self._conv_call(conv)
         if call is None or call[0].shape[2] != 1 or call[0].shape[1] % 64:
             return False
-        if affine is not None and len(self.program.users(conv.outputs[0])) != 1:
+        if affine is not None and not self._read_once(conv.outputs[0]):
             return False
         weight, bias, step.extra_stride = call
         if affine is not None:
@@ -315,6 +236,10 @@ def _is_relu(node: Node) -> bool:
 
 
 def _is_add(node: Node) -> bool:
-    return node.name in ("add", "__add__", "__iadd__", "add_", "__radd__") and "alpha" not in (
-        node.kwargs
-    )
+    """a + b, without alpha or anything else."""
+    names = ("add", "add_", "__add__", "__radd__", "__iadd__")
+    return node.name in names and len(node.args) == 2 and not node.kwargs
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

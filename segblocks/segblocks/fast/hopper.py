@@ -143,7 +143,7 @@ def convolve(
     )
     pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors))
     sizes = struct.pack(
-        "15i",
+        "16i",
         scale.rows,
         scale.high_rows,
         scale.block,
@@ -158,6 +158,7 @@ def convolve(
         tile.split,
         *lines,
         stored,
+        0,
     )
     tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
     kernel = _kernel(fused, tile, x.dtype, x.device.index)

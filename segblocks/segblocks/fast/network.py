@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ..grid import BlockGrid
 from ..model import execute_with_grid
 from ..tensor import to_blocks
-from .fuse import PlainStep, Step, fuse
+from .fuse import fuse
 from .portable import PortableNetwork
+from .steps import Step, read_by_kernels
 from .trace import Program, map_structure, recording
 
 Run = Callable[[Tensor, BlockGrid], Any]
@@ -64,6 +65,8 @@ def not_replayable(program: Program, net: nn.Module) -> str | None:
     Dense tensors between the recorded calls are not recorded themselves. Parameters and buffers
     may take part; anything else was computed, perhaps from the image.
     """
+    if program.obstacle:
+        return program.obstacle
     own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
     foreign: list[str] = []
     for node in program.nodes:
@@ -85,11 +88,12 @@ def not_for_kernels(program: Program, steps: list[Step]) -> str | None:
     if any(0 in step.inputs for step in steps):
         first = next(node.name for node in program.nodes if 0 in node.inputs)
         return f"'{first}' is not a first convolution of three channels with stride 2"
-    for step in steps:
-        if isinstance(step, PlainStep):
-            for value in step.node.outputs:
-                if program.channels[value] % 8 or program.layouts[value] != "NCHW":
-                    return f"'{step.node.name}' makes {program.channels[value]} channels"
+    half = (torch.float16, torch.bfloat16)
+    for value in sorted(read_by_kernels(steps)):
+        channels, layout = program.channels[value], program.layouts[value]
+        if channels % 8 or layout != "NCHW" or program.dtypes[value] not in half:
+            maker = next(node.name for node in program.nodes if value in node.outputs)
+            return f"'{maker}' makes {channels} channels of {program.dtypes[value]} in {layout}"
     return None
 
 

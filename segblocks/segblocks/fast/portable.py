@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..grid import BlockGrid
 from ..tensor import DualResTensor, to_blocks
-from .fuse import Affine, ConvStep, PoolStep, StemStep, Step
+from .steps import Affine, ConvStep, PoolStep, StemStep, Step
 from .trace import Program, Ref, map_structure
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..grid import BlockGrid
 from ..tensor import DualResTensor
-from .fuse import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step
 from .hopper import Fused, choose_tile, convolve, pack_weights
 from .stem import (
     extend,
@@ -18,6 +17,7 @@ from .stem import (
     stem_matrix,
     stem_places,
 )
+from .steps import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step, read_by_kernels
 from .tables import Scale, TableKey, build_tables
 from .trace import Program, Ref, map_structure
 
@@ -49,6 +49,7 @@ class Network:
         self.packed = {id(s): _pack(s, dtype) for s in steps if isinstance(s, (ConvStep, StemStep))}
         self.last_use = {v: i for i, step in enumerate(steps) for v in step.inputs}
         map_structure(program.output, Ref, lambda r: self.last_use.update({r.value: len(steps)}))
+        self.extended = read_by_kernels(steps)
         self.keys = sorted(self._table_keys(), key=repr)
         self.places: dict[int, Tensor] = {}
         self.counters: Tensor | None = None
@@ -78,7 +79,8 @@ class Network:
         keys: set[TableKey] = set()
         for step in self.steps:
             if isinstance(step, PlainStep):
-                keys.update(TableKey(blocks[v], centre=True) for v in step.node.outputs)
+                made = self.extended.intersection(step.node.outputs)
+                keys.update(TableKey(blocks[v], centre=True) for v in made)
                 continue
             keys.add(TableKey(blocks[step.output], centre=True))
             if isinstance(step, PoolStep):
@@ -202,7 +204,7 @@ class _Frame:
         return out
 
     def plain(self, step: PlainStep) -> None:
-        """Run the function itself on block tensors, and extend what it returns."""
+        """Run the function itself on block tensors, and extend what kernels will read of it."""
         node = step.node
         args = map_structure(node.args, Ref, lambda ref: self.blocks(ref.value))
         kwargs = map_structure(node.kwargs, Ref, lambda ref: self.blocks(ref.value))
@@ -210,9 +212,11 @@ class _Frame:
         made: list[DualResTensor] = []
         map_structure(result, DualResTensor, made.append)
         for value, tensor in zip(node.outputs, made):
-            scale = self.scale(value)
-            own = self.middle(scale.block)
-            self.buffers[value] = extend(tensor.pixels, own, scale)
+            pixels = tensor.pixels
+            if value in self.network.extended:
+                scale = self.scale(value)
+                pixels = extend(pixels, self.middle(scale.block), scale)
+            self.buffers[value] = pixels
 
     def blocks(self, value: int) -> DualResTensor:
         program = self.network.program
@@ -221,10 +225,12 @@ class _Frame:
         return DualResTensor(pixels, self.grid, program.blocks[value], program.layouts[value])
 
     def combine(self, ref: Ref) -> Tensor:
-        scale, channels = self.scale(ref.value), self.network.program.channels[ref.value]
+        program, scale = self.network.program, self.scale(ref.value)
         pixels = self.buffers[ref.value][: scale.rows]
+        layout, channels = program.layouts[ref.value], program.channels[ref.value]
+        dense = DualResTensor(pixels, self.grid, scale.block, layout).combine()
         # Channels padded for the kernels are combined too and cut off by a view.
-        return DualResTensor(pixels, self.grid, scale.block).combine()[:, :channels]
+        return dense[:, :channels] if pixels.shape[1] != channels else dense
 
 
 def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:

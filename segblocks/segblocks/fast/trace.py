@@ -7,10 +7,14 @@ excursion is noted. So control flow may depend on shapes, but must not depend on
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ..dispatch import RECORDER
-from ..tensor import DualResTensor
+import torch
+from torch import Tensor
+
+from ..dispatch import RECORDER, RULES, apply_rule
+from ..tensor import DualResTensor, Padding
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,11 @@ class Ref:
 
 @dataclass
 class Node:
-    """One recorded call.
+    """One recorded call, as a function that leaves its arguments as they are.
 
     Attributes:
-        name: the rule's name, or "no_blocks" for a dense excursion.
+        name: the rule's name, or "no_blocks" for a dense excursion; "pad + <name>" where `F.pad`
+            came before it.
         function, args, kwargs: the call, with Ref in place of block tensors.
         inputs: values among the arguments; outputs: values it makes, in order.
         result: the structure it returned, with Ref in place of block tensors.
@@ -42,21 +47,28 @@ class Node:
 
 @dataclass
 class Program:
-    """A recorded network. `blocks[v]` and `channels[v]` describe value v; value 0 is the image."""
+    """A recorded network.
+
+    Attributes:
+        nodes: the calls, in order.
+        blocks, channels, layouts, dtypes: of each value; value 0 is the image.
+        output: what the network returned, with Ref in place of block tensors.
+        obstacle: why replaying the nodes would not give the network's output; None if it does.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     layouts: list[str] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
     output: Any = None
+    obstacle: str | None = None
 
     def users(self, value: int) -> list[Node]:
         return [node for node in self.nodes if value in node.inputs]
 
     def is_output(self, value: int) -> bool:
-        found = []
-        map_structure(self.output, Ref, lambda ref: found.append(ref.value))
-        return value in found
+        return Ref(value) in find(self.output, Ref)
 
 
 def map_structure(value: Any, kind: type, function: Callable) -> Any:
@@ -72,62 +84,146 @@ def map_structure(value: Any, kind: type, function: Callable) -> Any:
     return value
 
 
+def find(value: Any, kind: type) -> list:
+    """Every `kind` in nested tuples, lists and dicts, in order."""
+    found: list = []
+    map_structure(value, kind, found.append)
+    return found
+
+
 class Recorder:
-    """Turns calls into a Program; holds every block tensor so that identities stay unique."""
+    """Turns calls into a Program.
+
+    A value is what a piece of memory holds until a function writes there in place, so values are
+    told apart by memory; every tensor is kept alive so that no memory is used twice.
+    """
 
     def __init__(self):
         self.program = Program()
-        self._values: dict[int, int] = {}
-        self._alive: list[DualResTensor] = []
+        self._values: dict[tuple, int] = {}
+        self._alive: dict[tuple, DualResTensor] = {}
+        self._made: dict[int, DualResTensor] = {}
 
     def add(self, x: DualResTensor) -> Ref:
-        value = len(self.program.blocks)
-        self.program.blocks.append(x.block)
-        self.program.channels.append(x.pixels.shape[1])
-        self.program.layouts.append(x.layout)
-        self._values[id(x)] = value
-        self._alive.append(x)
+        """A new value."""
+        program, value = self.program, len(self.program.blocks)
+        program.blocks.append(x.block)
+        program.channels.append(x.pixels.shape[1])
+        program.layouts.append(x.layout)
+        program.dtypes.append(x.dtype)
+        self._values[_memory(x)] = value
+        self._alive[_memory(x)] = self._made[id(x)] = x
         return Ref(value)
 
-    def ref(self, x: DualResTensor) -> Ref:
-        found = self._values.get(id(x))
-        return self.add(x) if found is None else Ref(found)
+    def ref(self, x: DualResTensor, reader: str) -> Ref:
+        """The value that a block tensor holds."""
+        found = self._values.get(_memory(x))
+        if found is None:
+            self._obstacle(f"'{reader}' reads {_UNKNOWN}")
+            return self.add(x)
+        return Ref(found)
 
     def record(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> None:
-        inputs: list[int] = []
-
-        def note(x: DualResTensor) -> Ref:
-            ref = self.ref(x)
-            inputs.append(ref.value)
-            return ref
-
-        noted_args = map_structure(args, DualResTensor, note)
-        noted_kwargs = map_structure(kwargs, DualResTensor, note)
-        outputs: list[int] = []
+        """Note one call that has just been made."""
+        made = find(result, DualResTensor)
+        if all(id(x) in self._made or x.padding for x in made):
+            # Noted by a rule that this one called, the argument itself, or F.pad, which the
+            # padded tensor remembers. Dense results are for whoever replays to judge.
+            return
+        if "out" in kwargs:
+            self._obstacle(f"'{name}' writes to out=")
+        given = find((args, kwargs), DualResTensor)
+        noted = map_structure((args, kwargs), DualResTensor, lambda x: self.ref(x, name))
+        inputs = [ref.value for ref in find(noted, Ref)]
+        written = given[0] if _is_in_place(name, kwargs) else None
+        if written is None and all(_memory(x) in self._values for x in made):
+            self._made.update((id(x), x) for x in made)
+            return  # another view of what is known: F.dropout in evaluation, say
 
         def produce(x: DualResTensor) -> Ref:
-            # A function may return its argument (F.dropout in evaluation, say).
-            ref = Ref(self._values[id(x)]) if id(x) in self._values else self.add(x)
-            outputs.append(ref.value)
-            return ref
+            known = None if written is not None else self._values.get(_memory(x))
+            self._made[id(x)] = x
+            return self.add(x) if known is None else Ref(known)
 
+        if name in RULES:  # a method of Tensor does not take blocks by itself
+            function = partial(_call_rule, name, function)
         noted_result = map_structure(result, DualResTensor, produce)
-        if not outputs or all(value in inputs for value in outputs):
-            return
-        self.program.nodes.append(
-            Node(name, function, noted_args, noted_kwargs, inputs, outputs, noted_result)
-        )
-        in_place = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
-        if in_place or noted_kwargs.get("inplace") is True:
-            # Whoever still holds the argument sees the new pixels.
-            self._values[id(args[0])] = outputs[0]
+        outputs = [ref.value for ref in find(noted_result, Ref)]
+        if written is not None:
+            self._forget_views(written)
+            function, noted = _without_writing(function, *noted)
+        padding = next((x.padding for x in given if x.padding), None)
+        if padding is not None:
+            name, function = f"pad + {name}", partial(_call_padded, padding, function)
+        node = Node(name, function, *noted, inputs, outputs, noted_result)
+        self.program.nodes.append(node)
 
     def finish(self, output: Any) -> None:
         """Note what the network returned."""
-        self.program.output = map_structure(output, DualResTensor, self.ref)
+        self.program.output = map_structure(
+            output, DualResTensor, lambda x: self.ref(x, "the network's output")
+        )
+
+    def _forget_views(self, written: DualResTensor) -> None:
+        """What else shares memory with a tensor that was written to holds no known value."""
+        for memory, other in self._alive.items():
+            if memory != _memory(written) and _overlap(other.pixels, written.pixels):
+                self._values.pop(memory, None)
+
+    def _obstacle(self, reason: str) -> None:
+        self.program.obstacle = self.program.obstacle or reason
 
 
+_UNKNOWN = "blocks made out of sight, or a view of blocks that were changed in place since"
 _IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__")
+
+
+def _is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    method = name.endswith("_") and not name.endswith("__")
+    return method or name in _IN_PLACE or bool(kwargs.get("inplace"))
+
+
+def _without_writing(
+    function: Callable, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Callable, tuple]:
+    """An in-place call as one that leaves its first argument as it is."""
+    if kwargs.get("inplace"):
+        return function, (args, {**kwargs, "inplace": False})
+    return partial(_call_on_copy, function), (args, kwargs)
+
+
+def _call_rule(name: str, function: Callable, /, *args, **kwargs) -> Any:
+    return apply_rule(function, args, kwargs, name)
+
+
+def _call_on_copy(function: Callable, /, *args, **kwargs) -> Any:
+    x, *rest = args or (kwargs.pop("input"),)
+    return function(x.like(x.pixels.clone()), *rest, **kwargs)
+
+
+def _call_padded(padding: Padding, function: Callable, /, *args, **kwargs) -> Any:
+    def pad(x: DualResTensor) -> DualResTensor:
+        return DualResTensor(x.pixels, x.grid, x.block, padding=padding)
+
+    args, kwargs = map_structure((args, kwargs), DualResTensor, pad)
+    return function(*args, **kwargs)
+
+
+def _memory(x: DualResTensor) -> tuple:
+    """Where a block tensor's pixels lie, and how they are read."""
+    pixels = x.pixels
+    return pixels.data_ptr(), pixels.shape, pixels.stride(), pixels.dtype, x.block, x.layout
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two pixel buffers share memory; two channel ranges of one buffer do not."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    if a.stride() != b.stride() or a.stride(1) != 1:
+        return True
+    pitch = a.stride(0)
+    first, second = a.storage_offset() % pitch, b.storage_offset() % pitch
+    return first < second + b.shape[1] and second < first + a.shape[1]
 
 
 @contextmanager

@@ -45,8 +45,10 @@ def channel_dropout(func: Callable, args: tuple, kwargs: dict[str, Any]):
     x = blocks_of(args, kwargs)
     require_image(x, "dropout2d")
     bound = dict(zip(("input", "p", "training", "inplace"), args), **kwargs)
+    if not bound.get("training", True):
+        return x
     ones = x.pixels.new_ones(x.shape[0], x.shape[1], 1, 1)
-    kept = func(ones, bound.get("p", 0.5), bound.get("training", True))
+    kept = func(ones, bound.get("p", 0.5), True)
     return x.mul_(kept) if bound.get("inplace") else x.mul(kept)
 
 

@@ -51,7 +51,7 @@ struct Arguments {
     int* count;
     const scalar* averages;
     int rows, high_rows, block, pitch, up_high_rows, up_pitch, up_zero;
-    int cin, cin2, cout, cout_pad, split, line, half_line, stored;
+    int cin, cin2, cout, cout_pad, split, line, half_line, stored, padding;
 };
 
 INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {

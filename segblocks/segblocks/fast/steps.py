@@ -1,0 +1,97 @@
+"""The steps of a fused network: what they read and write, and their parameters."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .trace import Node
+
+
+@dataclass
+class Affine:
+    """A batch norm in evaluation: x * scale + shift, per channel, in float32 or wider."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass
+class ConvStep:
+    """A convolution of 1×1 or 3×3 (padding 1) with what the kernel does around it.
+
+    Attributes:
+        source, output: values read and written.
+        weight: (COUT, CIN, k, k), batch norm folded in; bias: (COUT,); in float32 or wider.
+        pre: affine and ReLU before it. post: affine and ReLU after everything.
+        residual: value added before the ReLU. enlarged: value added after bilinear ×2.
+        extra: a value read by a second, 1×1 convolution that is added, with its weight and stride.
+        place: index of the last node taken in; the step runs there.
+    """
+
+    source: int
+    output: int
+    weight: Tensor
+    bias: Tensor
+    stride: int
+    place: int
+    pre: Affine | None = None
+    post: Affine | None = None
+    relu: bool = False
+    residual: int | None = None
+    enlarged: int | None = None
+    extra: int | None = None
+    extra_weight: Tensor | None = None
+    extra_stride: int = 1
+
+    @property
+    def inputs(self) -> list[int]:
+        found = (self.source, self.residual, self.enlarged, self.extra)
+        return [value for value in found if value is not None]
+
+
+@dataclass
+class PoolStep:
+    """Max pooling 3×3, stride 2, padding 1."""
+
+    source: int
+    output: int
+    place: int
+
+    @property
+    def inputs(self) -> list[int]:
+        return [self.source]
+
+
+@dataclass
+class StemStep:
+    """The first convolution, 7×7 or 3×3 with stride 2 on three channels, batch norm and ReLU."""
+
+    output: int
+    weight: Tensor
+    bias: Tensor
+    relu: bool
+    place: int
+
+    @property
+    def inputs(self) -> list[int]:
+        return []
+
+
+@dataclass
+class PlainStep:
+    """Anything else: the function itself, on block tensors."""
+
+    node: Node
+    place: int
+
+    @property
+    def inputs(self) -> list[int]:
+        return self.node.inputs
+
+
+Step = ConvStep | PoolStep | StemStep | PlainStep
+
+
+def read_by_kernels(steps: list[Step]) -> set[int]:
+    """The values that fused steps read, which need the rows that follow the stored pixels."""
+    return {value for step in steps if not isinstance(step, PlainStep) for value in step.inputs}

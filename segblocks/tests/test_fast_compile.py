@@ -1,0 +1,242 @@
+"""The fast path's kernels compile for Hopper, unspilled and unserialised; needs NVRTC, but no GPU.
+
+The launchers run on CPU tensors with the launches themselves left out, so that what is compiled is
+what they ask for.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import networks
+import pytest
+import torch
+from agreement import make_grid, make_image
+from fast_networks import Net, SmallSwiftNet
+from programs import record
+from test_cuda_compile import ARCHITECTURES, Nvrtc, compile_ptx, nvrtc
+from test_fast_fuse import FUSED
+
+from segblocks import BlockGrid
+from segblocks.fast import hopper, stem, tables
+from segblocks.fast.fuse import fuse
+from segblocks.fast.hopper import Fused, choose_tile
+from segblocks.fast.run import Network
+from segblocks.ops.cuda import module
+from segblocks.ops.cuda import normalise as batch_norm
+
+HALF = (torch.float16, torch.bfloat16)
+PLAIN = ("stem.cu", "pool.cu", "tables.cu", "normalise.cu")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel as a launcher asks for it; `size`: bytes of its only parameter, a struct."""
+
+    file: str
+    kernel: str
+    options: tuple[str, ...]
+    size: int
+
+
+class VerboseNvrtc(Nvrtc):
+    """Keeps what the compiler says."""
+
+    log = ""
+
+    def _text(self, name, what, program):
+        text = super()._text(name, what, program)
+        if what == "ProgramLog":
+            self.log = text
+        return text
+
+
+def compile_verbosely(text: str, options: tuple[str, ...]) -> tuple[str, str]:
+    """PTX and the assembler's remarks for Hopper with its warpgroup instructions."""
+    if nvrtc() is None:
+        pytest.skip("NVRTC is not installed; the convolution was not compiled")
+    if 90 not in nvrtc().architectures:
+        pytest.skip("this NVRTC does not know sm_90")
+    compiler = VerboseNvrtc(nvrtc().library)
+    options = tuple(o for o in options if not o.startswith("-arch"))
+    ptx = compiler.compile(text, (*options, "--ptxas-options=-v"), "90a")
+    return ptx, compiler.log
+
+
+@pytest.fixture
+def launches(monkeypatch) -> set[Launch]:
+    """What is launched while the test runs; nothing really is."""
+    found: set[Launch] = set()
+    nothing = SimpleNamespace(launch=lambda *args: None)
+
+    def prepare(
+        file, kernel, options, device, blocks, threads, constants, pointers=4, shared=0, rows=1
+    ):
+        found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
+        return nothing
+
+    for user in (stem, tables, batch_norm):
+        monkeypatch.setattr(user, "prepare", prepare)
+    monkeypatch.setattr(batch_norm, "multiprocessors", lambda device: 132)
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(hopper, "import_cupy", MagicMock)
+    monkeypatch.setattr(
+        hopper, "cubin", lambda text, options: asked.append(options) or Path("kernel.cubin")
+    )
+    monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
+
+    def kernel(function, grid, block, shared, constants, layout):
+        assert len(constants) == layout.itemsize
+        assert grid[0] > 0
+        found.add(Launch("conv_sm90.cu", "block_conv", asked[-1], layout.itemsize))
+        return nothing
+
+    monkeypatch.setattr(hopper, "Kernel", kernel)
+    return found
+
+
+def launch_all(net, dtype, block=32, mask_shape=(1, 2, 2)) -> None:
+    """Everything that a compiled network launches."""
+    mask = make_grid("mixed", mask_shape)
+    image = make_image(mask, 3, block, dtype=dtype)
+    program = record(net.to(dtype), image, mask)
+    network = Network(program, fuse(program), dtype)
+    grid = BlockGrid.from_mask(mask)
+    network.prepare(grid.n_high, mask.numel(), torch.device("cpu"))
+    network.run(image, grid)
+    network.run(image.float(), grid)
+
+
+def check_conv(launch: Launch) -> None:
+    ptx, remarks = compile_verbosely(module.source(launch.file), launch.options)
+    assert ".entry block_conv(" in ptx
+    assert "wgmma.mma_async" in ptx
+    assert "serialized" not in remarks, remarks
+    assert " 0 bytes spill stores, 0 bytes spill loads" in remarks, remarks
+    check_parameter(ptx, launch)
+
+
+def check_parameter(ptx: str, launch: Launch) -> None:
+    """The driver copies as many bytes as the kernel declares, so the record must have them."""
+    size = re.search(rf"\.b8 {launch.kernel}_param_0\[(\d+)\]", ptx)
+    assert int(size.group(1)) == launch.size
+
+
+# -- the convolution -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("build", "block"),
+    [(SmallSwiftNet, 32), (networks.resnet18_trunk, 64)],
+    ids=["swiftnet", "rn18"],
+)
+def test_convolutions_of_whole_networks(build, block, dtype, launches):
+    launch_all(build().eval(), dtype, block)
+    found = {launch for launch in launches if launch.file == "conv_sm90.cu"}
+    assert len(found) > 3
+    for launch in found:
+        check_conv(launch)
+
+
+def test_convolutions_of_every_pattern(launches):
+    for function, _ in FUSED.values():
+        launch_all(Net(function, 128, stem=True).eval(), torch.float16)
+    found = {launch for launch in launches if launch.file == "conv_sm90.cu"}
+    assert len(found) > 8
+    for launch in found:
+        check_conv(launch)
+
+
+@pytest.mark.parametrize("rows", [1000, 1000000])
+@pytest.mark.parametrize(
+    "fused",
+    [
+        Fused(averages=False, separate=True),
+        Fused(taps=1, averages=False),
+        Fused(relu=True),
+        Fused(extra=True, relu=True),
+        Fused(add=1, relu=True),
+        Fused(taps=1, add=2, pre=True, post=True),
+    ],
+    ids=str,
+)
+def test_convolutions_of_every_size(fused, rows, monkeypatch):
+    """The tiles that are chosen for few and many rows, narrow and wide."""
+    asked: list[tuple] = []
+    monkeypatch.setattr(hopper, "import_cupy", MagicMock)
+    monkeypatch.setattr(hopper, "cubin", lambda text, options: asked.append((text, options)))
+    for columns in (64, 128):
+        tile = choose_tile(rows, columns, fused.taps * 2)
+        hopper._kernel.__wrapped__(fused, tile, torch.float16, 0)
+        ptx, remarks = compile_verbosely(*asked[-1])
+        assert ".entry block_conv(" in ptx
+        assert "serialized" not in remarks, remarks
+        assert " 0 bytes spill stores, 0 bytes spill loads" in remarks, remarks
+
+
+def test_serialised_products_would_be_seen():
+    """A kernel that touches its accumulators too early is remarked upon."""
+    headers = module.source("conv_sm90.cu").split("constexpr int BM")[0]
+    kernel = """
+    extern "C" __global__ void early(float* out, unsigned long long a, unsigned long long b) {
+        float d[32] = {};
+        wgmma_fence();
+        for (int i = 0; i < 4; i++) {
+            Wgmma<64>::run(d, a + i, b, 1);
+            wgmma_commit();
+            d[i] += 1;
+        }
+        wgmma_wait<0>();
+        for (int i = 0; i < 32; i++) out[i * 128 + threadIdx.x] = d[i];
+    }
+    """
+    options = module.defines(dtype=0, vector=8, index64=0)
+    assert "serialized" in compile_verbosely(headers + kernel, options)[1]
+
+
+# -- what goes round it ----------------------------------------------------------------------------
+
+
+def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
+    for dtype in HALF:
+        launch_all(SmallSwiftNet().eval(), dtype)
+        launch_all(Net(lambda net, x: net.conv(x).exp(), stem=True).eval(), dtype)
+        pixels = torch.zeros(24, 64, dtype=dtype)
+        for kind in (dtype, torch.float32):
+            statistics = torch.ones(64, dtype=kind)
+            batch_norm._kernel.cache_clear()
+            assert batch_norm.normalise(pixels, *[statistics] * 4, 1e-5) is not None
+    batch_norm._kernel.cache_clear()
+    found = {launch for launch in launches if launch.file in PLAIN}
+    assert {launch.file for launch in found} == set(PLAIN)
+    assert {launch.kernel for launch in found} == {
+        "split_padded",
+        "stem_places",
+        "max_pool",
+        "averages",
+        "build_tables",
+        "normalise",
+    }
+    for launch in found:
+        ptx = compile_ptx(module.source(launch.file), launch.options, 90, tmp_path)
+        assert f".entry {launch.kernel}(" in ptx
+        check_parameter(ptx, launch)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_batch_norm_compiles_for_every_generation(architecture, tmp_path):
+    """Eager inference uses it on all of them."""
+    for dtype in (0, 1) if architecture >= 80 else (0,):
+        options = module.defines(dtype=dtype, vector=8, index64=0, statistics_half=1)
+        ptx = compile_ptx(module.source("normalise.cu"), options, architecture, tmp_path)
+        assert ".entry normalise(" in ptx
+
+
+@pytest.mark.parametrize("file", ["conv_sm90.cu", *PLAIN])
+def test_sources_stand_alone(file):
+    text = module.source(file)
+    assert "#include" not in text, "a header would escape CuPy's cache key"
+    assert text.lstrip().startswith("//"), "the shape contract comes first"

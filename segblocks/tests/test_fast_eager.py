@@ -1,0 +1,187 @@
+"""Single convolutions on Hopper, outside a compiled model: one launch in place of the general way.
+
+The general way, in float64, is what they are compared with.
+"""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from agreement import GRIDS, make_grid, make_image
+from fast_models import ON_HOPPER
+from torch import nn
+
+from segblocks import to_blocks
+from segblocks.fast import eager
+
+pytestmark = ON_HOPPER
+
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+HALF = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp16", "bf16"])
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch):
+    """Counts the convolutions that the Hopper kernel did."""
+    counted, conv2d = [], eager.conv2d
+
+    def count(*args):
+        result = conv2d(*args)
+        counted.append(result is not None)
+        return result
+
+    monkeypatch.setattr(eager, "conv2d", count)
+    return counted
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory():
+    """New tensors start as NaN, so that what is read before it is written shows."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def blocks(kind, channels, block, dtype, seed=0):
+    mask = make_grid(kind)
+    return to_blocks(make_image(mask, channels, block, seed).to("cuda", dtype), mask.cuda())
+
+
+def layer(inputs, outputs, kernel, stride, bias, dtype):
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+    return conv.to("cuda", dtype).requires_grad_(False)
+
+
+def check(conv, x):
+    """The layer on blocks, and the general way in float64."""
+    before = x.pixels.clone()
+    found = conv(x)
+    expected = copy.deepcopy(conv).double()(x.double())
+    assert found.block == expected.block
+    assert found.grid is x.grid
+    assert found.dtype == x.dtype
+    error = (found.pixels.double() - expected.pixels).abs().max()
+    assert error <= TOLERANCE[x.dtype] * max(1.0, float(expected.pixels.abs().max()))
+    assert torch.equal(x.pixels, before), "the input changed"
+    return found
+
+
+@HALF
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (128, 64), (64, 192), (512, 256)])
+def test_equals_the_general_way(kind, kernel, stride, bias, inputs, outputs, dtype, taken):
+    conv = layer(inputs, outputs, kernel, stride, bias, dtype)
+    for block in (4, 16):
+        check(conv, blocks(kind, inputs, block, dtype))
+    assert taken == [True, True]
+
+
+def test_large_maps(taken):
+    check(layer(128, 128, 3, 1, True, torch.float16), blocks("mixed", 128, 128, torch.float16))
+    assert taken == [True]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "dtype", "options"),
+    [
+        (64, 48, torch.float16, {}),
+        (48, 64, torch.float16, {}),
+        (64, 64, torch.float32, {}),
+        (64, 64, torch.float16, {"groups": 2}),
+        (64, 64, torch.float16, {"dilation": 2, "padding": 2}),
+        (64, 64, torch.float16, {"padding": "same"}),
+    ],
+)
+def test_what_goes_the_general_way(inputs, outputs, dtype, options, taken):
+    x = blocks("mixed", inputs, 16, dtype)
+    options = {"padding": 1, **options}
+    weight = torch.randn(outputs, inputs // options.get("groups", 1), 3, 3) / inputs**0.5
+    weight = weight.to("cuda", dtype)
+    found = F.conv2d(x, weight, **options)
+    expected = F.conv2d(x.double(), weight.double(), **options)
+    error = (found.pixels.double() - expected.pixels).abs().max()
+    assert error <= 4e-3 * max(1.0, float(expected.pixels.abs().max()))
+    assert True not in taken
+
+
+def test_gradients_go_the_general_way(taken):
+    """Whatever needs a gradient gets it: the weight, the bias alone, or the input."""
+    for part in ("weight", "bias", "input"):
+        conv = layer(64, 64, 3, 1, True, torch.float16)
+        x = make_image(make_grid("mixed"), 64, 16).to("cuda", torch.float16)
+        leaf = x.requires_grad_() if part == "input" else getattr(conv, part).requires_grad_()
+        conv(to_blocks(x, make_grid("mixed").cuda())).pixels.float().sum().backward()
+        assert leaf.grad is not None, part
+        assert leaf.grad.abs().max() > 0
+    assert True not in taken
+
+
+def test_weights_that_change_are_noticed(taken):
+    x = blocks("mixed", 64, 16, torch.float16)
+    conv = layer(64, 64, 3, 1, True, torch.float16)
+    first = check(conv, x).pixels
+    with torch.no_grad():
+        conv.weight.mul_(2)
+    second = check(conv, x).pixels
+    with torch.no_grad():
+        conv.bias.add_(1)
+    third = check(conv, x).pixels
+    conv.load_state_dict(layer(64, 64, 3, 1, True, torch.float16).state_dict())
+    fourth = check(conv, x).pixels
+    results = [first, second, third, fourth]
+    assert not any(torch.equal(a, b) for a, b in pairwise(results))
+    assert taken == [True] * 4
+
+
+def test_parameters_that_are_exchanged_are_noticed(taken):
+    """`Module.to` keeps the parameter object and its version, and gives it other data."""
+    conv = layer(64, 64, 3, 1, True, torch.float16)
+    check(conv, blocks("mixed", 64, 16, torch.float16))
+    conv.bfloat16()
+    check(conv, blocks("mixed", 64, 16, torch.bfloat16))
+    conv.weight.data = conv.weight.data * 2
+    check(conv, blocks("mixed", 64, 16, torch.bfloat16))
+    conv.bias.data = conv.bias.data + 1
+    check(conv, blocks("mixed", 64, 16, torch.bfloat16))
+    conv.bias = None
+    check(conv, blocks("mixed", 64, 16, torch.bfloat16))
+    assert taken == [True] * 5
+
+
+def test_weights_made_in_inference_mode_may_change_too(taken):
+    with torch.inference_mode():
+        conv = layer(64, 64, 3, 1, True, torch.float16)
+        x = blocks("mixed", 64, 16, torch.float16)
+        check(conv, x)
+        conv.weight.mul_(2)
+        check(conv, x)
+    assert taken == [True, True]
+
+
+def test_repeats_bit_for_bit_and_never_waits(taken):
+    x = blocks("mixed", 256, 32, torch.float16)
+    conv = layer(256, 256, 3, 1, True, torch.float16)
+    first = conv(x).pixels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = [conv(x).pixels for _ in range(10)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(pixels, first) for pixels in again)
+    assert taken == [True] * 11
+
+
+def test_several_grids_keep_their_own_tables(taken):
+    conv = layer(64, 64, 3, 1, False, torch.float16)
+    images = [blocks(kind, 64, 16, torch.float16) for kind in GRIDS]
+    for _ in range(2):
+        for x in images:
+            check(conv, x)
+    assert taken == [True] * 8
