@@ -21,9 +21,12 @@ SIZES = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4, torch.float64: 8
 KERNELS = {
     "split.cu": ["split_rows", "split_planes", "split_tile", "split_backward_rows"],
     "combine.cu": ["combine_rows", "combine_tile", "combine_backward_rows"],
+    "combine_strips.cu": ["combine_planes", "combine_narrow"],
     "blockpad.cu": ["blockpad", "blockpad_backward"],
-    "upsample.cu": ["upsample", "upsample_backward"],
-    "grid.cu": ["build_slots", "select_budget"],
+    "blockpad_near.cu": ["blockpad_near", "blockpad_near_backward"],
+    "upsample.cu": ["upsample"],
+    "upsample_backward.cu": ["upsample_backward"],
+    "grid.cu": ["build_slots", "select_budget", "select_budget_large"],
 }
 
 
@@ -37,7 +40,9 @@ def constants(file: str, dtype: torch.dtype, width: int, wide_index: bool) -> di
     extra = {
         "split.cu": {"copy": width, "planes": 3 if width == 16 else 0},
         "combine.cu": {"copy": width, "legacy": int(wide_index)},
+        "combine_strips.cu": {"vector": 1, "copy": width, "legacy": int(wide_index)},
         "upsample.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
+        "upsample_backward.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "grid.cu": {"vector": 1},
     }
     return values | extra.get(file, {})

@@ -75,7 +75,7 @@ def test_split_backward(dtype, kind, channels_last):
 def test_combine(dtype, kind, legacy, channels_last):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for channels in CHANNELS:
-        for batch, block in ((1, 16), (2, 4), (1, 2)):
+        for batch, block in ((1, 16), (2, 4), (1, 2), (1, 80)):  # the last in several strips
             where = place_blocks(kind, batch, block)
             pixels = buffer(where, channels, dtype)
             image = check("combine", pixels, where, legacy, channels_last)
@@ -129,7 +129,7 @@ def test_build_slots(kind, shape):
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 8, 16), (2, 40, 50)])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 8, 16), (2, 40, 50), (2, 70, 60)])
 def test_select_budget(dtype, shape):
     scores = random(*shape, dtype=dtype)
     special = torch.rand(shape, device="cuda")

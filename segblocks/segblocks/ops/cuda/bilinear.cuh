@@ -189,3 +189,52 @@ INLINE void gather_window(real (&sum)[VECTOR], const scalar* at, index_t row, in
         for (int j = 0; j < 4; j++) add(sum, held[j], wy * (region(j) == 1 ? real(0.75) : real(0.25)));
     }
 }
+
+// How the scale-2 outputs 2*at - 1 .. 2*at + 2 read row (or column) `at` of a block, of two rows at
+// least: the weights of those in the pixel's own block, and which neighbour has the other, if any.
+struct Reach {
+    real w[4];
+    int beyond;  // -1: the block before, 1: the one after, 0: none
+};
+
+INLINE Reach reach(int at, int side, int cell, int cells) {
+    const bool first = at == 0, last = at == side - 1;
+    const bool clamped = SB_LEGACY || cell == (first ? 0 : cells - 1);
+    Reach r;
+    r.w[0] = first ? real(0) : real(0.25);
+    r.w[1] = first && clamped ? real(1) : real(0.75);  // read with both weights
+    r.w[2] = last && clamped ? real(1) : real(0.75);
+    r.w[3] = last ? real(0) : real(0.25);
+    r.beyond = clamped ? 0 : first ? -1 : last;
+    return r;
+}
+
+// `at` is the first output of a line of N; those of weight 0 are not read.
+template <int N>
+INLINE void gather_line(real (&sum)[VECTOR], const scalar* at, index_t step, const real (&w)[N],
+                        real weight) {
+    vec held[N];
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        held[j] = vec();
+        if (w[j] != 0) held[j] = load(at + j * step);
+    }
+#pragma unroll
+    for (int j = 0; j < N; j++) add(sum, held[j], weight * w[j]);
+}
+
+// The outputs in the pixel's own block; `at` is the first of the sixteen.
+INLINE void gather_own(real (&sum)[VECTOR], const scalar* at, index_t row, index_t column,
+                       const Reach& y, const Reach& x) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        vec held[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            held[j] = vec();
+            if (y.w[i] != 0 && x.w[j] != 0) held[j] = load(at + i * row + j * column);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j++) add(sum, held[j], y.w[i] * x.w[j]);
+    }
+}

@@ -4,8 +4,10 @@
 //   crop.
 // blockpad_backward: gradient of padded -> gradient of the pixels, by gathering.
 //
+// For any pads; blockpad_near.cu has the common ones.
+//
 // Compile-time constants: those of dtypes.cuh.
-#include "common.cuh"
+#include "blockpad.cuh"
 
 struct Params {
     const scalar* in;
@@ -23,40 +25,17 @@ template <bool HIGH> INLINE const Divider& by_side(const Params& p) {
     return HIGH ? p.by_block : p.by_half;
 }
 
-template <bool HIGH> INLINE index_t first_padded(const Params& p, int k) {
-    const int b = p.place.block, h = b / 2;
-    const index_t high = (index_t)(b + p.top + p.bottom) * (b + p.left + p.right);
-    const index_t low = (index_t)(h + p.top + p.bottom) * (h + p.left + p.right);
-    return HIGH ? k * high : p.place.n_high * high + (k - p.place.n_high) * low;
-}
-
 // What the picture of the block's own resolution holds at (y, x), counted from the block's corner.
 template <bool HIGH> INLINE vec look_up(const Params& p, const Cell& cell, int y, int x, int v) {
-    const int side = side_of<HIGH>(p.place), b = p.place.block, c = p.place.channels;
+    const int side = side_of<HIGH>(p.place);
     const int height = p.place.gh * side, width = p.place.gw * side;
     y += cell.y * side;
     x += cell.x * side;
     const int inner_y = min(max(y, 0), height - 1), inner_x = min(max(x, 0), width - 1);
-    real value[VECTOR];
-    if (!p.replicate && (y != inner_y || x != inner_x)) {
-#pragma unroll
-        for (int j = 0; j < VECTOR; j++) value[j] = real(p.fill);
-        return pack(value);
-    }
+    if (!p.replicate && (y != inner_y || x != inner_x)) return filled(p.fill);
     const int cy = quotient(inner_y, by_side<HIGH>(p)), cx = quotient(inner_x, by_side<HIGH>(p));
     const int s = slot_at(p.place, p.slot, cell.n, cy, cx);
-    y = inner_y - cy * side;
-    x = inner_x - cx * side;
-    const index_t start =
-        s >= 0 ? first_pixel<true>(p.place, s) : first_pixel<false>(p.place, p.place.n_high - 1 - s);
-    const scalar* block = p.in + start * c + v * VECTOR;
-    if (!HIGH && s >= 0) {
-        clear(value);
-        add_quarters(value, block + (index_t)(2 * y * b + 2 * x) * c, b, c, real(0.25));
-        return pack(value);
-    }
-    const int at = HIGH && s < 0 ? y / 2 * (b / 2) + x / 2 : y * side + x;
-    return load(block + (index_t)at * c);
+    return picture_at<HIGH>(p.place, p.in, s, inner_y - cy * side, inner_x - cx * side, v);
 }
 
 template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {

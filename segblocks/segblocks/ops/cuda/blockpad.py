@@ -1,6 +1,7 @@
-"""Launchers of `blockpad.cu`."""
+"""Launchers of `blockpad.cu` and `blockpad_near.cu`."""
 
 import functools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from . import geometry as geo
 from .module import Kernel, defines, multiprocessors, prepare
 
 _THREADS = 128
+Sides = tuple[int, int, int, int, bool]  # left, right, top, bottom, replicate
 
 
 def blockpad(
@@ -90,7 +92,7 @@ def _kernel(
     slot: Tensor,
     n_high: int,
     block: int,
-    sides: tuple[int, int, int, int, bool],
+    sides: Sides,
     fill: float,
 ) -> Kernel:
     return _plan(
@@ -117,30 +119,81 @@ def _plan(
     channels: int,
     n_high: int,
     block: int,
-    sides: tuple[int, int, int, int, bool],
+    sides: Sides,
     fill: str,
     aligned: int,
     elements: int,
 ) -> Kernel:
-    left, right, top, bottom, replicate = sides
-    half = block // 2
     n_low = grid[0] * grid[1] * grid[2] - n_high
     vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize
-    vectors = channels // vector
+    divide = _near if _is_near(name, sides, block // 2) else _any
+    d = divide(name, n_high, n_low, channels // vector, block, sides, multiprocessors(device))
+    where = geo.place(grid, n_high, block, channels, vector, d.high, d.low, d.items)
+    constants = defines(dtype=geo.DTYPES[dtype], vector=vector, index64=geo.needs_int64(elements))
+    blocks = n_high * d.high + n_low * d.low
+    packed = geo.pack([float(fill)], [*where, *d.integers])
+    return prepare(d.file, d.kernel, constants, device, blocks, d.threads, packed)
+
+
+@dataclass(frozen=True)
+class Division:
+    """A kernel, its division of the work, and the end of its `Params`."""
+
+    file: str
+    kernel: str
+    threads: int
+    high: int  # thread blocks per high block
+    low: int
+    items: int
+    integers: list[int]
+
+
+def _is_near(name: str, sides: Sides, half: int) -> bool:
+    """Whether the kernels of blockpad_near.cu apply."""
+    left, right, top, bottom, replicate = sides
+    if replicate or min(left, right, top, bottom) < 0:
+        return False
+    if name == "blockpad":
+        return max(left, right, top, bottom) <= half
+    return max(left + right, top + bottom) <= half
+
+
+def _near(
+    name: str, n_high: int, n_low: int, vectors: int, block: int, sides: Sides, processors: int
+) -> Division:
+    left, right, top, bottom, _ = sides
+    threads, frames, work = 256 if name == "blockpad" else 128, [], 0
+    for side, reach, count in ((block, 2, n_high), (block // 2, 1, n_low)):
+        if name == "blockpad":
+            lines, line = side + top + bottom, side + left + right
+            margins = (top, bottom, left, right)
+        else:  # the bottom pad of the block above, of a low one twice its rows, and so on
+            lines, line = side, side
+            margins = (reach * bottom, reach * top, reach * right, reach * left)
+        frames.append(geo.frame(lines, line, margins, vectors, threads))
+        work += count * lines * line * vectors
+    items = geo.items_per_thread(work, processors)
+    high, low = (geo.frame_chunks(frame, threads * items) for frame in frames)
+    kernel = name.replace("blockpad", "blockpad_near")
+    integers = [left, right, top, bottom, *frames[0], *frames[1]]
+    return Division("blockpad_near.cu", kernel, threads, high, low, items, integers)
+
+
+def _any(
+    name: str, n_high: int, n_low: int, vectors: int, block: int, sides: Sides, processors: int
+) -> Division:
+    left, right, top, bottom, replicate = sides
+    half = block // 2
     more_y, more_x = (top + bottom, left + right) if name == "blockpad" else (0, 0)
     row_high, row_low = (block + more_x) * vectors, (half + more_x) * vectors
     work_high, work_low = (block + more_y) * row_high, (half + more_y) * row_low
-    items = geo.items_per_thread(n_high * work_high + n_low * work_low, multiprocessors(device))
+    items = geo.items_per_thread(n_high * work_high + n_low * work_low, processors)
     high, low = (geo.chunks(work, _THREADS * items) for work in (work_high, work_low))
     integers = [
-        *geo.place(grid, n_high, block, channels, vector, high, low, items),
         *(left, right, top, bottom, int(replicate)),
         *geo.divider(row_high),
         *geo.divider(row_low),
         *geo.divider(block),
         *geo.divider(half),
     ]
-    constants = defines(dtype=geo.DTYPES[dtype], vector=vector, index64=geo.needs_int64(elements))
-    blocks = n_high * high + n_low * low
-    packed = geo.pack([float(fill)], integers)
-    return prepare("blockpad.cu", name, constants, device, blocks, _THREADS, packed)
+    return Division("blockpad.cu", name, _THREADS, high, low, items, integers)

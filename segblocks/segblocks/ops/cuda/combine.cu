@@ -61,81 +61,85 @@ extern "C" __global__ void __launch_bounds__(256) combine_tile(const Params p) {
         out[c * sc] = t.data[t.lane * p.tile_stride + c];
 }
 
-// The gradient of pixel (y, x) of the half-resolution picture: 4×4 image pixels, of which only
-// those in low blocks count. `image` points at the first image pixel of the cell.
-INLINE void add_window(real (&sum)[VECTOR], const Params& p, const Cell& cell, const scalar* image,
-                       bool own, int y, int x, int v, real weight) {
+// Adds the gradient that a pixel at the edge of its block gets from low neighbours: across a row
+// edge, a column edge and the corner they share. `at` is the first of the 4×4 image pixels.
+INLINE void add_neighbours(real (&sum)[VECTOR], const Params& p, const Cell& cell, const scalar* at,
+                           const Reach& y, const Reach& x, const bool (&low)[3]) {
     const index_t sy = (index_t)p.stride_y, sx = (index_t)p.stride_x;
-    const scalar* at = image + (2 * y - 1) * sy + (2 * x - 1) * sx + v * VECTOR;
-    const Window w = window(p.place, p.slot, cell, own, y, x);
+    const int i = y.beyond < 0 ? 0 : 3, j = x.beyond < 0 ? 0 : 3;
+    if (low[0]) gather_line(sum, at + i * sy, sx, x.w, real(0.25));
+    if (low[1]) gather_line(sum, at + j * sx, sy, y.w, real(0.25));
+    if (low[2]) add(sum, load(at + i * sy + j * sx), real(0.0625));
+}
+
+INLINE bool is_low(const Params& p, const Cell& cell, int dy, int dx) {
+    return slot_at(p.place, p.slot, cell.n, cell.y + dy, cell.x + dx) < 0;
+}
+
+// A thread has one pixel of the half-resolution picture, its gradient being that of 4×4 image
+// pixels, of which only those in low blocks count. In a high block it hands a quarter of that, if
+// any, to each of four pixels, beside their own gradient.
+template <bool HIGH, bool EDGE> INLINE void gradient(const Params& p, const Work& w, const Spot& at) {
+    const int b = p.place.block, h = b / 2, y = at.y;
+    const int x = quotient(at.r, p.place.by_vectors), v = at.r - x * p.place.vectors;
+    const index_t sy = (index_t)p.stride_y, sx = (index_t)p.stride_x;
+    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const scalar* in = p.in + origin(p, cell, b) + 2 * y * sy + 2 * x * sx + v * VECTOR;
+    const scalar* first = in - sy - sx;
+    scalar* out = p.out + first_pixel<HIGH>(p.place, w.k) * p.place.channels + v * VECTOR;
+    real sum[VECTOR];
+    clear(sum);
+    vec own[4];
+    if (HIGH) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        vec held[4];
+        for (int i = 0; i < 4; i++) own[i] = load(in + i / 2 * sy + i % 2 * sx);
+    }
+    if (EDGE) {
+        const Reach ry = reach(y, h, cell.y, p.place.gh), rx = reach(x, h, cell.x, p.place.gw);
+        const bool low[3] = {ry.beyond && is_low(p, cell, ry.beyond, 0),
+                             rx.beyond && is_low(p, cell, 0, rx.beyond),
+                             ry.beyond && rx.beyond && is_low(p, cell, ry.beyond, rx.beyond)};
+        if (!HIGH) gather_own(sum, first, sy, sx, ry, rx);
+        add_neighbours(sum, p, cell, first, ry, rx, low);
+    } else if (!HIGH) {
+        gather_window(sum, first, sy, sx);
+    }
+    if (HIGH) {
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-            held[j] = vec();
-            if (w.mask >> (3 * region(i) + region(j)) & 1) held[j] = load(at + i * sy + j * sx);
+        for (int i = 0; i < 4; i++) {
+            if (EDGE) {
+                real total[VECTOR];
+                unpack(own[i], total);
+#pragma unroll
+                for (int j = 0; j < VECTOR; j++) total[j] += real(0.25) * sum[j];
+                own[i] = pack(total);
+            }
+            const int pixel = (2 * y + i / 2) * b + 2 * x + i % 2;
+            store(out + (index_t)pixel * p.place.channels, own[i]);
         }
-#pragma unroll
-        for (int j = 0; j < 4; j++) add(sum, held[j], weight * w.wy[i] * w.wx[j]);
+    } else {
+        store(out + (index_t)(y * h + x) * p.place.channels, pack(sum));
     }
 }
 
-// A high pixel gets its own gradient, and a quarter of what its half-resolution pixel gives to low
-// neighbours: only those within two pixels of the edge are read by any.
-INLINE void gradient_of_high(const Params& p, const Work& w) {
-    const int b = p.place.block, total = b * b * p.place.vectors;
-    const int first = w.chunk * (int)blockDim.x * p.place.items + threadIdx.x;
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
-    const scalar* image = p.in + origin(p, cell, b);
-    scalar* out = p.out + first_pixel<true>(p.place, w.k) * p.place.channels;
-    const index_t sy = (index_t)p.stride_y, sx = (index_t)p.stride_x;
-    vec held[ITEMS];
-    unsigned inner = 0, edges = 0;
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++) {
-        const int t = first + i * (int)blockDim.x;
-        if (i >= p.place.items || t >= total) continue;
-        const Position at = position(t, p.place.by_vectors, p.by_block);
-        const bool edge = min(at.y, at.x) < 2 || max(at.y, at.x) >= b - 2;
-        edges |= (unsigned)edge << i;
-        inner |= (unsigned)!edge << i;
-        held[i] = load(image + at.y * sy + at.x * sx + at.v * VECTOR);
-    }
-#pragma unroll
-    for (int i = 0; i < ITEMS; i++)
-        if (inner >> i & 1) store(out + (index_t)(first + i * (int)blockDim.x) * VECTOR, held[i]);
-#pragma unroll 1
-    for (int i = 0; i < ITEMS; i++) {
-        if (!(edges >> i & 1)) continue;
-        const int t = first + i * (int)blockDim.x;
-        const Position at = position(t, p.place.by_vectors, p.by_block);
-        real sum[VECTOR];
-        unpack(load(image + at.y * sy + at.x * sx + at.v * VECTOR), sum);
-        add_window(sum, p, cell, image, false, at.y / 2, at.x / 2, at.v, real(0.25));
-        store(out + (index_t)t * VECTOR, pack(sum));
+template <bool HIGH> INLINE void gradients(const Params& p, const Work& w) {
+    const Frame& f = p.frame;
+    if (w.chunk < f.chunks) {
+        const int t = w.chunk * (int)blockDim.x + threadIdx.x;
+        if (t < f.size) gradient<HIGH, true>(p, w, on_frame(f, t));
+    } else {
+        const int t = (w.chunk - f.chunks) * (int)blockDim.x + threadIdx.x;
+        if (t < f.rows * f.vectors) gradient<HIGH, false>(p, w, inside(f, t));
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3) combine_backward_rows(const Params p) {
     const Work w = my_work(p.place);
     if (w.high && SB_LEGACY) return copy_high<false>(p, w);
-    if (w.high) return gradient_of_high(p, w);
-    const int h = p.place.block / 2, t = w.chunk * (int)blockDim.x + threadIdx.x;
-    if (t >= h * h * p.place.vectors) return;
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
-    const Position at = position(t, p.place.by_vectors, p.by_half);
-    const scalar* image = p.in + origin(p, cell, 2 * h);
-    real sum[VECTOR];
-    clear(sum);
-    if (min(at.y, at.x) > 0 && max(at.y, at.x) < h - 1) {
-        const index_t sy = (index_t)p.stride_y, sx = (index_t)p.stride_x;
-        gather_window(sum, image + (2 * at.y - 1) * sy + (2 * at.x - 1) * sx + at.v * VECTOR, sy, sx);
-    } else {
-        add_window(sum, p, cell, image, true, at.y, at.x, at.v, 1);
-    }
-    store(p.out + first_pixel<false>(p.place, w.k) * p.place.channels + (index_t)t * VECTOR,
-          pack(sum));
+    if (w.high)
+        gradients<true>(p, w);
+    else
+        gradients<false>(p, w);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 3) combine_backward_tile(const Params p) {

@@ -127,6 +127,32 @@ def items_per_thread(work: int, multiprocessors: int) -> int:
     return min(ITEMS, max(1, work // (1024 * multiprocessors)))
 
 
+def frame(
+    lines: int, line: int, margins: tuple[int, int, int, int], vectors: int, threads: int
+) -> list[int]:
+    """The struct Frame of frame.cuh, for `lines` lines of `line` pixels of `vectors` vectors.
+
+    `margins` are the pixels between the block's edges and the inside: top, bottom, left, right.
+    """
+    top, bottom, left, right = margins
+    rows, inside = lines - top - bottom, (line - left - right) * vectors
+    row = line * vectors
+    full, sides = (top + bottom) * row, (left + right) * vectors
+    size = full + rows * sides
+    return [
+        *(top, rows, left * vectors, inside, full, size, chunks(size, threads)),
+        *divider(row),
+        *divider(sides),
+        *divider(inside),
+    ]
+
+
+def frame_chunks(frame: list[int], per_thread_block: int) -> int:
+    """Thread blocks for a stored block: of its frame, then of its inside."""
+    _, rows, _, inside, _, _, of_frame = frame[:7]
+    return of_frame + chunks(rows * inside, per_thread_block)
+
+
 def place(
     grid: tuple[int, int, int],
     n_high: int,

@@ -1,6 +1,7 @@
 // build_slots: grid (cells) bytes -> slot (cells) int32, cells (cells) int32. One thread block.
 // select_budget: scores (N, G) -> grid (N, G) bytes with exactly `count` ones per image: the highest
-//   scores, the earlier cell first among equals, NaN below everything. One thread block per image.
+//   scores, the earlier cell first among equals, NaN below everything. One warp per score.
+// select_budget_large: the same with one thread block per image; cheaper for thousands of scores.
 //
 // Compile-time constant: SB_DTYPE of the scores (SB_VECTOR is 1).
 #include "common.cuh"
@@ -74,7 +75,34 @@ struct BudgetParams {
     int cells, count;
 };
 
-extern "C" __global__ void __launch_bounds__(1024) select_budget(const BudgetParams p) {
+// A score is among the highest if fewer than `count` come before it.
+extern "C" __global__ void __launch_bounds__(256) select_budget(const BudgetParams p) {
+    const int lane = threadIdx.x & 31, cell = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    if (cell >= p.cells) return;
+    const scalar* scores = p.scores + (index_t)blockIdx.y * p.cells;
+    const scalar own = __ldg(scores + cell);
+    scalar others[4];
+    const auto fetch = [&](int start) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) others[j] = __ldg(scores + min(start + 32 * j + lane, p.cells - 1));
+    };
+    fetch(0);  // before the wait for `own`
+    const order_t key = key_of(own);
+    int before = 0;
+    for (int start = 0; start < p.cells; start += 128) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int i = start + 32 * j + lane;
+            const order_t other = key_of(others[j]);
+            const bool precedes = other > key || (other == key && i < cell);
+            before += __popc(__ballot_sync(0xffffffffu, precedes && i < p.cells));
+        }
+        if (start + 128 < p.cells) fetch(start + 128);
+    }
+    if (lane == 0) p.grid[(index_t)blockIdx.y * p.cells + cell] = before < p.count;
+}
+
+extern "C" __global__ void __launch_bounds__(1024) select_budget_large(const BudgetParams p) {
     const scalar* scores = p.scores + (index_t)blockIdx.x * p.cells;
     unsigned char* grid = p.grid + (index_t)blockIdx.x * p.cells;
     // The count-th largest key, found bit by bit.

@@ -9,6 +9,7 @@ from . import geometry as geo
 from .module import Kernel, defines, prepare
 
 _MOST_THREADS = 1024
+_MOST_RANKED = 4096  # cells up to which comparing every pair of scores is the quickest
 
 
 def build_slots(grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +74,10 @@ def _slots_plan(device: int, total: int) -> Kernel:
 @functools.lru_cache(maxsize=256)
 def _budget_plan(device: int, dtype: torch.dtype, images: int, cells: int, count: int) -> Kernel:
     packed = geo.pack([], [cells, count])
-    threads = _threads(cells)
+    kernel, blocks, threads, rows = "select_budget", -(-cells * 32 // 256), 256, images
+    if cells > _MOST_RANKED or images >= 2**16:
+        kernel, blocks, threads, rows = "select_budget_large", images, _MOST_THREADS, 1
     options = _options(dtype)
-    return prepare("grid.cu", "select_budget", options, device, images, threads, packed, pointers=2)
+    return prepare(
+        "grid.cu", kernel, options, device, blocks, threads, packed, pointers=2, rows=rows
+    )

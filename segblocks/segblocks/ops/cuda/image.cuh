@@ -4,6 +4,7 @@
 // Compile-time constant: SB_COPY  bytes per access when a high block is copied as it is
 #pragma once
 #include "common.cuh"
+#include "frame.cuh"
 
 typedef Raw<SB_COPY>::type copy_t;
 constexpr int COPY = SB_COPY / (int)sizeof(scalar);
@@ -20,7 +21,9 @@ struct Params {
     Divider by_block, by_half, by_taps;  // sides of a high and of a low block; half + 1
     // Of the _tile kernels: pixels and channels of a tile, its row length in shared memory.
     int lanes, tile_channels, tile_stride;
+    int strip;                    // block rows per thread block (combine_strips.cu)
     Divider by_tiles, by_across;  // channel tiles; vectors across one of them
+    Frame frame;                  // of the half-resolution pixels of a block (combine_backward_rows)
 };
 
 INLINE index_t origin(const Params& p, Cell c, int b) {

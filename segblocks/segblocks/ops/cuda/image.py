@@ -12,6 +12,9 @@ from .module import Kernel, defines, multiprocessors, prepare
 _TILE_THREADS = 256
 _TILE_PIXELS = 128
 _TILE_CHANNELS = 32
+_STRIP = 6144  # elements that a thread block writes
+_SHARED = 48 << 10  # bytes that any thread block may have
+_NO_FRAME = (0,) * 16
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Variant:
     low: int
     threads: int
     copy: int  # bytes per access of the plain copy
+    file: str = ""  # if not the kernel's own
     planes: int = 0
+    strip: int = 0
     items: int = 1
     row: int = 1
     run: int = 1
@@ -54,6 +59,7 @@ class Variant:
     tile_channels: int = 1
     tile_stride: int = 1
     n_tiles: int = 1
+    frame: tuple[int, ...] = _NO_FRAME
     shared: int = 0
 
 
@@ -102,7 +108,7 @@ def _plan(*case) -> Kernel:
     extent = sum(stride * (length - 1) for stride, length in zip(case.strides, lengths))
     stored = (case.n_high * b * b + n_low * half * half) * c
 
-    v = _planes(case) or _rows(case) or _tile(case)
+    v = _planes(case) or _strips(case) or _rows(case) or _tile(case)
     constants = {
         "dtype": geo.DTYPES[case.dtype],
         "vector": v.vector,
@@ -120,12 +126,13 @@ def _plan(*case) -> Kernel:
         *geo.divider(b),
         *geo.divider(half),
         *geo.divider(half + 1),
-        *(v.lanes, v.tile_channels, v.tile_stride),
+        *(v.lanes, v.tile_channels, v.tile_stride, v.strip),
         *geo.divider(v.n_tiles),
         *geo.divider(v.tile_channels // v.vector),
+        *v.frame,
     ]
     return prepare(
-        case.file,
+        v.file or case.file,
         v.kernel,
         defines(**constants),
         case.device,
@@ -159,10 +166,54 @@ def _planes(case: Case) -> Variant | None:
     )
 
 
+def _strips(case: Case) -> Variant | None:
+    """Combine of so few or so odd channels that accesses across them would be narrow."""
+    size, c, b, half = case.dtype.itemsize, case.channels, case.block, case.half
+    stride_n, stride_c, stride_y, stride_x = case.strides
+    width = geo.access_width(size, case.aligned, c)
+    if case.kernel != "combine" or width == 16:
+        return None
+    strip = min(b, max(2, _STRIP // (b * c) & ~1))
+    out = strip * b * c * size
+    around = (strip // 2 + 2) * (half + 2) * c * max(size, 4)
+    steps = (stride_n, stride_y) if c == 1 else (stride_n, stride_y, stride_c)
+    n_strips = -(-b // strip)
+    if stride_x == 1:
+        pairs = case.aligned >= 2 * size and not any(step % 2 for step in steps)
+        if not pairs or max(out, around) > _SHARED:
+            return None
+        copy = geo.access_width(size, case.aligned, b * c)
+        kernel, high, items, shared = "combine_planes", n_strips, 1, max(out, around)
+    elif stride_c == 1 and stride_x == c and width <= 4 and out + around <= _SHARED:
+        copy = geo.access_width(size, case.aligned, b * c, stride_n, stride_y)
+        n, gh, gw = case.grid
+        work = n * gh * gw * b * b * c * size // copy
+        items = geo.items_per_thread(work, multiprocessors(case.device))
+        high = geo.chunks(b * b * c * size // copy, _TILE_THREADS * items)
+        kernel, shared = "combine_narrow", out + around
+    else:
+        return None
+    row = b * c * size // copy
+    return Variant(
+        kernel,
+        1,
+        high=high,
+        low=n_strips,
+        threads=_TILE_THREADS,
+        copy=copy,
+        file="combine_strips.cu",
+        strip=strip,
+        items=items,
+        row=row,
+        run=row,
+        shared=shared,
+    )
+
+
 def _rows(case: Case) -> Variant | None:
     """Images whose channels are adjacent."""
     stride_n, stride_c, stride_y, stride_x = case.strides
-    if stride_c != 1:
+    if stride_c != 1 or (case.kernel == "combine_backward" and case.half < 2):
         return None
     size, c, b, half = case.dtype.itemsize, case.channels, case.block, case.half
     width = geo.access_width(size, case.aligned, c, stride_n, stride_y, stride_x)
@@ -173,24 +224,32 @@ def _rows(case: Case) -> Variant | None:
         copy = geo.access_width(size, case.aligned, b * c, stride_n, stride_y)
     row = b * c * size // copy
 
+    n, gh, gw = case.grid
     low_work, low_items = half * half * vectors, 1
     if case.kernel == "combine":
         low_work = (half + 1) ** 2 * vectors
     elif case.kernel.startswith("split"):
         low_items = min(4, 16 // width)  # NARROW of split.cu
-    n, gh, gw = case.grid
     work = case.n_high * b * row + (n * gh * gw - case.n_high) * low_work
     items = geo.items_per_thread(work, multiprocessors(case.device))
+    high = geo.chunks(b * row, case.threads * items)
+    low = geo.chunks(low_work, case.threads * low_items)
+    frame = _NO_FRAME
+    if case.kernel == "combine_backward":  # pixels at edges apart from the rest
+        frame = tuple(geo.frame(half, half, (1, 1, 1, 1), vectors, case.threads))
+        low = geo.frame_chunks(frame, case.threads)
+        high = high if case.legacy else low
     return Variant(
         f"{case.kernel}_rows",
         width // size,
-        high=geo.chunks(b * row, case.threads * items),
-        low=geo.chunks(low_work, case.threads * low_items),
+        high=high,
+        low=low,
         threads=case.threads,
         copy=copy,
         items=items,
         row=row,
         run=row if whole_rows else c * size // copy,
+        frame=frame,
     )
 
 

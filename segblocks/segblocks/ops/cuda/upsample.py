@@ -1,4 +1,4 @@
-"""Launchers of `upsample.cu`."""
+"""Launchers of `upsample.cu` and `upsample_backward.cu`."""
 
 import functools
 
@@ -89,27 +89,31 @@ def _plan(
     half = block // 2
     n_low = grid[0] * grid[1] * grid[2] - n_high
     vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize
-    sides = (block, half)
+    vectors = channels // vector
+    special = scale == 2
     if name == "upsample":  # a thread takes the outputs between four source pixels
-        sides = (block + 1, half + 1)
-    high, low = (geo.chunks(side * side * (channels // vector), _THREADS) for side in sides)
-    integers = [
-        *geo.place(grid, n_high, block, channels, vector, high, low),
-        scale,
-        *geo.divider(sides[0]),
-        *geo.divider(sides[1]),
-    ]
+        taps = (block + 1, half + 1)
+        high, low = (geo.chunks(side * side * vectors, _THREADS) for side in taps)
+        integers = [*geo.divider(taps[0]), *geo.divider(taps[1])]
+    else:  # edges apart from the rest, where the scale has a kernel for them
+        special = special and half >= 2
+        margins = (1 if legacy else 2, 1) if special else (0, 0)
+        frames = [
+            geo.frame(side, side, (margin,) * 4, vectors, _THREADS)
+            for side, margin in zip((block, half), margins)
+        ]
+        high, low = (geo.frame_chunks(frame, _THREADS) for frame in frames)
+        integers = [*frames[0], *frames[1]]
+    where = geo.place(grid, n_high, block, channels, vector, high, low)
     largest = (n_high * block * block + n_low * half * half) * scale * scale * channels
     constants = defines(
         dtype=geo.DTYPES[dtype],
         vector=vector,
         index64=geo.needs_int64(largest),
         legacy=legacy,
-        scale=2 if scale == 2 else 0,
+        scale=2 if special else 0,
     )
-    geo.chunks(
-        block * block * scale * scale * (channels // vector), _THREADS
-    )  # raises if too large
+    geo.chunks(block * block * scale * scale * vectors, _THREADS)  # raises if too large
     blocks = n_high * high + n_low * low
-    packed = geo.pack([], integers)
-    return prepare("upsample.cu", name, constants, device, blocks, _THREADS, packed)
+    packed = geo.pack([], [*where, scale, *integers])
+    return prepare(f"{name}.cu", name, constants, device, blocks, _THREADS, packed)

@@ -1,0 +1,146 @@
+// blockpad and its gradient (blockpad.cu) where every padded pixel lies in the block itself or in
+// one of its eight neighbours, and the image ends in `fill`: the paddings of convolutions.
+//   blockpad_near           pads of 0 to half a block's low side
+//   blockpad_near_backward  as well, opposite pads together: then a pixel is read by at most the
+//                           blocks across one row edge, one column edge and the corner they share
+//
+// Compile-time constants: those of dtypes.cuh.
+#include "blockpad.cuh"
+#include "frame.cuh"
+
+struct Params {
+    const scalar* in;
+    scalar* out;
+    const int* slot;
+    const int* cells;
+    double fill;
+    Place place;
+    int left, right, top, bottom;
+    // Of a padded block: the halo. Of a stored block (backward): what the halos of others read.
+    Frame high, low;
+};
+
+template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
+    const Frame& f = HIGH ? p.high : p.low;
+    const int side = side_of<HIGH>(p.place), row = f.by_row.divisor;
+    scalar* out = p.out + first_padded<HIGH>(p, w.k) * p.place.channels;
+    if (w.chunk >= f.chunks) {
+        const scalar* own = p.in + first_pixel<HIGH>(p.place, w.k) * p.place.channels;
+        copy_inside(
+            f, w.chunk, p.place.items, [&](int t, Spot) { return own + (index_t)t * VECTOR; },
+            [&](int, Spot at) { return out + ((index_t)at.y * row + at.r) * VECTOR; });
+        return;
+    }
+    const int t = w.chunk * (int)blockDim.x + threadIdx.x;
+    if (t >= f.size) return;
+    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Spot at = on_frame(f, t);
+    const int column = quotient(at.r, p.place.by_vectors), v = at.r - column * p.place.vectors;
+    const int y = at.y - p.top, x = column - p.left;
+    const int dy = y < 0 ? -1 : y >= side, dx = x < 0 ? -1 : x >= side;
+    const int cy = cell.y + dy, cx = cell.x + dx;
+    vec value;
+    if ((unsigned)cy < (unsigned)p.place.gh && (unsigned)cx < (unsigned)p.place.gw) {
+        const int s = slot_at(p.place, p.slot, cell.n, cy, cx);
+        value = picture_at<HIGH>(p.place, p.in, s, y - dy * side, x - dx * side, v);
+    } else {
+        value = filled(p.fill);
+    }
+    store(out + ((index_t)at.y * row + at.r) * VECTOR, value);
+}
+
+extern "C" __global__ void __launch_bounds__(256) blockpad_near(const Params p) {
+    const Work w = my_work(p.place);
+    if (w.high)
+        pad<true>(p, w);
+    else
+        pad<false>(p, w);
+}
+
+// What the padded blocks of both resolutions read of pixel (y, x) of a block; `own` is its gradient
+// from the block itself. A neighbour (dy, dx) is across the nearby row edge, column edge or corner.
+template <bool HIGH>
+INLINE vec gradient(const Params& p, const Cell& cell, const scalar* own, int y, int x, int dy,
+                    int dx, int v) {
+    constexpr int MOST = HIGH ? 1 : 4;  // a high block reads four copies of a low pixel
+    const int b = p.place.block;
+    int slots[3];
+    unsigned here = 0, on = 0;
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        const int ny = i == 1 ? 0 : dy, nx = i == 0 ? 0 : dx;
+        const bool exists = (i == 1 || dy) && (i == 0 || dx) &&
+                            (unsigned)(cell.y + ny) < (unsigned)p.place.gh &&
+                            (unsigned)(cell.x + nx) < (unsigned)p.place.gw;
+        here |= (unsigned)exists << i;
+        slots[i] = exists ? slot_at(p.place, p.slot, cell.n, cell.y + ny, cell.x + nx) : 0;
+    }
+    const vec center = load(own);
+    vec held[3][MOST];
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        if (!(here >> i & 1)) continue;
+        const bool high = slots[i] >= 0;
+        const int side = high ? b : b / 2;
+        const int height = side + p.top + p.bottom, width = side + p.left + p.right;
+        // The first pixel of the neighbour's picture that shows this one, in its padded block.
+        const int py = (HIGH && !high ? y / 2 : !HIGH && high ? 2 * y : y) -
+                       (i == 1 ? 0 : dy) * side + p.top;
+        const int px = (HIGH && !high ? x / 2 : !HIGH && high ? 2 * x : x) -
+                       (i == 0 ? 0 : dx) * side + p.left;
+        const index_t start = high ? first_padded<true>(p, slots[i])
+                                   : first_padded<false>(p, p.place.n_high - 1 - slots[i]);
+        const scalar* at =
+            p.in + (start + py * width + px) * (index_t)p.place.channels + v * VECTOR;
+#pragma unroll
+        for (int j = 0; j < MOST; j++) {
+            const bool read = (j == 0 || high) && (unsigned)(py + j / 2) < (unsigned)height &&
+                              (unsigned)(px + j % 2) < (unsigned)width;
+            on |= (unsigned)read << (MOST * i + j);
+            if (read)
+                held[i][j] = load(at + (index_t)(j / 2 * width + j % 2) * p.place.channels);
+        }
+    }
+    real sum[VECTOR];
+    unpack(center, sum);
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+#pragma unroll
+        for (int j = 0; j < MOST; j++)
+            if (on >> (MOST * i + j) & 1)
+                add(sum, held[i][j], HIGH && slots[i] < 0 ? real(0.25) : real(1));
+    return pack(sum);
+}
+
+template <bool HIGH> INLINE void pad_backward(const Params& p, const Work& w) {
+    const Frame& f = HIGH ? p.high : p.low;
+    const int side = side_of<HIGH>(p.place), row = side * p.place.vectors;
+    const int wide = (side + p.left + p.right) * p.place.vectors;
+    const scalar* own = p.in + (first_padded<HIGH>(p, w.k) * p.place.vectors +
+                                (index_t)(p.top * wide + p.left * p.place.vectors)) * VECTOR;
+    scalar* out = p.out + first_pixel<HIGH>(p.place, w.k) * p.place.channels;
+    if (w.chunk >= f.chunks) {
+        copy_inside(
+            f, w.chunk, p.place.items,
+            [&](int, Spot at) { return own + ((index_t)at.y * wide + at.r) * VECTOR; },
+            [&](int, Spot at) { return out + (index_t)(at.y * row + at.r) * VECTOR; });
+        return;
+    }
+    const int t = w.chunk * (int)blockDim.x + threadIdx.x;
+    if (t >= f.size) return;
+    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Spot at = on_frame(f, t);
+    const int x = quotient(at.r, p.place.by_vectors), v = at.r - x * p.place.vectors;
+    const int dy = at.y < f.rows_before ? -1 : at.y >= f.rows_before + f.rows;
+    const int dx = at.r < f.vectors_before ? -1 : at.r >= f.vectors_before + f.vectors;
+    store(out + (index_t)(at.y * row + at.r) * VECTOR,
+          gradient<HIGH>(p, cell, own + ((index_t)at.y * wide + at.r) * VECTOR, at.y, x, dy, dx, v));
+}
+
+extern "C" __global__ void __launch_bounds__(128, 6) blockpad_near_backward(const Params p) {
+    const Work w = my_work(p.place);
+    if (w.high)
+        pad_backward<true>(p, w);
+    else
+        pad_backward<false>(p, w);
+}
