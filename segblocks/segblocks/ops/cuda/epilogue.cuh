@@ -1,0 +1,142 @@
+// What a convolution does with its sums before it stores them: bias, addend (enlarged bilinearly or
+// not), ReLU, a second affine and ReLU, and the averages of the high blocks. Included by
+// conv_sm90.cu, whose `Arguments` it reads.
+#pragma once
+
+// x / f without a division where f is a power of two, which `shift` says (-1: it is not).
+INLINE int divide(int x, int f, int shift) { return shift >= 0 ? x >> shift : x / f; }
+
+INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
+    uint4 v = __ldg((const uint4*)from);
+    unsigned w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float a, b;
+        unpack_pair(w[j], a, b);
+        sum[2 * j] += weight * a;
+        sum[2 * j + 1] += weight * b;
+    }
+}
+
+// Eight channels of the bilinear ×2 of a buffer at half the block side, read at GEMM row m.
+INLINE void add_enlarged(const Arguments& p, int m, int column, int shift, float (&sum)[8]) {
+    int near, dy, dx, half = p.block / 2;
+    if (m < p.high_rows) {
+        int quad = m / 4, row = divide(quad, half, shift), x = quad - row * half;
+        int stored = divide(row, half, shift), y = row - stored * half;
+        // The smaller buffer's own quads: its GEMM row of pixel (y, x).
+        near = stored * half * half + (y / 2 * (half / 2) + x / 2) * 4 + y % 2 * 2 + x % 2;
+        dy = m & 2, dx = m & 1;
+    } else {
+        int within = m - p.high_rows, row = divide(within, half, shift), x = within - row * half;
+        int stored = divide(row, half, shift), y = row - stored * half;
+        near = p.up_high_rows + (stored * (half / 2) + y / 2) * (half / 2) + x / 2;
+        dy = y & 1, dx = x & 1;
+    }
+    int step_y = dy ? 3 : -3, step_x = dx ? 1 : -1;
+    const int* table = p.up_table + 4 * p.up_pitch + near;
+    int at = table[0], at_y = table[step_y * p.up_pitch], at_x = table[step_x * p.up_pitch];
+    int at_yx = table[(step_y + step_x) * p.up_pitch];
+    // Beyond the image the position is clamped, axis by axis.
+    if (at_yx == p.up_zero) at_yx = at_y == p.up_zero ? at_x : at_y;
+    if (at_yx == p.up_zero) at_yx = at;
+    if (at_y == p.up_zero) at_y = at;
+    if (at_x == p.up_zero) at_x = at;
+    add_row(p.addend + (long long)at * p.cout + column, 0.5625f, sum);
+    add_row(p.addend + (long long)at_y * p.cout + column, 0.1875f, sum);
+    add_row(p.addend + (long long)at_x * p.cout + column, 0.1875f, sum);
+    add_row(p.addend + (long long)at_yx * p.cout + column, 0.0625f, sum);
+}
+
+INLINE void load_eight(const float* from, float (&v)[8]) {
+    float4 a = *(const float4*)from, b = *(const float4*)(from + 4);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+
+INLINE uint4 pack_eight(const float (&v)[8]) {
+    return make_uint4(pack_pair(v[0], v[1]), pack_pair(v[2], v[3]), pack_pair(v[4], v[5]),
+                      pack_pair(v[6], v[7]));
+}
+
+// Bias, addend, activation, store and averages of `quads` staged groups of four rows.
+INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, int thread,
+                   int threads, int quads) {
+    constexpr int CHUNKS = BN / 8;
+    int chunk = thread % CHUNKS, column = tile_n * BN + chunk * 8;
+    if (column >= p.cout) return;
+    int half = p.block / 2, shift = half & (half - 1) ? -1 : 31 - __clz(half);
+    float bias[8], scale[8], offset[8];
+    load_eight(p.bias + column, bias);
+    if (SB_POST) {
+        load_eight(p.post + column, scale);
+        load_eight(p.post + p.cout_pad + column, offset);
+    }
+    if (SB_AVERAGES && m0 == 0 && thread < CHUNKS)
+        *(uint4*)(p.out + (long long)(p.rows + p.high_rows / 4) * p.cout + column) =
+            make_uint4(0, 0, 0, 0);
+    for (int quad = thread / CHUNKS; quad < quads; quad += threads / CHUNKS) {
+        int m = m0 + quad * 4;
+        if (m >= p.rows) break;
+        int4 own = __ldg((const int4*)(p.own + m));
+        int rows[4] = {own.x, own.y, own.z, own.w};
+        uint4 addend[4];
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            if (SB_ADD == 1 && m + r < p.rows)
+                addend[r] = __ldg((const uint4*)(p.addend + (long long)rows[r] * p.cout + column));
+        float mean[8] = {};
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            float v[8];
+            if (p.split > 1) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) v[i] = 0;
+                for (int part = 0; part < p.split && m + r < p.rows; part++) {
+                    const float* from =
+                        p.work + ((long long)part * p.rows + m + r) * p.cout + column;
+                    float4 a = __ldcg((const float4*)from), b = __ldcg((const float4*)from + 1);
+                    v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
+                    v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
+                }
+            } else {
+                load_eight(staged + (quad * 4 + r) * PITCH + chunk * 8, v);
+                if (BM == 64) {  // the other warpgroup's share of the inner dimension
+                    float w[8];
+                    load_eight(staged + (64 + quad * 4 + r) * PITCH + chunk * 8, w);
+#pragma unroll
+                    for (int i = 0; i < 8; i++) v[i] += w[i];
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < 8; i++) v[i] += bias[i];
+            if (SB_ADD == 1) {
+                unsigned w[4] = {addend[r].x, addend[r].y, addend[r].z, addend[r].w};
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    float a, b;
+                    unpack_pair(w[j], a, b);
+                    v[2 * j] += a;
+                    v[2 * j + 1] += b;
+                }
+            }
+            if (SB_ADD == 2) add_enlarged(p, min(m + r, p.rows - 1), column, shift, v);
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                if (SB_RELU) v[i] = fmaxf(v[i], 0.f);
+                if (SB_POST) v[i] = fmaxf(v[i] * scale[i] + offset[i], 0.f);
+                mean[i] += v[i];
+            }
+            if (m + r < p.rows)
+                *(uint4*)(p.out + (long long)rows[r] * p.cout + column) = pack_eight(v);
+        }
+        if (SB_AVERAGES && m < p.high_rows) {
+            int q = m / 4, row = divide(q, half, shift), x = q - row * half;
+            int y = row - divide(row, half, shift) * half;
+            if (y == 0 || y == half - 1 || x == 0 || x == half - 1) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) mean[i] *= 0.25f;
+                *(uint4*)(p.out + (long long)(p.rows + q) * p.cout + column) = pack_eight(mean);
+            }
+        }
+    }
+}
