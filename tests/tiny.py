@@ -12,7 +12,9 @@ from torch import nn
 import train
 from argparser import parse_args
 from models import BACKBONES, Backbone
+from utils.data import build_train_set, build_val_set, train_loader, val_loader
 from utils.resume import folder_of
+from utils.trainer import Trainer
 
 SYNTHETIC = (
     "--dataset synthetic --synthetic-size 64 128 --synthetic-train-images 6 "
@@ -20,6 +22,7 @@ SYNTHETIC = (
     "--pretrain-backbone no --backbone tiny --num-features 12 --device cpu"
 ).split()
 REINFORCE = "--segblocks-policy reinforce --segblocks-block-size 64".split()
+SPEED = ("--mode", "speed", "--speed-images", "2", "--speed-repeats", "3")
 
 
 class TinyEncoder(nn.Module):
@@ -63,6 +66,27 @@ def run(exp_dir: Path, *flags: str) -> Path:
     argv = arguments(exp_dir, *flags)
     assert train.main(argv) == 0
     return folder_of(parse_args(argv))
+
+
+def make_trainer(tmp_path, *flags):
+    args = parse_args(arguments(tmp_path, *flags))
+    torch.manual_seed(args.seed)
+    sets = build_train_set(args), build_val_set(args)
+    model = train.build(args, sets[0])
+    loaders = train_loader(sets[0], args), val_loader(sets[1], args)
+    return Trainer(model, *loaders, args, torch.device("cpu"))
+
+
+def same(a, b):
+    """Equal to the last bit, in any nesting of containers."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+# ---- the loop ----
 
 
 def checkpoint(folder: Path, name: str = "checkpoint.pth") -> dict:

@@ -1,0 +1,110 @@
+"""Validation: what it leaves alone, budgets and placements, shares by block, operations."""
+
+import copy
+
+import pytest
+import torch
+from tiny import (  # noqa: F401
+    REINFORCE,
+    arguments,
+    checkpoint,
+    figures,
+    make_trainer,
+    run,
+    same,
+    tiny_backbone,
+)
+
+import train
+from argparser import parse_args
+from utils.data import build_val_set
+from utils.evaluate import BlockShares, blocks_with, evaluate
+from utils.logger import RunLog
+from utils.macs import MacCounter
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+
+def test_validation_touches_neither_weights_nor_random_numbers(tmp_path):
+    trainer = make_trainer(tmp_path, *REINFORCE, "--segblocks-policy", "random")
+    trainer.model.train()
+    before, drawn = copy.deepcopy(trainer.model.state_dict()), torch.get_rng_state()
+    with RunLog(tmp_path / "log") as log:
+        first, second = (
+            evaluate(trainer.model, trainer.val_loader, trainer.args, trainer.device, log)
+            for _ in range(2)
+        )
+    assert same(before, trainer.model.state_dict())
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert trainer.model.training
+    assert str(first) == str(second)  # random placement included; as text, where NaN equals NaN
+
+
+@pytest.mark.parametrize("policy", ["random", "middle", "heuristic", "oracle", "reinforce"])
+def test_every_policy_trains_and_validates(tmp_path, policy):
+    flags = [*REINFORCE, "--segblocks-policy", policy, "--max-steps", "1"]
+    folder = run(tmp_path, *flags)
+    run(tmp_path, *flags, "--mode", "val", "--budget", "0.5")
+    assert figures(folder, "val.json")["share"] == 0.5
+
+
+def test_budget_spends_what_it_says_on_a_policy_trained_for_more(tmp_path):
+    folder = run(tmp_path, *REINFORCE, "--max-steps", "1")
+    macs = []
+    for budget in ("0", "1", "2"):
+        run(tmp_path, *REINFORCE, "--mode", "val", "--budget", budget)
+        found = figures(folder, "val.json")
+        assert found["share"] == int(budget) / 2
+        macs.append(found["gmacs"])
+    assert macs[0] < macs[1] < macs[2]
+
+
+def test_random_placement_with_the_weights_of_a_learned_policy(tmp_path):
+    folder = run(tmp_path, *REINFORCE, "--max-steps", "1")
+    flags = ["--segblocks-policy", "random", "--budget", "1", "--name", "random"]
+    path = str(folder / "checkpoint.pth")
+    other = run(tmp_path, *REINFORCE, *flags, "--mode", "val", "--resume", path)
+    assert figures(other, "val.json")["share"] == 0.5
+
+
+def test_blocks_with_small_classes():
+    label = torch.zeros(1, 6, 8, dtype=torch.int64)
+    label[0, 5, 7] = 3
+    label[0, 0, 0] = 255
+    found = blocks_with(label, [3, 255], block_size=4)
+    assert found.tolist() == [[[True, False], [False, True]]]
+    assert not blocks_with(label, [], block_size=4).any()
+
+
+def test_block_shares_by_hand():
+    class Info:
+        small_ids = (3,)
+
+    class Result:
+        grid = torch.tensor([[[True, False, True, True]]])
+
+    label = torch.zeros(1, 2, 8, dtype=torch.int64)
+    label[0, 0, [0, 2]] = 3  # blocks 0 and 1 of size 2
+    shares = BlockShares(Info(), block_size=2)
+    shares.update(Result(), label)
+    assert shares.compute() == {"share": 0.75, "share_small": 0.5, "share_plain": 1.0}
+
+
+def test_macs_of_the_parts_add_up(tmp_path):
+    args = parse_args(arguments(tmp_path, *REINFORCE))
+    model = train.build(args, build_val_set(args)).eval()
+    counter = MacCounter()
+    with torch.no_grad():
+        for budget in (0, 2):
+            with counter:
+                model(torch.zeros(1, 3, 64, 128), budget=budget)
+    gmacs = counter.gmacs()
+    total = gmacs.pop("total")
+    assert gmacs.keys() == {"policy", "net.backbone", "net.spp", "net.upsample", "net.logits"}
+    assert sum(gmacs.values()) == pytest.approx(total)
+    # By hand: output pixels × inputs × outputs × kernel², at all blocks high.
+    dense = 512 * 3 * 8 * 25 + 128 * 8 * 8 * 9 + 32 * 8 * 12 * 9 + 8 * 12 * 16 * 9
+    assert gmacs["net.backbone"] * 1e9 == pytest.approx(dense * (1 + 1 / 4) / 2)
+
+
+# ---- logs ----
