@@ -17,6 +17,8 @@ train.py --help` lists the flags.
 
 import sys
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,39 +63,43 @@ def train(args: Namespace) -> None:
 
 
 def validate(args: Namespace) -> None:
-    with user_errors():
-        device = choose_device(args.device)
-        val_set = build_val_set(args)
-        model = build(args, val_set)
-        path = find_checkpoint(args)
-        load_weights(model, path)
-        model.to(device)
-        log = RunLog(folder_of(args))
+    device, val_set, model, path, log = trained(args)
     with log:
         log.command()
         log.info(f"validating {path} on {len(val_set)} images; {device}")
         evaluation = evaluate(model, val_loader(val_set, args), args, device, log)
         for line in evaluation.lines():
             log.info(line)
-        header = {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
-        log.info(f"figures: {log.json('val.json', header | evaluation.to_json())}")
+        figures = origin(path, device) | evaluation.to_json()
+        log.info(f"figures: {log.json('val.json', figures)}")
 
 
 def speed(args: Namespace) -> None:
+    device, val_set, model, path, log = trained(args)
+    with log:
+        log.command()
+        log.info(f"timing {path}; {device}")
+        figures = origin(path, device) | benchmark(model, val_set, args, device, log)
+        log.info(f"figures: {log.json('speed.json', figures)}")
+
+
+def trained(
+    args: Namespace,
+) -> tuple[torch.device, SegmentationDataset, nn.Module, Path, RunLog]:
+    """What val and speed start from: device, validation set, model with its weights, the
+    checkpoint they came from, and the log, which is made last."""
     with user_errors():
         device = choose_device(args.device)
         val_set = build_val_set(args)
         model = build(args, val_set)
         path = find_checkpoint(args)
         load_weights(model, path)
-        model.to(device)
-        log = RunLog(folder_of(args))
-    with log:
-        log.command()
-        log.info(f"timing {path}; {device}")
-        figures = benchmark(model, val_set, args, device, log)
-        header = {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
-        log.info(f"figures: {log.json('speed.json', header | figures)}")
+        return device, val_set, model.to(device), path, RunLog(folder_of(args))
+
+
+def origin(path: Path, device: torch.device) -> dict[str, Any]:
+    """How figures came about, for their JSON."""
+    return {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
 
 
 def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = False) -> nn.Module:
