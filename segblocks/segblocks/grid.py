@@ -60,10 +60,6 @@ class BlockGrid:
     def n_low(self) -> int:
         return self.mask.numel() - self.n_high
 
-    def n_pixels(self, block: int) -> int:
-        """Stored pixels P at `block` pixels a block side."""
-        return self.n_high * block * block + self.n_low * (block // 2) ** 2
-
     @cached_property
     def image_of_block(self) -> Tensor:
         """(N*Gh*Gw,) int64: the image in the batch that each stored block belongs to."""

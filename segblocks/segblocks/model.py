@@ -14,6 +14,7 @@ from .grid import BlockGrid
 from .policy import Decision, Policy
 from .policy.base import block_mean
 from .policy.rank import DisabledPolicy
+from .structure import map_structure
 from .tensor import DualResTensor, to_blocks
 
 
@@ -166,12 +167,12 @@ def crop_output(output: Any, padded: tuple[int, int], size: tuple[int, int]) -> 
         height, width = (-(-s * n // p) for s, n, p in zip(size, x.shape[-2:], padded))
         return x[..., :height, :width]
 
-    return _map(output, Tensor, crop)
+    return map_structure(output, Tensor, crop)
 
 
 def combine_all(value: Any) -> Any:
     """Combine every block tensor in a structure of tuples, lists and dicts."""
-    return _map(value, DualResTensor, DualResTensor.combine)
+    return map_structure(value, DualResTensor, DualResTensor.combine)
 
 
 def _split_all(value: Any, grid: BlockGrid) -> Any:
@@ -185,19 +186,7 @@ def _split_all(value: Any, grid: BlockGrid) -> Any:
             return x
         return to_blocks(x, grid)
 
-    return _map(value, Tensor, split)
-
-
-def _map(value: Any, kind: type, function: Callable) -> Any:
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, dict):
-        return type(value)((key, _map(item, kind, function)) for key, item in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, kind, function) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, kind, function) for item in value)
-    return value
+    return map_structure(value, Tensor, split)
 
 
 def _find_blocks(value: Any) -> DualResTensor | None:

@@ -10,8 +10,8 @@ from fast_networks import SmallSwiftNet
 from torch import Tensor, nn
 
 from segblocks import SegBlocksModel, build_policy, execute_with_grid
-from segblocks.fast.trace import find
 from segblocks.model import crop_output, pad_to_blocks
+from segblocks.structure import find
 
 # Relative error against the same network in float64.
 BOUND = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}

@@ -9,7 +9,8 @@ from segblocks import BlockGrid, DualResTensor, execute_with_grid, to_blocks
 from segblocks.fast.fuse import fuse
 from segblocks.fast.portable import PortableNetwork
 from segblocks.fast.steps import PlainStep, PoolStep, StemStep
-from segblocks.fast.trace import Program, Ref, find, map_structure, recording
+from segblocks.fast.trace import Program, Ref, recording
+from segblocks.structure import find, map_structure
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from segblocks import BlockGrid, to_blocks
 from segblocks.fast import compile as compile_module
 from segblocks.fast import stem, tables
 from segblocks.fast.tables import Scale, TableKey
-from segblocks.fast.trace import find
+from segblocks.structure import find
 
 pytestmark = ON_HOPPER
 

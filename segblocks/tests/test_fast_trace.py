@@ -19,7 +19,8 @@ from traced_networks import (
 from segblocks import execute_with_grid, no_blocks, to_blocks
 from segblocks.dispatch import RECORDER
 from segblocks.fast.network import not_replayable
-from segblocks.fast.trace import Ref, find, recording
+from segblocks.fast.trace import Ref, recording
+from segblocks.structure import find
 
 TRUNKS = {
     "resnet18": (networks.resnet18_trunk, 64),

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from ..grid import BlockGrid
 from ..model import execute_with_grid
+from ..structure import map_structure
 from ..tensor import to_blocks
 from .fuse import fuse
 from .portable import PortableNetwork
 from .steps import Step, read_by_kernels
-from .trace import Program, map_structure, recording
+from .trace import Program, recording
 
 Run = Callable[[Tensor, BlockGrid], Any]
 

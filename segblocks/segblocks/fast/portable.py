@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..grid import BlockGrid
+from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
-from .steps import Affine, ConvStep, PoolStep, StemStep, Step
-from .trace import Program, Ref, map_structure
+from .steps import Affine, ConvStep, PoolStep, StemStep, Step, last_uses
+from .trace import Program, Ref
 
 
 class PortableNetwork:
@@ -28,8 +29,7 @@ class PortableNetwork:
                 step.weight = step.weight.to(memory_format=torch.channels_last)
         self.program = program
         self.steps = steps
-        self.last_use = {v: i for i, step in enumerate(steps) for v in step.inputs}
-        map_structure(program.output, Ref, lambda r: self.last_use.update({r.value: len(steps)}))
+        self.last_use = last_uses(program, steps)
 
     def run(self, image: Tensor, grid: BlockGrid) -> Any:
         """The network's output, block tensors combined; image (N, C, H, W)."""

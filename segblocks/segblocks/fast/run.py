@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..grid import BlockGrid
+from ..structure import map_structure
 from ..tensor import DualResTensor
 from .hopper import Fused, choose_tile, convolve, pack_weights
 from .stem import (
@@ -17,9 +18,9 @@ from .stem import (
     stem_matrix,
     stem_places,
 )
-from .steps import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step, read_by_kernels
+from .steps import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step, last_uses, read_by_kernels
 from .tables import Scale, TableKey, build_tables
-from .trace import Program, Ref, map_structure
+from .trace import Program, Ref
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class Network:
         self.dtype = dtype
         self.block = program.blocks[0]
         self.packed = {id(s): _pack(s, dtype) for s in steps if isinstance(s, (ConvStep, StemStep))}
-        self.last_use = {v: i for i, step in enumerate(steps) for v in step.inputs}
-        map_structure(program.output, Ref, lambda r: self.last_use.update({r.value: len(steps)}))
+        self.last_use = last_uses(program, steps)
         self.extended = read_by_kernels(steps)
         self.keys = sorted(self._table_keys(), key=repr)
         self.places: dict[int, Tensor] = {}

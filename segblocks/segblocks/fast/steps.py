@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .trace import Node
+from ..structure import find
+from .trace import Node, Program, Ref
 
 
 @dataclass
@@ -95,3 +96,9 @@ Step = ConvStep | PoolStep | StemStep | PlainStep
 def read_by_kernels(steps: list[Step]) -> set[int]:
     """The values that fused steps read, which need the rows that follow the stored pixels."""
     return {value for step in steps if not isinstance(step, PlainStep) for value in step.inputs}
+
+
+def last_uses(program: Program, steps: list[Step]) -> dict[int, int]:
+    """For each value the step that reads it last; past the end for what the network returns."""
+    uses = {value: i for i, step in enumerate(steps) for value in step.inputs}
+    return uses | {ref.value: len(steps) for ref in find(program.output, Ref)}

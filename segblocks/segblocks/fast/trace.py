@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import RECORDER, RULES, apply_rule
+from ..structure import find, map_structure
 from ..tensor import DualResTensor, Padding
 
 
@@ -69,26 +70,6 @@ class Program:
 
     def is_output(self, value: int) -> bool:
         return Ref(value) in find(self.output, Ref)
-
-
-def map_structure(value: Any, kind: type, function: Callable) -> Any:
-    """Replace every `kind` in nested tuples, lists and dicts."""
-    if isinstance(value, kind):
-        return function(value)
-    if isinstance(value, dict):
-        return type(value)((k, map_structure(v, kind, function)) for k, v in value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_structure(v, kind, function) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_structure(v, kind, function) for v in value)
-    return value
-
-
-def find(value: Any, kind: type) -> list:
-    """Every `kind` in nested tuples, lists and dicts, in order."""
-    found: list = []
-    map_structure(value, kind, found.append)
-    return found
 
 
 class Recorder:

@@ -1,0 +1,24 @@
+"""Nested tuples, lists and dicts, as networks take and return them."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def map_structure(value: Any, kind: type, function: Callable) -> Any:
+    """Replace every `kind` in nested tuples, lists and dicts."""
+    if isinstance(value, kind):
+        return function(value)
+    if isinstance(value, dict):
+        return type(value)((k, map_structure(v, kind, function)) for k, v in value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_structure(v, kind, function) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map_structure(v, kind, function) for v in value)
+    return value
+
+
+def find(value: Any, kind: type) -> list:
+    """Every `kind` in nested tuples, lists and dicts, in order."""
+    found: list = []
+    map_structure(value, kind, found.append)
+    return found
