@@ -9,6 +9,7 @@ from torch import Tensor
 from ..grid import BlockGrid
 from ..structure import map_structure
 from ..tensor import DualResTensor
+from . import patches
 from .hopper import Fused, choose_tile, convolve, pack_weights
 from .stem import (
     extend,
@@ -86,7 +87,9 @@ class Network:
             if isinstance(step, PoolStep):
                 keys.add(TableKey(blocks[step.source], 2))
             if isinstance(step, ConvStep):
-                if step.weight.shape[2] == 3:
+                if step.weight.shape[2] == 3 and (
+                    not _by_patches(step) or patches.needs_table(blocks[step.output], step.stride)
+                ):
                     keys.add(TableKey(blocks[step.source], step.stride))
                 if step.enlarged is not None:
                     keys.add(TableKey(blocks[step.enlarged]))
@@ -153,6 +156,38 @@ class _Frame:
         return out
 
     def conv(self, step: ConvStep) -> Tensor:
+        return self.patch_conv(step) if _by_patches(step) else self.row_conv(step)
+
+    def patch_conv(self, step: ConvStep) -> Tensor:
+        packed, scale = self.network.packed[id(step)], self.scale(step.output)
+        x, grid = self.buffers[step.source], self.grid
+        out = x.new_empty((scale.zero + 1, packed.channels[2]))
+        more: dict[str, Any] = {}
+        if step.extra is not None:
+            block = self.network.program.blocks[step.extra]
+            more["x2"], more["block2"] = self.buffers[step.extra], block
+            more["table2"] = self.middle(block, step.extra_stride)
+            more["stride2"] = step.extra_stride
+        patches.convolve_patches(
+            patches.plan(scale, step.stride, grid, packed.channels, x.device),
+            scale,
+            grid,
+            x,
+            packed.weights,
+            packed.bias,
+            out,
+            packed.channels,
+            self.middle(scale.block),
+            self.tables.get(TableKey(scale.block * step.stride, step.stride)),
+            addend=None if step.residual is None else self.buffers[step.residual],
+            post=packed.post,
+            relu=step.relu,
+            count=self.network.counters,
+            **more,
+        )
+        return out
+
+    def row_conv(self, step: ConvStep) -> Tensor:
         packed, scale = self.network.packed[id(step)], self.scale(step.output)
         x = self.buffers[step.source]
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
@@ -233,18 +268,25 @@ class _Frame:
         return dense[:, :channels] if pixels.shape[1] != channels else dense
 
 
+def _by_patches(step: ConvStep) -> bool:
+    extra = step.extra_weight if step.extra is not None else None
+    plain = step.pre is None and step.enlarged is None
+    return plain and patches.applies(step.weight, extra)
+
+
 def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:
     weight, cout = step.weight, step.weight.shape[0]
     padded = -(-cout // 8) * 8
     if isinstance(step, StemStep):
         packed = pack_weights(_pad_columns(stem_matrix(weight), padded).to(dtype))
         return Packed(packed, _pad_vector(step.bias, packed), (64, 0, padded))
+    pack = patches.pack_patch_weights if _by_patches(step) else pack_weights
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, cout)  # taps·CIN,COUT
-    packed = pack_weights(_pad_columns(matrix, padded).to(dtype), weight.shape[2] ** 2)
+    packed = pack(_pad_columns(matrix, padded).to(dtype), weight.shape[2] ** 2)
     extra = 0
     if step.extra is not None:
         extra = step.extra_weight.shape[1]
-        second = pack_weights(_pad_columns(step.extra_weight.flatten(1).t(), padded).to(dtype))
+        second = pack(_pad_columns(step.extra_weight.flatten(1).t(), padded).to(dtype))
         packed = torch.cat((packed, second))
     pre = None if step.pre is None else torch.stack((step.pre.scale, step.pre.shift)).contiguous()
     post = None if step.post is None else _pad_affine(step.post, packed)

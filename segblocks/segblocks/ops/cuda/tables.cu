@@ -10,6 +10,9 @@
 // block reads of a high neighbour), then one row of zeros, which stands for all beyond the image
 // and for the rows between the last pixel and `pitch`.
 
+#define INLINE __device__ __forceinline__
+#include "neighbours.cuh"
+
 struct Entry {
     int* table;
     int block, stride, pitch, centre;
@@ -38,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_cons
         return;
     }
     bool high = m < out_high_rows;
-    int side = high ? block : half, cell, y, x;
+    int cell, y, x;
     if (high) {
         int quad = m / 4, out_half = out / 2;
         cell = p.cells[quad / (out_half * out_half)];
@@ -50,25 +53,12 @@ extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_cons
         y = within / out_side % out_side;
         x = within % out_side;
     }
-    int cell_y = cell / p.gw % p.gh, cell_x = cell % p.gw;
+    Extended at = {block, high_rows, rows, zero};
 #pragma unroll
     for (int tap = 0; tap < 9; tap++) {
         if (entry.centre && tap != 4) continue;
-        int ny = y * entry.stride + tap / 3 - 1, nx = x * entry.stride + tap % 3 - 1;
-        int step_y = ny < 0 ? -1 : ny >= side, step_x = nx < 0 ? -1 : nx >= side;
-        int row = zero;
-        if ((unsigned)(cell_y + step_y) < p.gh && (unsigned)(cell_x + step_x) < p.gw) {
-            ny -= step_y * side;
-            nx -= step_x * side;
-            int place = p.slot[cell + step_y * p.gw + step_x];
-            if (place < 0)  // a high block repeats the pixels of a low neighbour 2×2
-                row = high_rows + ((-1 - place) * half + (high ? ny / 2 : ny)) * half +
-                      (high ? nx / 2 : nx);
-            else if (high)
-                row = (place * block + ny) * block + nx;
-            else
-                row = rows + (place * half + ny) * half + nx;
-        }
-        entry.table[(entry.centre ? 0 : tap) * entry.pitch + m] = row;
+        entry.table[(entry.centre ? 0 : tap) * entry.pitch + m] =
+            neighbour_row(at, p.slot, p.gh, p.gw, cell, high, y * entry.stride + tap / 3 - 1,
+                          x * entry.stride + tap % 3 - 1);
     }
 }
