@@ -3,6 +3,7 @@ launch. `patch_sm90.cu` says what the kernel does."""
 
 import functools
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..ops.cuda.module import Kernel, defines, import_cupy, multiprocessors, source
+from ..ops.cuda.module import Kernel, defines, import_cupy, multiprocessors, prepare, source
 from .hopper import cubin, pack_weights
 from .tables import Scale
 
@@ -22,17 +23,91 @@ _PLANES = {_TALL: 2960, _PAIR: 3216, _ROWS: 2064}  # bytes; 16 more than a multi
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
 _INDEX_BYTES = 9 * _TILE * 4
 _MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
+_TILE_PITCH = 368  # of the table of tiles
+_ENTRIES = 4  # tables a launch can fill
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of 128 pixels at one scale; attributes as in the kernel's `Tiling`."""
+
+    high_tiles: int
+    tiles: int
+    high_kind: int
+    low_kind: int
+    first_row: int
+
+    @classmethod
+    def of(cls, scale: Scale, stride: int = 1) -> "Tiling":
+        """Tiles of the output of a convolution with that stride."""
+        high_kind, low_kind = _kind(scale.block, stride), _kind(scale.block // 2, stride)
+        high_rows, low_rows = scale.high_rows, scale.rows - scale.high_rows
+        if high_kind == _ROWS or not high_rows:
+            # One range of rows: whatever their resolution, or low ones alone.
+            high_rows, low_rows = 0, scale.rows
+            high_kind = low_kind
+        elif not low_rows:
+            low_kind = high_kind
+        # Blocks are whole patches, so that rows tell their number.
+        high_tiles, low_tiles = -(-high_rows // _TILE), -(-low_rows // _TILE)
+        return cls(high_tiles, high_tiles + low_tiles, high_kind, low_kind, high_rows)
+
+    @property
+    def plane(self) -> int:
+        """Bytes of eight channels of a tile's pixels in shared memory."""
+        return max(_PLANES[self.high_kind], _PLANES[self.low_kind])
+
+    @property
+    def has_patches(self) -> bool:
+        return self.high_kind != _ROWS
+
+    @property
+    def packed(self) -> bytes:
+        sizes = (self.high_tiles, self.tiles, self.high_kind, self.low_kind, self.first_row)
+        return struct.pack("5i", *sizes)
+
+
+def build_patches(
+    slot: Tensor, cells: Tensor, n_high: int, blocks: Iterable[int]
+) -> dict[int, Tensor]:
+    """For each side of a high block, what the tiles of stride 1 read and write (patch_tables.cu).
+
+    Args:
+        slot (N, Gh, Gw), cells (N·Gh·Gw,) int32: as from `build_slots`.
+    """
+    scales = [Scale.of(block, n_high, cells.numel()) for block in blocks]
+    found = [(scale, Tiling.of(scale)) for scale in scales]
+    entries = [(scale, tiling) for scale, tiling in found if tiling.has_patches]
+    tables: dict[int, Tensor] = {}
+    for start in range(0, len(entries), _ENTRIES):
+        record = struct.pack("4i", *slot.shape[1:], n_high, cells.numel())
+        some = entries[start : start + _ENTRIES]
+        for scale, tiling in some:
+            shape = (tiling.tiles, _TILE_PITCH)
+            table = torch.empty(shape, dtype=torch.int32, device=slot.device)
+            tables[scale.block] = table
+            at = (scale.block, scale.high_rows, scale.rows, scale.zero)
+            record += struct.pack("Q4i", table.data_ptr(), *at) + tiling.packed + bytes(4)
+        record += bytes(48 * (_ENTRIES - len(some)))
+        prepare(
+            "patch_tables.cu",
+            "build_patches",
+            ("-std=c++17",),
+            slot.device.index,
+            max(tiling.tiles for _, tiling in some),
+            _TILE_PITCH,
+            record,
+            pointers=2,
+            rows=len(some),
+        ).launch(slot.device, slot.data_ptr(), cells.data_ptr())
+    return tables
 
 
 @dataclass(frozen=True)
 class Division:
-    """How one convolution is cut; attributes as in the kernel's `Arguments`."""
+    """How the work of one convolution is shared; attributes as in the kernel's `Arguments`."""
 
-    high_kind: int
-    low_kind: int
-    high_tiles: int
-    tiles: int
-    first_row: int
+    tiling: Tiling
     chunk_of: tuple[int, ...]
     resident: bool
     stages: int
@@ -45,13 +120,9 @@ class Division:
         return len(self.chunk_of) - 1
 
     @property
-    def plane(self) -> int:
-        return _plane(self.high_kind, self.low_kind)
-
-    @property
     def shared(self) -> int:
         rows = _INDEX_BYTES * (1 if self.resident else 2)
-        return self.stages * _STAGE_BYTES + self.ring * 8 * self.plane + rows + 1024
+        return self.stages * _STAGE_BYTES + self.ring * 8 * self.tiling.plane + rows + 1024
 
     @property
     def blocks(self) -> int:
@@ -65,7 +136,7 @@ def applies(weight: Tensor, extra: Tensor | None) -> bool:
 
 
 def needs_table(block: int, stride: int) -> bool:
-    """Whether any of its tiles reads the neighbour table of blocks with sides of `block`."""
+    """Whether any tile of an output with that side of a high block reads the neighbour table."""
     return stride != 1 or block % 16 != 0
 
 
@@ -78,74 +149,34 @@ def pack_patch_weights(matrix: Tensor, taps: int = 1) -> Tensor:
 
 
 @functools.cache
-def divide(
-    block: int,
-    stride: int,
-    n_high: int,
-    n_low: int,
-    channels: tuple[int, int, int],
-    processors: int,
-) -> Division:
-    """Cut a convolution into tiles, parts of its inner dimension, and thread blocks.
+def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> Division:
+    """Share a convolution among thread blocks: tiles, output channels, the inner dimension.
 
     Args:
-        block: side of a high block of the output in pixels.
         channels: input, second input, output.
     """
-    high_kind, low_kind = _kind(block, stride), _kind(block // 2, stride)
-    if n_low == 0:
-        low_kind = high_kind
-    high_rows, low_rows = n_high * block**2, n_low * (block // 2) ** 2
-    first_row = high_rows
-    if high_kind == _ROWS:  # then all rows are one range, whatever their resolution
-        first_row, low_rows, high_rows, low_kind = 0, high_rows + low_rows, 0, _ROWS
-    elif not high_rows:
-        high_kind = low_kind
-    high_tiles, low_tiles = _tiles(high_rows, high_kind), _tiles(low_rows, low_kind)
-    tiles = high_tiles + low_tiles
     slices = channels[2] // _SLICE
     taps = [9] * (channels[0] // _SLICE) + [1] * (channels[1] // _SLICE)
-    slot = 8 * _plane(high_kind, low_kind)
+    slot = 8 * tiling.plane
     space = _SHARED - _INDEX_BYTES
     resident, stages = True, sum(taps)
     chunk_of = (0, len(taps))
     if stages * _STAGE_BYTES + 2 * slot > space:
-        if tiles * slices >= 3 * processors:
+        if tiling.tiles * slices >= 3 * processors:
             resident, stages, space = False, _STREAMED, space - _INDEX_BYTES
         else:
             most = (space - 3 * slot) // _STAGE_BYTES
             chunk_of = _balance(taps, most)
             stages = max(sum(taps[a:b]) for a, b in zip(chunk_of, chunk_of[1:]))
     ring = min(_MAX_RING, (space - stages * _STAGE_BYTES) // slot)
-    lanes = max(1, min(processors // (slices * (len(chunk_of) - 1)), tiles))
-    return Division(
-        high_kind,
-        low_kind,
-        high_tiles,
-        tiles,
-        first_row,
-        chunk_of,
-        resident,
-        stages,
-        ring,
-        lanes,
-        slices,
-    )
+    lanes = max(1, min(processors // (slices * (len(chunk_of) - 1)), tiling.tiles))
+    return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
 
 
 def _kind(side: int, stride: int) -> int:
     if stride != 1 or side % 8:
         return _ROWS
     return _TALL if side % 16 == 0 else _PAIR
-
-
-def _plane(high_kind: int, low_kind: int) -> int:
-    return max(_PLANES[high_kind], _PLANES[low_kind])
-
-
-def _tiles(rows: int, kind: int) -> int:
-    # Pairs take patches of two blocks, and blocks are whole patches, so rows tell.
-    return -(-rows // _TILE)
 
 
 def _balance(taps: list[int], most: int) -> tuple[int, ...]:
@@ -165,7 +196,7 @@ def _balance(taps: list[int], most: int) -> tuple[int, ...]:
 def convolve_patches(
     division: Division,
     scale: Scale,
-    grid: Any,
+    n_high: int,
     x: Tensor,
     packed: Tensor,
     bias: Tensor,
@@ -173,6 +204,7 @@ def convolve_patches(
     channels: tuple[int, int, int],
     own: Tensor,
     table: Tensor | None,
+    patches: Tensor | None,
     x2: Tensor | None = None,
     table2: Tensor | None = None,
     block2: int = 0,
@@ -183,10 +215,9 @@ def convolve_patches(
     count: Tensor | None = None,
 ) -> None:
     """Enqueue one convolution; the kernel's header says what each tensor holds."""
-    d = division
-    work = None
+    d, work = division, None
     if d.parts > 1:
-        size = d.tiles * d.slices * d.parts * _SLICE * _TILE
+        size = d.tiling.tiles * d.slices * d.parts * _SLICE * _TILE
         work = torch.empty(size, dtype=torch.float32, device=x.device)
     tensors = (
         x,
@@ -196,34 +227,33 @@ def convolve_patches(
         table2,
         table,
         own,
-        grid.slot,
-        grid.cells,
+        patches,
         addend,
         post,
         out,
         work,
         count,
     )
-    pointers = struct.pack("14Q", *(0 if t is None else t.data_ptr() for t in tensors))
+    pointers = struct.pack("13Q", *(0 if t is None else t.data_ptr() for t in tensors))
     cin, cin2, cout = channels
-    chunk_of = (*d.chunk_of, *(0,) * (_MAX_PARTS + 1 - len(d.chunk_of)))
-    sizes = struct.pack(
-        "36i",
-        *(scale.block, scale.high_rows, scale.rows, scale.zero),
-        *(*grid.slot.shape[1:], grid.n_high, grid.cells.numel(), scale.pitch),
-        *(d.high_tiles, d.tiles, d.high_kind, d.low_kind, d.first_row),
-        *(cin, cin2, cout, packed.shape[1], block2, stride2),
-        *(d.parts, *chunk_of),
-        *(d.resident, d.stages, d.ring, d.plane, relu, 1),
+    sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
+    sizes += d.tiling.packed
+    sizes += struct.pack(
+        "23i",
+        *(scale.pitch, n_high, cin, cin2, cout, packed.shape[1], block2, stride2),
+        *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
+        *(d.resident, d.stages, d.ring, d.tiling.plane),
+        0,
     )
     record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
-    kernel = _kernel(x.dtype, x.device.index)
+    kernel = _kernel(addend is not None, post is not None, relu, x.dtype, x.device.index)
     Kernel(kernel, (d.blocks, 1), (416,), d.shared, pointers + sizes, record).launch(x.device)
 
 
 @functools.cache
-def _kernel(dtype: torch.dtype, device: int) -> Any:
-    options = defines(dtype=dtype == torch.bfloat16, vector=8, index64=0)
+def _kernel(add: bool, post: bool, relu: bool, dtype: torch.dtype, device: int) -> Any:
+    bfloat16 = dtype == torch.bfloat16
+    options = defines(dtype=bfloat16, vector=8, index64=0, add=add, post=post, relu=relu)
     cupy = import_cupy()
     with cupy.cuda.Device(device):
         binary = cubin(source("patch_sm90.cu"), (*options, "-arch=sm_90a"))
@@ -233,9 +263,7 @@ def _kernel(dtype: torch.dtype, device: int) -> Any:
 
 
 def plan(
-    scale: Scale, stride: int, grid: Any, channels: tuple[int, int, int], device: torch.device
+    scale: Scale, stride: int, channels: tuple[int, int, int], device: torch.device
 ) -> Division:
-    """`divide` for a grid on a device."""
-    n_low = grid.cells.numel() - grid.n_high
-    processors = multiprocessors(device.index)
-    return divide(scale.block, stride, grid.n_high, n_low, channels, processors)
+    """`divide` on a device."""
+    return divide(Tiling.of(scale, stride), channels, multiprocessors(device.index))

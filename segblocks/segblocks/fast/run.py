@@ -52,6 +52,13 @@ class Network:
         self.last_use = last_uses(program, steps)
         self.extended = read_by_kernels(steps)
         self.keys = sorted(self._table_keys(), key=repr)
+        self.patched = sorted(
+            {
+                program.blocks[s.output]
+                for s in steps
+                if isinstance(s, ConvStep) and s.stride == 1 and _by_patches(s)
+            }
+        )
         self.places: dict[int, Tensor] = {}
         self.counters: Tensor | None = None
 
@@ -67,7 +74,8 @@ class Network:
         """The network's output, block tensors combined; image (N, 3, H, W)."""
         n_blocks = grid.mask.numel()
         tables = build_tables(grid.slot, grid.cells, grid.n_high, self.keys)
-        frame = _Frame(self, image, grid, n_blocks, tables)
+        found = patches.build_patches(grid.slot, grid.cells, grid.n_high, self.patched)
+        frame = _Frame(self, image, grid, n_blocks, tables, found)
         for i, step in enumerate(self.steps):
             frame.step(step)
             for value in step.inputs:
@@ -102,7 +110,8 @@ class Network:
 class _Frame:
     """One execution: the grid, its tables and the buffers that are alive."""
 
-    def __init__(self, network: Network, image: Tensor, grid: BlockGrid, n_blocks: int, tables):
+    def __init__(self, network: Network, image: Tensor, grid: BlockGrid, n_blocks: int, tables, found):
+        self.patches = found
         self.network = network
         self.image = image
         self.grid = grid
@@ -169,9 +178,9 @@ class _Frame:
             more["table2"] = self.middle(block, step.extra_stride)
             more["stride2"] = step.extra_stride
         patches.convolve_patches(
-            patches.plan(scale, step.stride, grid, packed.channels, x.device),
+            patches.plan(scale, step.stride, packed.channels, x.device),
             scale,
-            grid,
+            grid.n_high,
             x,
             packed.weights,
             packed.bias,
@@ -179,6 +188,7 @@ class _Frame:
             packed.channels,
             self.middle(scale.block),
             self.tables.get(TableKey(scale.block * step.stride, step.stride)),
+            self.patches.get(scale.block) if step.stride == 1 else None,
             addend=None if step.residual is None else self.buffers[step.residual],
             post=packed.post,
             relu=step.relu,

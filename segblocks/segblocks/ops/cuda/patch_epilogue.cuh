@@ -46,38 +46,33 @@ INLINE bool add_parts(const Arguments& p, float (&acc)[64], int index, const Sha
     return true;
 }
 
-// Buffer row of tile pixel 8j + r; -1 where the tile has no such pixel.
-INLINE int output_row(const Arguments& p, const Tile& tile, int j, int r) {
-    if (tile.kind == ROWS) {
-        int m = tile.first + 8 * j + r;
-        return m < p.at.rows ? p.own[m] : -1;
-    }
-    Patch patch = line_of(tile, j);
-    if (patch.block < 0) return -1;
-    int side = tile.high ? p.at.block : p.at.block / 2;
-    return block_row(p, tile, patch.block, p.at.block) + patch.y * side + patch.x + r;
-}
+// Where a thread's results go: for each j the row of tile pixel 8j + r, and for each four j the row of
+// the average r of their eight.
+struct Rows {
+    int pixels[16], averages[4];
+};
 
-// Where the average `column` (0 to 7) of the pixels of four consecutive j is stored, -1 for nowhere:
-// only averages along the edge of a block are ever read.
-INLINE int average_row(const Arguments& p, const Tile& tile, int j, int column) {
-    int half = p.at.block / 2, block, y, x;
-    if (tile.kind == ROWS) {
-        int m = tile.first + 8 * j + 4 * column;
-        if (m >= p.at.high_rows) return -1;
-        block = m / 4 / (half * half);
-        y = m / 4 / half % half;
-        x = m / 4 % half;
-    } else {
-        // Of TALL, lines j and j + 1, then the next two; of PAIR, two lines of each patch.
-        Patch patch = line_of(tile, tile.kind == PAIR ? j + column % 2 : j + column % 2 * 2);
-        if (!tile.high || patch.block < 0) return -1;
-        block = patch.block;
-        y = patch.y / 2;
-        x = patch.x / 2 + column / 2;
+INLINE Rows rows_of(const Arguments& p, const Tile& tile, int index) {
+    Rows rows;
+    int r = threadIdx.x % 32 / 4;
+    const int* tall = p.patches + (long long)index * TILE_PITCH;
+#pragma unroll
+    for (int j = 0; j < 16; j++) {
+        int m = tile.first + 8 * j + r;
+        if (tile.kind != ROWS)
+            rows.pixels[j] = __ldg(tall + OUTPUT_AT + 8 * j + r);
+        else
+            rows.pixels[j] = m < p.pitch ? __ldg(p.own + m) : p.at.zero;
     }
-    if (y > 0 && y < half - 1 && x > 0 && x < half - 1) return -1;
-    return p.at.rows + (block * half + y) * half + x;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        int m = tile.first + 32 * j + 4 * r;
+        if (tile.kind != ROWS)
+            rows.averages[j] = __ldg(tall + AVERAGES_AT + 8 * j + r);
+        else
+            rows.averages[j] = m < p.at.high_rows ? p.at.rows + m / 4 : -1;
+    }
+    return rows;
 }
 
 // The two averages that this thread contributes to a matrix of eight: columns 2c and 2c + 1.
@@ -101,7 +96,8 @@ INLINE unsigned pair_of_averages(const float (&sums)[4], int kind, int c) {
     return pack_pair(0.25f * first, 0.25f * second);
 }
 
-INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, int slice) {
+INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const Rows& rows,
+                   int slice) {
     int lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
     int base = slice * 64 + threadIdx.x % 128 / 32 * 16, column = base + 4 * c;
     int channel[2] = {base + 4 * (r / 2) + r % 2, base + 4 * (r / 2) + r % 2 + 2};
@@ -109,48 +105,47 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, int s
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         bias[i] = p.bias[channel[i]];
-        scale[i] = p.post ? p.post[channel[i]] : 0;
-        shift[i] = p.post ? p.post[p.cout_pad + channel[i]] : 0;
+        scale[i] = SB_POST ? p.post[channel[i]] : 0;
+        shift[i] = SB_POST ? p.post[p.cout_pad + channel[i]] : 0;
     }
     bool high = tile.kind == ROWS ? tile.first < p.at.high_rows : tile.high;
 #pragma unroll
     for (int first = 0; first < 16; first += 4) {
-        int rows[4];
         uint2 addend[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            rows[i] = output_row(p, tile, first + i, r);
+        for (int i = 0; i < 4 && SB_ADD; i++) {
+            int row = rows.pixels[first + i];
             addend[i] = make_uint2(0, 0);
-            if (p.addend && rows[i] >= 0)
-                addend[i] = __ldg((const uint2*)(p.addend + (long long)rows[i] * p.cout + column));
+            if (row < p.at.rows)
+                addend[i] = __ldg((const uint2*)(p.addend + (long long)row * p.cout + column));
         }
         float sums[2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            unsigned turned[2] = {addend[i].x, addend[i].y}, packed[2];
+            unsigned packed[2];
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float a = acc[4 * (first + i) + 2 * k] + bias[k];
                 float b = acc[4 * (first + i) + 2 * k + 1] + bias[k];
-                if (p.addend) {
+                if (SB_ADD) {
                     float more_a, more_b;
-                    unpack_pair(transpose(turned[k]), more_a, more_b);
+                    unpack_pair(transpose(k ? addend[i].y : addend[i].x), more_a, more_b);
                     a += more_a, b += more_b;
                 }
-                if (p.relu) a = fmaxf(a, 0.f), b = fmaxf(b, 0.f);
-                if (p.post) {
+                if (SB_RELU) a = fmaxf(a, 0.f), b = fmaxf(b, 0.f);
+                if (SB_POST) {
                     a = fmaxf(a * scale[k] + shift[k], 0.f);
                     b = fmaxf(b * scale[k] + shift[k], 0.f);
                 }
                 sums[k][i] = a + b;
                 packed[k] = transpose(pack_pair(a, b));
             }
-            if (rows[i] >= 0)
-                *(uint2*)(p.out + (long long)rows[i] * p.cout + column) =
-                    make_uint2(packed[0], packed[1]);
+            int row = rows.pixels[first + i];
+            if (row < p.at.rows)
+                *(uint2*)(p.out + (long long)row * p.cout + column) = make_uint2(packed[0], packed[1]);
         }
-        if (p.averages && high) {
-            int row = average_row(p, tile, first, r);
+        if (high) {
+            int row = rows.averages[first / 4];
             unsigned means[2];
 #pragma unroll
             for (int k = 0; k < 2; k++)

@@ -20,9 +20,9 @@
 //            each GEMM row (ROWS tiles); its high blocks have sides of block2, read every stride2
 //   table    (9, pitch) int32          row of x that a tap reads, per GEMM row (ROWS tiles)
 //   own      (pitch) int32             output row of each GEMM row (ROWS tiles)
-//   slot, cells                        as from build_slots
-//   addend   (rows, cout) or null      added before the ReLU
-//   post     (2, cout_pad) float32 or null: the result becomes relu(result * post[0] + post[1])
+//   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (TALL and PAIR tiles)
+//   addend   (rows, cout)              added before the ReLU (ADD)
+//   post     (2, cout_pad) float32     the result becomes relu(result * post[0] + post[1]) (POST)
 //   out      (extended rows, cout)     with the averages that low neighbours will read
 //   work     (tiles, cout/64, parts, 64*128) float32, count (tiles, cout/64) int32 zeros: for parts > 1
 //
@@ -32,6 +32,7 @@
 #include "wgmma.cuh"
 #include "pipeline.cuh"
 #include "neighbours.cuh"
+#include "patch_tiles.cuh"
 
 constexpr int TAPS = 9, STAGE_BYTES = 64 * 64 * 2, MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
 
@@ -43,22 +44,31 @@ struct Arguments {
     const int* table2;
     const int* table;
     const int* own;
-    const int* slot;
-    const int* cells;
+    const int* patches;
     const scalar* addend;
     const float* post;
     scalar* out;
     float* work;
     int* count;
     Extended at;  // of the output, and of x where a tile is TALL or PAIR
-    int gh, gw, n_high, n_blocks, pitch;
-    int high_tiles, tiles, high_kind, low_kind, first_row;
-    int cin, cin2, cout, cout_pad, block2, stride2;
+    Tiling tiling;
+    int pitch, n_high, cin, cin2, cout, cout_pad, block2, stride2;
     int parts, chunk_of[MAX_PARTS + 1];
-    int resident, stages, ring, plane, relu, averages;
+    int resident, stages, ring, plane;
 };
 
-#include "patch_tiles.cuh"
+// With its patches; a bare `tile_at` knows the kind alone.
+INLINE Tile whole_tile(const Arguments& p, int index) {
+    Tile tile = tile_at(p.tiling, index);
+    if (tile.kind == ROWS) return tile;
+    const int4* from = (const int4*)(p.patches + (long long)index * TILE_PITCH + PATCHES_AT);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int4 v = __ldg(from + i);
+        tile.patches[i] = {v.x, v.y, v.z, v.w};
+    }
+    return tile;
+}
 
 // Shared memory after the weights: the ring of pixel slots, then the rows to fetch. A slot holds
 // eight planes of `plane` bytes, one for each eight channels; a plane 16 bytes for each pixel.
@@ -100,7 +110,7 @@ INLINE void fill(const Arguments& p, const Shared& s, Cursor& slot, const scalar
 }
 
 // Look up the input rows of a tile.
-INLINE void look_up(const Arguments& p, const Tile& tile, int* rows) {
+INLINE void look_up(const Arguments& p, const Tile& tile, int index, int* rows) {
     int thread = threadIdx.x - 256;
     sync_threads(3, 128);  // everyone has read the rows of the tile before
     if (tile.kind == ROWS) {
@@ -109,22 +119,32 @@ INLINE void look_up(const Arguments& p, const Tile& tile, int* rows) {
         for (int tap = 0; tap < TAPS; tap++)
             rows[tap * TILE + thread] = m < p.pitch ? p.table[tap * p.pitch + m] : p.at.zero;
     } else {
-        int count = tile.kind == TALL ? TALL_ROWS : PAIR_ROWS;
-        for (int r = thread; r < count; r += 128) rows[r] = halo_row(p, tile, r);
+        const int* from = p.patches + (long long)index * TILE_PITCH;
+        for (int r = thread; r < PAIR_ROWS; r += 128) rows[r] = __ldg(from + r);
     }
     sync_threads(3, 128);
 }
 
+// Row of the second input that output pixel `n` of a tile reads through the 1×1 convolution.
+INLINE int second_row(const Arguments& p, const Tile& tile, int n) {
+    if (tile.kind == ROWS) return tile.first + n < p.pitch ? p.table2[tile.first + n] : 0;
+    int side = tile.high ? p.block2 : p.block2 / 2;
+    Patch patch = line_of(tile, n / 8, 0);
+    if (patch.block < 0) return 0;
+    int start = tile.high ? 0 : p.n_high * p.block2 * p.block2;
+    return start + (patch.block * side + patch.y * p.stride2) * side + (patch.x + n % 8) * p.stride2;
+}
+
 INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share) {
     Cursor slot = {0, 0};
-    for (int index = share.lane; index < p.tiles; index += 2 * share.lanes) {
+    for (int index = share.lane; index < p.tiling.tiles; index += 2 * share.lanes) {
         for (int begin = share.first_chunk; begin < share.last_chunk; begin += share.turn) {
             for (int group = 0; group < 2; group++) {
                 int mine = index + group * share.lanes;
-                if (mine >= p.tiles) break;
-                Tile tile = tile_at(p, mine);
+                if (mine >= p.tiling.tiles) break;
+                Tile tile = whole_tile(p, mine);
                 int* rows = s.rows + (p.resident ? 0 : group * TAPS * TILE);
-                if (begin == share.first_chunk) look_up(p, tile, rows);
+                if (begin == share.first_chunk) look_up(p, tile, mine, rows);
                 for (int chunk = begin; chunk < begin + share.turn; chunk++) {
                     const scalar* x = p.x + chunk * 64;
                     if (chunk >= share.main_chunks) {
@@ -150,7 +170,7 @@ INLINE void fetch_weights(const Arguments& p, const Shared& s, const Share& shar
         p.weights + ((long long)share.stage_of(share.first_chunk) * p.cout_pad + share.slice * 64) * 64;
     Cursor slot = {0, 0};
     bool again = false;
-    for (int index = share.lane; index < p.tiles; index += 2 * share.lanes) {
+    for (int index = share.lane; index < p.tiling.tiles; index += 2 * share.lanes) {
         for (int i = 0; i < share.stages; i++) {
             if (again) barrier_wait(s.weights_empty + 8 * slot.at, slot.round ^ 1);
             barrier_expect(s.weights_full + 8 * slot.at, STAGE_BYTES);
@@ -176,24 +196,37 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
     int group = threadIdx.x / 128;
     bool leader = threadIdx.x % 32 == 0;
     Cursor slot = {0, 0}, weight = {0, 0};
-    auto skip = [&](int kind, int begin) {  // pixels for the other warpgroup
+    // Pixels for the other warpgroup. Both pass every slot, so that neither is ever two rounds ahead,
+    // where parities would repeat.
+    auto skip = [&](int kind, int begin) {
         for (int chunk = begin; chunk < begin + share.turn; chunk++) {
             int slots = kind == ROWS ? share.taps(chunk) : 1;
-            for (int i = 0; i < slots; i++) slot.advance(p.ring);
+            for (int i = 0; i < slots; i++) {
+                barrier_wait(s.full + 8 * slot.at, slot.round);
+                if (leader) barrier_arrive(s.empty + 8 * slot.at);
+                slot.advance(p.ring);
+            }
         }
     };
-    for (int index = share.lane; index < p.tiles; index += 2 * share.lanes) {
-        int mine = index + group * share.lanes, other = index + (1 - group) * share.lanes;
-        if (mine >= p.tiles) {  // no tile is left for this warpgroup: let the weights stream on
-            for (int i = 0; i < share.stages && !p.resident; i++) {
+    auto pass_by = [&](int kind) {  // all that the other warpgroup's last tile needs
+        for (int begin = share.first_chunk; begin < share.last_chunk; begin += share.turn) {
+            skip(kind, begin);
+            for (int i = share.taps(begin); i > 0 && !p.resident; i--) {
                 barrier_wait(s.weights_full + 8 * weight.at, weight.round);
                 if (leader) barrier_arrive(s.weights_empty + 8 * weight.at);
                 weight.advance(p.stages);
             }
+        }
+    };
+    for (int index = share.lane; index < p.tiling.tiles; index += 2 * share.lanes) {
+        int mine = index + group * share.lanes, other = index + (1 - group) * share.lanes;
+        if (mine >= p.tiling.tiles) {  // no tile is left for this warpgroup
+            pass_by(tile_at(p.tiling, index).kind);
             return;
         }
-        Tile tile = tile_at(p, mine);
-        int other_kind = other < p.tiles ? tile_at(p, other).kind : -1;
+        Tile tile = tile_at(p.tiling, mine);
+        Rows rows = rows_of(p, tile, mine);
+        int other_kind = other < p.tiling.tiles ? tile_at(p.tiling, other).kind : -1;
         float acc[64];
         if (p.resident) weight = {0, 0};
         int spent_pixels = -1, spent_weights = -1, started = 0;
@@ -237,7 +270,7 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
         if (leader && spent_pixels >= 0) barrier_arrive(s.empty + 8 * spent_pixels);
         if (leader && spent_weights >= 0) barrier_arrive(s.weights_empty + 8 * spent_weights);
         if (p.parts == 1 || add_parts(p, acc, mine, share, group, arrived + group))
-            finish(p, acc, tile, share.slice);
+            finish(p, acc, tile, rows, share.slice);
     }
 }
 
@@ -270,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(416, 1) patch_conv(const __grid_con
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.ring; i++) {
             barrier_init(s.full + 8 * i, 128);
-            barrier_init(s.empty + 8 * i, 4);
+            barrier_init(s.empty + 8 * i, 8);
         }
         for (int i = 0; i < p.stages; i++) {
             barrier_init(s.weights_full + 8 * i, 1);
@@ -278,7 +311,7 @@ extern "C" __global__ void __launch_bounds__(416, 1) patch_conv(const __grid_con
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (p.averages && blockIdx.x == 0 && threadIdx.x < p.cout / 8)
+    if (blockIdx.x == 0 && threadIdx.x < p.cout / 8)
         *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
     if (threadIdx.x >= 384)
