@@ -21,7 +21,6 @@ _SLICE = 64  # output channels of a thread block, and input channels of a stage
 _STAGE_BYTES = _SLICE * _SLICE * 2
 _PLANES = {_TALL: 2960, _PAIR: 3216, _ROWS: 2064}  # bytes; 16 more than a multiple of 128
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
-_INDEX_BYTES = 9 * _TILE * 4
 _MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
 _TILE_PITCH = 368  # of the table of tiles
 _ENTRIES = 4  # tables a launch can fill
@@ -121,8 +120,7 @@ class Division:
 
     @property
     def shared(self) -> int:
-        rows = _INDEX_BYTES * (1 if self.resident else 2)
-        return self.stages * _STAGE_BYTES + self.ring * 8 * self.tiling.plane + rows + 1024
+        return self.stages * _STAGE_BYTES + self.ring * 8 * self.tiling.plane + 1024
 
     @property
     def blocks(self) -> int:
@@ -158,17 +156,15 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     slices = channels[2] // _SLICE
     taps = [9] * (channels[0] // _SLICE) + [1] * (channels[1] // _SLICE)
     slot = 8 * tiling.plane
-    space = _SHARED - _INDEX_BYTES
-    resident, stages = True, sum(taps)
-    chunk_of = (0, len(taps))
-    if stages * _STAGE_BYTES + 2 * slot > space:
-        if tiling.tiles * slices >= 3 * processors:
-            resident, stages, space = False, _STREAMED, space - _INDEX_BYTES
+    resident, stages, chunk_of = True, sum(taps), (0, len(taps))
+    # Products hold a slot until those after them are issued, so fewer than three do not do.
+    if stages * _STAGE_BYTES + 3 * slot > _SHARED:
+        if tiling.tiles * slices >= 2 * processors:  # two tiles for each
+            resident, stages = False, _STREAMED
         else:
-            most = (space - 3 * slot) // _STAGE_BYTES
-            chunk_of = _balance(taps, most)
+            chunk_of = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
             stages = max(sum(taps[a:b]) for a, b in zip(chunk_of, chunk_of[1:]))
-    ring = min(_MAX_RING, (space - stages * _STAGE_BYTES) // slot)
+    ring = min(_MAX_RING, (_SHARED - stages * _STAGE_BYTES) // slot)
     lanes = max(1, min(processors // (slices * (len(chunk_of) - 1)), tiling.tiles))
     return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
 
@@ -239,21 +235,25 @@ def convolve_patches(
     sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
     sizes += d.tiling.packed
     sizes += struct.pack(
-        "23i",
+        "20i",
         *(scale.pitch, n_high, cin, cin2, cout, packed.shape[1], block2, stride2),
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
-        *(d.resident, d.stages, d.ring, d.tiling.plane),
-        0,
+        *(d.stages, d.ring, d.tiling.plane),
     )
     record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
-    kernel = _kernel(addend is not None, post is not None, relu, x.dtype, x.device.index)
-    Kernel(kernel, (d.blocks, 1), (416,), d.shared, pointers + sizes, record).launch(x.device)
+    kernel = _kernel(
+        addend is not None, post is not None, relu, d.resident, x.dtype, x.device.index
+    )
+    Kernel(kernel, (d.blocks, 1), (384,), d.shared, pointers + sizes, record).launch(x.device)
 
 
 @functools.cache
-def _kernel(add: bool, post: bool, relu: bool, dtype: torch.dtype, device: int) -> Any:
+def _kernel(
+    add: bool, post: bool, relu: bool, resident: bool, dtype: torch.dtype, device: int
+) -> Any:
     bfloat16 = dtype == torch.bfloat16
-    options = defines(dtype=bfloat16, vector=8, index64=0, add=add, post=post, relu=relu)
+    flags = {"add": add, "post": post, "relu": relu, "resident": resident}
+    options = defines(dtype=bfloat16, vector=8, index64=0, **flags)
     cupy = import_cupy()
     with cupy.cuda.Device(device):
         binary = cubin(source("patch_sm90.cu"), (*options, "-arch=sm_90a"))

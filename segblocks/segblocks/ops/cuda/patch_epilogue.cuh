@@ -119,17 +119,20 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
             if (row < p.at.rows)
                 addend[i] = __ldg((const uint2*)(p.addend + (long long)row * p.cout + column));
         }
+        unsigned more[4][2], packed[4][2];
+#pragma unroll
+        for (int i = 0; i < 4 && SB_ADD; i++)
+            more[i][0] = transpose(addend[i].x), more[i][1] = transpose(addend[i].y);
         float sums[2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            unsigned packed[2];
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float a = acc[4 * (first + i) + 2 * k] + bias[k];
                 float b = acc[4 * (first + i) + 2 * k + 1] + bias[k];
                 if (SB_ADD) {
                     float more_a, more_b;
-                    unpack_pair(transpose(k ? addend[i].y : addend[i].x), more_a, more_b);
+                    unpack_pair(more[i][k], more_a, more_b);
                     a += more_a, b += more_b;
                 }
                 if (SB_RELU) a = fmaxf(a, 0.f), b = fmaxf(b, 0.f);
@@ -138,11 +141,18 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
                     b = fmaxf(b * scale[k] + shift[k], 0.f);
                 }
                 sums[k][i] = a + b;
-                packed[k] = transpose(pack_pair(a, b));
+                packed[i][k] = pack_pair(a, b);
             }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            packed[i][0] = transpose(packed[i][0]), packed[i][1] = transpose(packed[i][1]);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
             int row = rows.pixels[first + i];
             if (row < p.at.rows)
-                *(uint2*)(p.out + (long long)row * p.cout + column) = make_uint2(packed[0], packed[1]);
+                *(uint2*)(p.out + (long long)row * p.cout + column) =
+                    make_uint2(packed[i][0], packed[i][1]);
         }
         if (high) {
             int row = rows.averages[first / 4];

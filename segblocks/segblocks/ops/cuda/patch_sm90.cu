@@ -9,7 +9,12 @@
 // A thread block stays on its multiprocessor and takes one tile after the other. Its 64 output
 // channels never change, nor does its part of the inner dimension, so that the weights of both are
 // fetched once (RESIDENT) where they fit; else they stream by, once for two tiles. Two warpgroups
-// multiply, each a tile of its own, four warps fetch pixels, one warp fetches weights.
+// multiply, each a tile of its own, three warps fetch pixels, one warp fetches weights.
+//
+// Pixels wait in a ring of slots. Two tiles of a kind are taken at a time, one by each warpgroup, and
+// the slots of the two take turns: slot by slot, or where a tile has fewer slots than the ring tile by
+// tile, so that one warpgroup multiplies while the other stores. Either way a warpgroup is never two
+// rounds of the ring from the slot it waits for, where the parity of a barrier would say nothing.
 //
 //   x        (extended rows, cin)      input; see tables.cu for extended buffers
 //   weights  (stages, cout_pad, 64)    packed by `pack_patch_weights`: a stage is one tap of 64 input
@@ -54,113 +59,177 @@ struct Arguments {
     Tiling tiling;
     int pitch, n_high, cin, cin2, cout, cout_pad, block2, stride2;
     int parts, chunk_of[MAX_PARTS + 1];
-    int resident, stages, ring, plane;
+    int stages, ring, plane;
 };
 
-// With its patches; a bare `tile_at` knows the kind alone.
-INLINE Tile whole_tile(const Arguments& p, int index) {
-    Tile tile = tile_at(p.tiling, index);
-    if (tile.kind == ROWS) return tile;
-    const int4* from = (const int4*)(p.patches + (long long)index * TILE_PITCH + PATCHES_AT);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int4 v = __ldg(from + i);
-        tile.patches[i] = {v.x, v.y, v.z, v.w};
-    }
-    return tile;
-}
-
-// Shared memory after the weights: the ring of pixel slots, then the rows to fetch. A slot holds
-// eight planes of `plane` bytes, one for each eight channels; a plane 16 bytes for each pixel.
+// Shared memory: the weights, then the ring of pixel slots. A slot holds eight planes of `plane` bytes,
+// one for each eight channels; a plane 16 bytes for each pixel.
 struct Shared {
-    unsigned weights, pixels;
-    int* rows;
-    unsigned full, empty, weights_full, weights_empty;
+    unsigned weights, pixels, full, empty, weights_full, weights_empty;
 };
 
 // This thread block's share of the work.
 struct Share {
     int slice, part, lane, lanes, first_chunk, last_chunk, main_chunks, stages;
-    int turn;  // chunks after which it is the other warpgroup's turn to be given pixels
-    INLINE int taps(int chunk) const { return chunk < main_chunks ? TAPS : 1; }
     INLINE int stage_of(int chunk) const {
         return TAPS * min(chunk, main_chunks) + max(chunk - main_chunks, 0);
     }
+    INLINE int slots(int kind) const {
+        return kind == ROWS ? stages : last_chunk - first_chunk;
+    }
 };
+
+// The tiles of one resolution that a thread block takes two by two.
+struct Region {
+    int first, end, kind, slots;
+    bool by_tile;  // whether slots take turns tile by tile
+};
+
+INLINE Region region_at(const Arguments& p, const Share& share, int low) {
+    Region region;
+    region.first = (low ? p.tiling.high_tiles : 0) + share.lane;
+    region.end = low ? p.tiling.tiles : p.tiling.high_tiles;
+    region.kind = low ? p.tiling.low_kind : p.tiling.high_kind;
+    region.slots = share.slots(region.kind);
+    region.by_tile = region.slots < p.ring;
+    return region;
+}
 
 // A position in a ring of `size` slots, with the parity of the round.
 struct Cursor {
     int at, round;
-    INLINE void advance(int size) {
-        if (++at == size) at = 0, round ^= 1;
+    INLINE void advance(int size, int by = 1) {
+        at += by;
+        if (at >= size) at -= size, round ^= 1;
     }
 };
 
-// Fill the next slot of the ring with 64 channels of `count` rows of x.
-template <class Rows>
+// -- the fetching warps ------------------------------------------------------------------------------
+
+// A thread copies eight channels (its place among eight threads) of every 12th row of a tile.
+constexpr int FETCHERS = 96, STEP = FETCHERS / 8;
+constexpr int HALO_COPIES = (PAIR_ROWS + STEP - 1) / STEP, TILE_COPIES = (TILE + STEP - 1) / STEP;
+
+// Fill the next slot of the ring with 64 channels of the rows of x.
+template <int COPIES>
 INLINE void fill(const Arguments& p, const Shared& s, Cursor& slot, const scalar* x, int width,
-                 int count, Rows row_of) {
+                 int count, const int (&rows)[COPIES]) {
     int thread = threadIdx.x - 256, eight = thread % 8;
     barrier_wait(s.empty + 8 * slot.at, slot.round ^ 1);
-    unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane;
-    for (int r = thread / 8; r < count; r += 16)
-        copy_async(to + r * 16, x + (long long)row_of(r) * width + eight * 8);
+    unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane + thread / 8 * 16;
+    x += eight * 8;
+    asm volatile("" : "+r"(width));  // else all products with it are kept, in memory
+#pragma unroll
+    for (int i = 0; i < COPIES; i++)
+        if (thread / 8 + STEP * i < count)
+            copy_async(to + i * STEP * 16, x + (long long)rows[i] * width);
     copy_async_arrive(s.full + 8 * slot.at);
     slot.advance(p.ring);
 }
 
-// Look up the input rows of a tile.
-INLINE void look_up(const Arguments& p, const Tile& tile, int index, int* rows) {
-    int thread = threadIdx.x - 256;
-    sync_threads(3, 128);  // everyone has read the rows of the tile before
-    if (tile.kind == ROWS) {
-        int m = tile.first + thread;
+// Rows of the second input that the output pixels of a tile read through the 1×1 convolution.
+INLINE void second_rows(const Arguments& p, const Tile& tile, int index, int (&rows)[TILE_COPIES]) {
+    Patch patches[2];
+    const int4* from = (const int4*)(p.patches + (long long)index * TILE_PITCH + PATCHES_AT);
 #pragma unroll
-        for (int tap = 0; tap < TAPS; tap++)
-            rows[tap * TILE + thread] = m < p.pitch ? p.table[tap * p.pitch + m] : p.at.zero;
-    } else {
-        const int* from = p.patches + (long long)index * TILE_PITCH;
-        for (int r = thread; r < PAIR_ROWS; r += 128) rows[r] = __ldg(from + r);
+    for (int i = 0; i < 2; i++) {
+        int4 v = tile.kind == ROWS ? make_int4(0, 0, 0, 0) : __ldg(from + i);
+        patches[i] = {v.x, v.y, v.z, v.w};
     }
-    sync_threads(3, 128);
+    int side = tile.high ? p.block2 : p.block2 / 2, start = tile.high ? 0 : p.n_high * p.block2 * p.block2;
+#pragma unroll
+    for (int i = 0; i < TILE_COPIES; i++) {
+        int n = (threadIdx.x - 256) / 8 + STEP * i, m = tile.first + n;
+        Patch patch = line_of(tile.kind, patches, n / 8, 0);
+        int y = patch.y * p.stride2, x = (patch.x + n % 8) * p.stride2;
+        if (tile.kind == ROWS)
+            rows[i] = m < p.pitch ? __ldg(p.table2 + m) : 0;
+        else
+            rows[i] = patch.block < 0 ? 0 : start + (patch.block * side + y) * side + x;
+    }
 }
 
-// Row of the second input that output pixel `n` of a tile reads through the 1×1 convolution.
-INLINE int second_row(const Arguments& p, const Tile& tile, int n) {
-    if (tile.kind == ROWS) return tile.first + n < p.pitch ? p.table2[tile.first + n] : 0;
-    int side = tile.high ? p.block2 : p.block2 / 2;
-    Patch patch = line_of(tile, n / 8, 0);
-    if (patch.block < 0) return 0;
-    int start = tile.high ? 0 : p.n_high * p.block2 * p.block2;
-    return start + (patch.block * side + patch.y * p.stride2) * side + (patch.x + n % 8) * p.stride2;
+INLINE void halo_rows(const Arguments& p, int index, int (&rows)[HALO_COPIES]) {
+    const int* from = p.patches + (long long)index * TILE_PITCH + (threadIdx.x - 256) / 8;
+#pragma unroll
+    for (int i = 0; i < HALO_COPIES; i++)
+        rows[i] = index < p.tiling.tiles ? __ldg(from + STEP * i) : 0;
+}
+
+INLINE void tap_rows(const Arguments& p, const Tile& tile, int tap, int (&rows)[TILE_COPIES]) {
+    int m = tile.first + (threadIdx.x - 256) / 8;
+    const int* from = p.table + tap * p.pitch + m;
+#pragma unroll
+    for (int i = 0; i < TILE_COPIES; i++)
+        rows[i] = m + STEP * i < p.pitch ? __ldg(from + STEP * i) : p.at.zero;
+}
+
+INLINE void fetch_second(const Arguments& p, const Shared& s, Cursor& slot, int chunk, int index) {
+    int rows[TILE_COPIES];
+    second_rows(p, tile_at(p.tiling, index), index, rows);
+    fill(p, s, slot, p.x2 + (chunk - p.cin / 64) * 64, p.cin2, TILE, rows);
+}
+
+// The slots of one tile from chunk `from` up to `to`; `rows` from halo_rows.
+INLINE void fetch_halos(const Arguments& p, const Shared& s, Cursor& slot, int kind, int from, int to,
+                        int index, const int (&rows)[HALO_COPIES]) {
+    int count = kind == TALL ? TALL_ROWS : PAIR_ROWS, main = min(to, p.cin / 64);
+    for (int chunk = from; chunk < main; chunk++)
+        fill(p, s, slot, p.x + chunk * 64, p.cin, count, rows);
+    for (int chunk = max(from, main); chunk < to; chunk++) fetch_second(p, s, slot, chunk, index);
+}
+
+INLINE void fetch_patches(const Arguments& p, const Shared& s, const Share& share, Cursor& slot,
+                          const Region& region) {
+    for (int index = region.first; index < region.end; index += 2 * share.lanes) {
+        int other = index + share.lanes, first[HALO_COPIES], second[HALO_COPIES];
+        halo_rows(p, index, first);
+        halo_rows(p, other, second);
+        int step = region.by_tile ? region.slots : 1;
+        for (int from = share.first_chunk; from < share.last_chunk; from += step) {
+            fetch_halos(p, s, slot, region.kind, from, from + step, index, first);
+            if (other < region.end)
+                fetch_halos(p, s, slot, region.kind, from, from + step, other, second);
+        }
+    }
+}
+
+INLINE void fetch_rows(const Arguments& p, const Shared& s, const Share& share, Cursor& slot,
+                       const Region& region) {
+    for (int index = region.first; index < region.end; index += 2 * share.lanes) {
+        int other = index + share.lanes;
+        Tile tile = tile_at(p.tiling, index), second = tile_at(p.tiling, other);
+        int rows[2][TILE_COPIES], next[2][TILE_COPIES];
+        tap_rows(p, tile, 0, next[0]);
+        tap_rows(p, second, 0, next[1]);
+        for (int chunk = share.first_chunk; chunk < share.last_chunk; chunk++) {
+            if (chunk >= share.main_chunks) {
+                fetch_second(p, s, slot, chunk, index);
+                if (other < region.end) fetch_second(p, s, slot, chunk, other);
+                continue;
+            }
+            for (int tap = 0; tap < TAPS; tap++) {
+#pragma unroll
+                for (int i = 0; i < TILE_COPIES; i++)
+                    rows[0][i] = next[0][i], rows[1][i] = next[1][i];
+                int after = tap == TAPS - 1 ? 0 : tap + 1;
+                tap_rows(p, tile, after, next[0]);
+                tap_rows(p, second, after, next[1]);
+                fill(p, s, slot, p.x + chunk * 64, p.cin, TILE, rows[0]);
+                if (other < region.end) fill(p, s, slot, p.x + chunk * 64, p.cin, TILE, rows[1]);
+            }
+        }
+    }
 }
 
 INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share) {
     Cursor slot = {0, 0};
-    for (int index = share.lane; index < p.tiling.tiles; index += 2 * share.lanes) {
-        for (int begin = share.first_chunk; begin < share.last_chunk; begin += share.turn) {
-            for (int group = 0; group < 2; group++) {
-                int mine = index + group * share.lanes;
-                if (mine >= p.tiling.tiles) break;
-                Tile tile = whole_tile(p, mine);
-                int* rows = s.rows + (p.resident ? 0 : group * TAPS * TILE);
-                if (begin == share.first_chunk) look_up(p, tile, mine, rows);
-                for (int chunk = begin; chunk < begin + share.turn; chunk++) {
-                    const scalar* x = p.x + chunk * 64;
-                    if (chunk >= share.main_chunks) {
-                        fill(p, s, slot, p.x2 + (chunk - share.main_chunks) * 64, p.cin2, TILE,
-                             [&](int r) { return second_row(p, tile, r); });
-                    } else if (tile.kind == ROWS) {
-                        for (int tap = 0; tap < TAPS; tap++)
-                            fill(p, s, slot, x, p.cin, TILE,
-                                 [&](int r) { return rows[tap * TILE + r]; });
-                    } else {
-                        fill(p, s, slot, x, p.cin, tile.kind == TALL ? TALL_ROWS : PAIR_ROWS,
-                             [&](int r) { return rows[r]; });
-                    }
-                }
-            }
-        }
+    for (int low = 0; low < 2; low++) {
+        Region region = region_at(p, share, low);
+        if (region.kind == ROWS)
+            fetch_rows(p, s, share, slot, region);
+        else
+            fetch_patches(p, s, share, slot, region);
     }
 }
 
@@ -170,119 +239,173 @@ INLINE void fetch_weights(const Arguments& p, const Shared& s, const Share& shar
         p.weights + ((long long)share.stage_of(share.first_chunk) * p.cout_pad + share.slice * 64) * 64;
     Cursor slot = {0, 0};
     bool again = false;
-    for (int index = share.lane; index < p.tiling.tiles; index += 2 * share.lanes) {
-        for (int i = 0; i < share.stages; i++) {
-            if (again) barrier_wait(s.weights_empty + 8 * slot.at, slot.round ^ 1);
-            barrier_expect(s.weights_full + 8 * slot.at, STAGE_BYTES);
-            copy_bulk(s.weights + slot.at * STAGE_BYTES, from + (long long)i * p.cout_pad * 64,
-                      STAGE_BYTES, s.weights_full + 8 * slot.at);
-            slot.advance(p.stages);
-            again = again || slot.at == 0;
+    for (int low = 0; low < 2; low++) {
+        Region region = region_at(p, share, low);
+        for (int index = region.first; index < region.end; index += 2 * share.lanes) {
+            for (int i = 0; i < share.stages; i++) {
+                if (again) barrier_wait(s.weights_empty + 8 * slot.at, slot.round ^ 1);
+                barrier_expect(s.weights_full + 8 * slot.at, STAGE_BYTES);
+                copy_bulk(s.weights + slot.at * STAGE_BYTES, from + (long long)i * p.cout_pad * 64,
+                          STAGE_BYTES, s.weights_full + 8 * slot.at);
+                slot.advance(p.stages);
+                again = again || slot.at == 0;
+            }
+            if (SB_RESIDENT) return;
         }
-        if (p.resident) return;
     }
 }
 
-// Matrix descriptor of pixels: no swizzle, groups of eight pixels `group` bytes apart.
-INLINE unsigned long long pixel_descriptor(unsigned address, int plane, int group) {
-    return (unsigned long long)((address & 0x3ffff) >> 4) | (unsigned long long)(plane >> 4) << 16 |
-           (unsigned long long)(group >> 4) << 32;
+// -- the multiplying warpgroups ----------------------------------------------------------------------
+
+// Matrix descriptors, lower halves: an address in units of 16 bytes and the distance of what is eight
+// channels on. Pixels are not swizzled, weights are as in `tile_descriptor`.
+INLINE unsigned weight_descriptor(const Shared& s, int stage) {
+    return (s.weights + stage * STAGE_BYTES) >> 4 | 1u << 16;
+}
+INLINE unsigned pixel_descriptor(const Arguments& p, const Shared& s, int slot) {
+    return (s.pixels + slot * 8 * p.plane) >> 4 | (unsigned)(p.plane >> 4) << 16;
+}
+// The products of 64 channels of one tap; `line` is the distance of lines of eight pixels, in bytes.
+INLINE void multiply_tap(float (&acc)[64], unsigned a, unsigned b, int line, int plane) {
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        unsigned long long left = 0x4000004000000000ull | (a + 2 * i);
+        unsigned long long right = (unsigned long long)(line >> 4) << 32 | (b + i * (plane >> 3));
+        Wgmma<128>::run(acc, left, right, 1);
+    }
 }
 
 #include "patch_epilogue.cuh"
 
 // One multiplying warpgroup: every second tile of the thread block.
+struct Multiplier {
+    const Arguments& p;
+    const Shared& s;
+    const Share& share;
+    int group;
+    bool leader;
+    Cursor slot, weight;
+    int held_slot, held_weight;  // what the products in flight read; -1: nothing
+    bool fresh;                  // whether weights may still be on their way
+
+    INLINE void release() {
+        if (leader && held_slot >= 0) barrier_arrive(s.empty + 8 * held_slot);
+        if (!SB_RESIDENT && leader && held_weight >= 0)
+            barrier_arrive(s.weights_empty + 8 * held_weight);
+        held_slot = held_weight = -1;
+    }
+    INLINE void wait_for_pixels() {
+        barrier_wait(s.full + 8 * slot.at, slot.round);
+        fence_proxy();  // cp.async wrote through the generic proxy
+    }
+    INLINE void wait_for_weights() {
+        if (!SB_RESIDENT || fresh) barrier_wait(s.weights_full + 8 * weight.at, weight.round);
+    }
+    // All but the products just issued have finished: what those read may be overwritten.
+    INLINE void retire(int slot_read, int weight_read) {
+        wgmma_commit();
+        wgmma_wait<1>();
+        release();
+        held_slot = slot_read;
+        held_weight = weight_read;
+    }
+
+    // A slot with the halo of a tile: nine taps. `lines`: staged pixels from one line to the next.
+    INLINE void halo_slot(float (&acc)[64], int lines) {
+        wait_for_pixels();
+        unsigned b = pixel_descriptor(p, s, slot.at);
+#pragma unroll
+        for (int tap = 0; tap < TAPS; tap++) {
+            wait_for_weights();
+            multiply_tap(acc, weight_descriptor(s, weight.at), b + tap / 3 * lines + tap % 3,
+                         HALO_WIDTH * 16, p.plane);
+            if (!SB_RESIDENT || tap == TAPS - 1)
+                retire(tap == TAPS - 1 ? slot.at : -1, weight.at);
+            weight.advance(p.stages);
+        }
+        slot.advance(p.ring);
+    }
+    // A slot with the pixels of one tap.
+    INLINE void tap_slot(float (&acc)[64]) {
+        wait_for_pixels();
+        wait_for_weights();
+        multiply_tap(acc, weight_descriptor(s, weight.at), pixel_descriptor(p, s, slot.at), 128,
+                     p.plane);
+        retire(slot.at, weight.at);
+        weight.advance(p.stages);
+        slot.advance(p.ring);
+    }
+    INLINE void sum(float (&acc)[64], const Region& region, bool alone) {
+        int skipped = alone ? 0 : region.by_tile ? region.slots : 1;
+#pragma unroll
+        for (int i = 0; i < 64; i++) acc[i] = 0;
+        int halos = region.kind == ROWS ? 0 : min(share.main_chunks, share.last_chunk) - share.first_chunk;
+        halos = max(halos, 0);
+        if (region.by_tile && group) slot.advance(p.ring, skipped);
+        for (int i = 0; i < halos; i++) {
+            if (!region.by_tile && group) slot.advance(p.ring, skipped);
+            halo_slot(acc, region.kind == PAIR ? 2 * HALO_WIDTH : HALO_WIDTH);
+            if (!region.by_tile && !group) slot.advance(p.ring, skipped);
+        }
+        for (int i = halos; i < region.slots; i++) {
+            if (!region.by_tile && group) slot.advance(p.ring, skipped);
+            tap_slot(acc);
+            if (!region.by_tile && !group) slot.advance(p.ring, skipped);
+        }
+        if (region.by_tile && !group) slot.advance(p.ring, skipped);
+        wgmma_wait<0>();
+        release();
+        fresh = false;
+    }
+    // Without a tile of its own, a warpgroup lets the weights of the other's stream by.
+    INLINE void stand_by() {
+        for (int i = 0; i < share.stages && !SB_RESIDENT; i++) {
+            barrier_wait(s.weights_full + 8 * weight.at, weight.round);
+            if (leader) barrier_arrive(s.weights_empty + 8 * weight.at);
+            weight.advance(p.stages);
+        }
+    }
+};
+
 INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, int* arrived) {
     int group = threadIdx.x / 128;
-    bool leader = threadIdx.x % 32 == 0;
-    Cursor slot = {0, 0}, weight = {0, 0};
-    // Pixels for the other warpgroup. Both pass every slot, so that neither is ever two rounds ahead,
-    // where parities would repeat.
-    auto skip = [&](int kind, int begin) {
-        for (int chunk = begin; chunk < begin + share.turn; chunk++) {
-            int slots = kind == ROWS ? share.taps(chunk) : 1;
-            for (int i = 0; i < slots; i++) {
-                barrier_wait(s.full + 8 * slot.at, slot.round);
-                if (leader) barrier_arrive(s.empty + 8 * slot.at);
-                slot.advance(p.ring);
+    Multiplier multiplier = {p, s, share, group, threadIdx.x % 32 == 0, {0, 0}, {0, 0}, -1, -1, true};
+    for (int low = 0; low < 2; low++) {
+        Region region = region_at(p, share, low);
+        // After a tile without a companion a warpgroup may be behind: both start a region together.
+        if (low && p.tiling.high_tiles) {
+            sync_threads(4, 256);
+            int tiles = max(0, (p.tiling.high_tiles - share.lane + share.lanes - 1) / share.lanes);
+            if (group && tiles % 2) {
+                int passed = share.slots(p.tiling.high_kind);
+                for (int i = 0; i < passed; i++) multiplier.slot.advance(p.ring);
             }
         }
-    };
-    auto pass_by = [&](int kind) {  // all that the other warpgroup's last tile needs
-        for (int begin = share.first_chunk; begin < share.last_chunk; begin += share.turn) {
-            skip(kind, begin);
-            for (int i = share.taps(begin); i > 0 && !p.resident; i--) {
-                barrier_wait(s.weights_full + 8 * weight.at, weight.round);
-                if (leader) barrier_arrive(s.weights_empty + 8 * weight.at);
-                weight.advance(p.stages);
+        for (int index = region.first; index < region.end; index += 2 * share.lanes) {
+            int mine = index + group * share.lanes, other = index + (1 - group) * share.lanes;
+            if (mine >= region.end) {
+                multiplier.stand_by();
+                continue;
             }
+            Tile tile = tile_at(p.tiling, mine);
+            Rows rows = rows_of(p, tile, mine);
+            float acc[64];
+            if (SB_RESIDENT) multiplier.weight = {0, 0};
+            multiplier.sum(acc, region, other >= region.end);
+            if (p.parts == 1 || add_parts(p, acc, mine, share, group, arrived + group))
+                finish(p, acc, tile, rows, share.slice);
         }
-    };
-    for (int index = share.lane; index < p.tiling.tiles; index += 2 * share.lanes) {
-        int mine = index + group * share.lanes, other = index + (1 - group) * share.lanes;
-        if (mine >= p.tiling.tiles) {  // no tile is left for this warpgroup
-            pass_by(tile_at(p.tiling, index).kind);
-            return;
-        }
-        Tile tile = tile_at(p.tiling, mine);
-        Rows rows = rows_of(p, tile, mine);
-        int other_kind = other < p.tiling.tiles ? tile_at(p.tiling, other).kind : -1;
-        float acc[64];
-        if (p.resident) weight = {0, 0};
-        int spent_pixels = -1, spent_weights = -1, started = 0;
-        for (int begin = share.first_chunk; begin < share.last_chunk; begin += share.turn) {
-            if (group) skip(other_kind, begin);
-            for (int chunk = begin; chunk < begin + share.turn; chunk++) {
-                bool each = tile.kind == ROWS || chunk >= share.main_chunks;  // a slot for each tap
-                int taps = share.taps(chunk), stride = each ? 128 : HALO_WIDTH * 16;
-                for (int tap = 0; tap < taps; tap++) {
-                    if (each || tap == 0) {
-                        barrier_wait(s.full + 8 * slot.at, slot.round);
-                        fence_proxy();  // cp.async wrote through the generic proxy
-                    }
-                    barrier_wait(s.weights_full + 8 * weight.at, weight.round);
-                    unsigned a = s.weights + weight.at * STAGE_BYTES;
-                    unsigned b = s.pixels + slot.at * 8 * p.plane;
-                    if (!each) b += tap_offset(tile, tap);
-                    wgmma_fence();
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        Wgmma<128>::run(acc, tile_descriptor(a + 32 * i),
-                                        pixel_descriptor(b + 2 * i * p.plane, p.plane, stride),
-                                        started || i);
-                    wgmma_commit();
-                    wgmma_wait<1>();
-                    // The products before these have finished: what they read may be overwritten.
-                    if (leader && spent_pixels >= 0) barrier_arrive(s.empty + 8 * spent_pixels);
-                    if (leader && spent_weights >= 0)
-                        barrier_arrive(s.weights_empty + 8 * spent_weights);
-                    bool last = each || tap == taps - 1;
-                    spent_pixels = last ? slot.at : -1;
-                    spent_weights = p.resident ? -1 : weight.at;
-                    if (last) slot.advance(p.ring);
-                    weight.advance(p.stages);
-                    started = 1;
-                }
-            }
-            if (!group && other_kind >= 0) skip(other_kind, begin);
-        }
-        wgmma_wait<0>();
-        if (leader && spent_pixels >= 0) barrier_arrive(s.empty + 8 * spent_pixels);
-        if (leader && spent_weights >= 0) barrier_arrive(s.weights_empty + 8 * spent_weights);
-        if (p.parts == 1 || add_parts(p, acc, mine, share, group, arrived + group))
-            finish(p, acc, tile, rows, share.slice);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(416, 1) patch_conv(const __grid_constant__ Arguments p) {
+extern "C" __global__ void __launch_bounds__(384, 1) patch_conv(const __grid_constant__ Arguments p) {
     extern __shared__ char dynamic[];
     __shared__ unsigned long long barriers[2 * MAX_STAGES + 2 * MAX_RING];
     __shared__ int arrived[2];
-    unsigned memory = (shared_address(dynamic) + 1023) & ~1023u;
     Shared s;
-    s.weights = memory;
-    s.pixels = memory + p.stages * STAGE_BYTES;
-    s.rows = (int*)(dynamic + (s.pixels + p.ring * 8 * p.plane - shared_address(dynamic)));
+    s.weights = (shared_address(dynamic) + 1023) & ~1023u;
+    s.pixels = s.weights + p.stages * STAGE_BYTES;
     s.full = shared_address(barriers);
     s.empty = s.full + 8 * MAX_RING;
     s.weights_full = s.empty + 8 * MAX_RING;
@@ -297,13 +420,12 @@ extern "C" __global__ void __launch_bounds__(416, 1) patch_conv(const __grid_con
     share.first_chunk = p.chunk_of[share.part];
     share.last_chunk = p.chunk_of[share.part + 1];
     share.main_chunks = p.cin / 64;
-    share.turn = p.resident ? share.last_chunk - share.first_chunk : 1;
     share.stages = share.stage_of(share.last_chunk) - share.stage_of(share.first_chunk);
 
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.ring; i++) {
-            barrier_init(s.full + 8 * i, 128);
-            barrier_init(s.empty + 8 * i, 8);
+            barrier_init(s.full + 8 * i, FETCHERS);
+            barrier_init(s.empty + 8 * i, 4);
         }
         for (int i = 0; i < p.stages; i++) {
             barrier_init(s.weights_full + 8 * i, 1);
@@ -314,7 +436,7 @@ extern "C" __global__ void __launch_bounds__(416, 1) patch_conv(const __grid_con
     if (blockIdx.x == 0 && threadIdx.x < p.cout / 8)
         *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    if (threadIdx.x >= 384)
+    if (threadIdx.x >= 256 + FETCHERS)
         fetch_weights(p, s, share);
     else if (threadIdx.x >= 256)
         fetch_pixels(p, s, share);

@@ -23,7 +23,6 @@ struct Patch {
 struct Tile {
     int kind, first;  // first: of ROWS, the first GEMM row
     bool high;
-    Patch patches[2];
 };
 
 // How one convolution is cut into tiles; low blocks' tiles follow those of high blocks.
@@ -40,16 +39,10 @@ INLINE Tile tile_at(const Tiling& tiling, int index) {
 }
 
 // The patch of a TALL or PAIR tile that a line belongs to, moved down to that line.
-INLINE Patch line_of(const Tile& tile, int line, int side) {
-    Patch patch = tile.kind == PAIR && line % 2 ? tile.patches[1] : tile.patches[0];
-    int down = tile.kind == PAIR ? line / 2 : line;
+INLINE Patch line_of(int kind, const Patch (&patches)[2], int line, int side) {
+    Patch patch = kind == PAIR && line % 2 ? patches[1] : patches[0];
+    int down = kind == PAIR ? line / 2 : line;
     patch.y += down;
     patch.first += down * side;
     return patch;
-}
-
-// Bytes from the first staged row of a tile to what a tap reads.
-INLINE int tap_offset(const Tile& tile, int tap) {
-    int lines = tile.kind == PAIR ? 2 * (tap / 3) : tap / 3;
-    return (lines * HALO_WIDTH + tap % 3) * 16;
 }
