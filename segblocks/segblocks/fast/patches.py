@@ -235,7 +235,7 @@ def convolve_patches(
     sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
     sizes += d.tiling.packed
     sizes += struct.pack(
-        "20i",
+        "21i",
         *(scale.pitch, n_high, cin, cin2, cout, packed.shape[1], block2, stride2),
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
         *(d.stages, d.ring, d.tiling.plane),
