@@ -15,14 +15,14 @@ from ..ops.cuda.module import Kernel, defines, import_cupy, multiprocessors, pre
 from .hopper import cubin, pack_weights
 from .tables import Scale
 
-_TALL, _PAIR, _ROWS = 0, 1, 2  # kinds of tiles
+_TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
 _TILE = 128  # pixels
 _SLICE = 64  # output channels of a thread block, and input channels of a stage
 _STAGE_BYTES = _SLICE * _SLICE * 2
-_PLANES = {_TALL: 2960, _PAIR: 3216, _ROWS: 2064}  # bytes; 16 more than a multiple of 128
+_PLANES = {_TALL: 2960, _PAIR: 3216, _WIDE: 3088, _ROWS: 2064}  # bytes; 16 more than a multiple of 128
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
 _MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
-_TILE_PITCH = 368  # of the table of tiles
+_TILE_PITCH = 736  # of the table of tiles
 _ENTRIES = 4  # tables a launch can fill
 
 
@@ -135,15 +135,19 @@ def applies(weight: Tensor, extra: Tensor | None) -> bool:
 
 def needs_table(block: int, stride: int) -> bool:
     """Whether any tile of an output with that side of a high block reads the neighbour table."""
-    return stride != 1 or block % 16 != 0
+    return _ROWS in (_kind(block, stride), _kind(block // 2, stride))
 
 
 def pack_patch_weights(matrix: Tensor, taps: int = 1) -> Tensor:
-    """`pack_weights` with output channels in the order in which the kernel's threads hold them."""
+    """`pack_weights` with output channels in the order in which the kernel's threads hold them, and
+    taps column by column."""
     place = torch.arange(16)
     order = 4 * (place % 8 // 2) + place % 2 + 2 * (place // 8)
     columns = torch.arange(matrix.shape[1]).view(-1, 16)[:, order].flatten()
-    return pack_weights(matrix[:, columns.to(matrix.device)].contiguous(), taps)
+    matrix = matrix[:, columns.to(matrix.device)]
+    if taps == 9:  # column by column
+        matrix = matrix.view(3, 3, -1, matrix.shape[1]).transpose(0, 1).flatten(0, 2)
+    return pack_weights(matrix.contiguous(), taps)
 
 
 @functools.cache
@@ -170,8 +174,10 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
 
 
 def _kind(side: int, stride: int) -> int:
-    if stride != 1 or side % 8:
+    if stride != 1 or (side != 4 and side % 8):
         return _ROWS
+    if side == 4:
+        return _WIDE
     return _TALL if side % 16 == 0 else _PAIR
 
 
@@ -202,8 +208,6 @@ def convolve_patches(
     table: Tensor | None,
     patches: Tensor | None,
     x2: Tensor | None = None,
-    table2: Tensor | None = None,
-    block2: int = 0,
     stride2: int = 1,
     addend: Tensor | None = None,
     post: Tensor | None = None,
@@ -220,7 +224,6 @@ def convolve_patches(
         packed,
         bias,
         x2,
-        table2,
         table,
         own,
         patches,
@@ -230,13 +233,13 @@ def convolve_patches(
         work,
         count,
     )
-    pointers = struct.pack("13Q", *(0 if t is None else t.data_ptr() for t in tensors))
+    pointers = struct.pack("12Q", *(0 if t is None else t.data_ptr() for t in tensors))
     cin, cin2, cout = channels
     sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
     sizes += d.tiling.packed
     sizes += struct.pack(
-        "21i",
-        *(scale.pitch, n_high, cin, cin2, cout, packed.shape[1], block2, stride2),
+        "20i",
+        *(scale.pitch, n_high, cin, cin2, cout, packed.shape[1], stride2),
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
         *(d.stages, d.ring, d.tiling.plane),
     )
@@ -244,7 +247,7 @@ def convolve_patches(
     kernel = _kernel(
         addend is not None, post is not None, relu, d.resident, x.dtype, x.device.index
     )
-    Kernel(kernel, (d.blocks, 1), (384,), d.shared, pointers + sizes, record).launch(x.device)
+    Kernel(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, record).launch(x.device)
 
 
 @functools.cache

@@ -101,7 +101,7 @@ class Network:
                     keys.add(TableKey(blocks[step.source], step.stride))
                 if step.enlarged is not None:
                     keys.add(TableKey(blocks[step.enlarged]))
-                if step.extra is not None:
+                if step.extra is not None and not _by_patches(step):
                     keys.add(TableKey(blocks[step.extra], step.extra_stride, centre=True))
         # The middle tap of a full table serves where only that is wanted.
         return {k for k in keys if not k.centre or TableKey(k.block, k.stride) not in keys}
@@ -173,10 +173,7 @@ class _Frame:
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
         more: dict[str, Any] = {}
         if step.extra is not None:
-            block = self.network.program.blocks[step.extra]
-            more["x2"], more["block2"] = self.buffers[step.extra], block
-            more["table2"] = self.middle(block, step.extra_stride)
-            more["stride2"] = step.extra_stride
+            more = {"x2": self.buffers[step.extra], "stride2": step.extra_stride}
         patches.convolve_patches(
             patches.plan(scale, step.stride, packed.channels, x.device),
             scale,

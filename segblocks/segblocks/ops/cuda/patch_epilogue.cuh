@@ -46,8 +46,8 @@ INLINE bool add_parts(const Arguments& p, float (&acc)[64], int index, const Sha
     return true;
 }
 
-// Where a thread's results go: for each j the row of tile pixel 8j + r, and for each four j the row of
-// the average r of their eight.
+// Where a thread's results go: for each j the row of tile pixel 8j + r, and for each eight
+// averages the row of average r.
 struct Rows {
     int pixels[16], averages[4];
 };
@@ -75,25 +75,44 @@ INLINE Rows rows_of(const Arguments& p, const Tile& tile, int index) {
     return rows;
 }
 
-// The two averages that this thread contributes to a matrix of eight: columns 2c and 2c + 1.
-INLINE unsigned pair_of_averages(const float (&sums)[4], int kind, int c) {
-    float first, second;
-    if (kind == ROWS) {  // four consecutive pixels are a 2×2 quad, and each of the four j holds two
-        float low[4], high[4];
+// Sums of the four pixels of two quads, of columns 2c and 2c + 1 of a matrix of eight averages. `acc`
+// holds sums of two neighbouring pixels: of j in acc[4j], of the other channel in acc[4j + 2].
+template <int KIND> INLINE float2 quads(const float (&acc)[64], int group, int channel, int c) {
+    int of = 2 * channel;
+    if constexpr (KIND != ROWS) {
+        int upper = upper_line(KIND, group, 0), next = upper_line(KIND, group, 1);
+        int below = lines_apart(KIND);
+        return make_float2(acc[4 * upper + of] + acc[4 * (upper + below) + of],
+                           acc[4 * next + of] + acc[4 * (next + below) + of]);
+    } else {  // four consecutive pixels are a quad: each j holds two; c takes those of the c-th of four
+        float2 found[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float quad = sums[i] + __shfl_xor_sync(0xffffffffu, sums[i], 1);
+            float sum = acc[4 * (4 * group + i) + of];
+            float quad = sum + __shfl_xor_sync(0xffffffffu, sum, 1);
             float other = __shfl_xor_sync(0xffffffffu, quad, 2);
-            low[i] = c < 2 ? quad : other;
-            high[i] = c < 2 ? other : quad;
+            found[i] = c < 2 ? make_float2(quad, other) : make_float2(other, quad);
         }
-        first = c == 0 ? low[0] : c == 1 ? low[1] : c == 2 ? low[2] : low[3];
-        second = c == 0 ? high[0] : c == 1 ? high[1] : c == 2 ? high[2] : high[3];
-    } else {
-        first = sums[0] + (kind == TALL ? sums[1] : sums[2]);
-        second = (kind == TALL ? sums[2] : sums[1]) + sums[3];
+        return c == 0 ? found[0] : c == 1 ? found[1] : c == 2 ? found[2] : found[3];
     }
-    return pack_pair(0.25f * first, 0.25f * second);
+}
+
+template <int KIND>
+INLINE void store_averages(const Arguments& p, const float (&acc)[64], const Rows& rows, int column,
+                           int c) {
+    unsigned means[4][2];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float2 sums = quads<KIND>(acc, i / 2, i % 2, c);
+        means[i / 2][i % 2] = pack_pair(0.25f * sums.x, 0.25f * sums.y);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) means[i][0] = transpose(means[i][0]), means[i][1] = transpose(means[i][1]);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        if (rows.averages[i] >= 0)
+            *(uint2*)(p.out + (long long)rows.averages[i] * p.cout + column) =
+                make_uint2(means[i][0], means[i][1]);
 }
 
 INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const Rows& rows,
@@ -123,7 +142,6 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
 #pragma unroll
         for (int i = 0; i < 4 && SB_ADD; i++)
             more[i][0] = transpose(addend[i].x), more[i][1] = transpose(addend[i].y);
-        float sums[2][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
 #pragma unroll
@@ -140,7 +158,7 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
                     a = fmaxf(a * scale[k] + shift[k], 0.f);
                     b = fmaxf(b * scale[k] + shift[k], 0.f);
                 }
-                sums[k][i] = a + b;
+                acc[4 * (first + i) + 2 * k] = a + b;
                 packed[i][k] = pack_pair(a, b);
             }
         }
@@ -154,14 +172,14 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
                 *(uint2*)(p.out + (long long)row * p.cout + column) =
                     make_uint2(packed[i][0], packed[i][1]);
         }
-        if (high) {
-            int row = rows.averages[first / 4];
-            unsigned means[2];
-#pragma unroll
-            for (int k = 0; k < 2; k++)
-                means[k] = transpose(pair_of_averages(sums[k], tile.kind, c));
-            if (row >= 0)
-                *(uint2*)(p.out + (long long)row * p.cout + column) = make_uint2(means[0], means[1]);
-        }
     }
+    if (!high) return;
+    if (tile.kind == TALL)
+        store_averages<TALL>(p, acc, rows, column, c);
+    else if (tile.kind == PAIR)
+        store_averages<PAIR>(p, acc, rows, column, c);
+    else if (tile.kind == WIDE)
+        store_averages<WIDE>(p, acc, rows, column, c);
+    else
+        store_averages<ROWS>(p, acc, rows, column, c);
 }

@@ -3,13 +3,12 @@
 // The product is turned round: output channels are its rows (64 a warpgroup), pixels its columns
 // (128 a tile). Pixels are fetched once with their halo into shared memory, and all nine taps read
 // them there, each at another offset: without swizzle, eight neighbouring pixels are 128 consecutive
-// bytes wherever they start. Blocks too small for that, and stride 2, fetch the pixels of each tap
-// through a neighbour table (ROWS tiles, see patch_tiles.cuh).
+// bytes wherever they start. Small blocks and stride 2 take more fetching (see patch_tiles.cuh).
 //
 // A thread block stays on its multiprocessor and takes one tile after the other. Its 64 output
 // channels never change, nor does its part of the inner dimension, so that the weights of both are
 // fetched once (RESIDENT) where they fit; else they stream by, once for two tiles. Two warpgroups
-// multiply, each a tile of its own, three warps fetch pixels, one warp fetches weights.
+// multiply, each a tile of its own, seven warps fetch pixels, one warp fetches weights.
 //
 // Pixels wait in a ring of slots. Two tiles of a kind are taken at a time, one by each warpgroup, and
 // the slots of the two take turns: slot by slot, or where a tile has fewer slots than the ring tile by
@@ -18,14 +17,14 @@
 //
 //   x        (extended rows, cin)      input; see tables.cu for extended buffers
 //   weights  (stages, cout_pad, 64)    packed by `pack_patch_weights`: a stage is one tap of 64 input
-//                                      channels, taps innermost; then one stage for each 64 channels
-//                                      of the second input
+//                                      channels, taps innermost, column by column; then one stage for
+//                                      each 64 channels of the second input
 //   bias     (cout_pad) float32
-//   x2       (.., cin2) second input through a 1×1 convolution; table2 (pitch) int32: its row for
-//            each GEMM row (ROWS tiles); its high blocks have sides of block2, read every stride2
+//   x2       (.., cin2)                second input through a 1×1 convolution, at stride2 times the
+//                                      output's scale, read every stride2
 //   table    (9, pitch) int32          row of x that a tap reads, per GEMM row (ROWS tiles)
 //   own      (pitch) int32             output row of each GEMM row (ROWS tiles)
-//   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (TALL and PAIR tiles)
+//   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (all tiles but ROWS)
 //   addend   (rows, cout)              added before the ReLU (ADD)
 //   post     (2, cout_pad) float32     the result becomes relu(result * post[0] + post[1]) (POST)
 //   out      (extended rows, cout)     with the averages that low neighbours will read
@@ -39,14 +38,13 @@
 #include "neighbours.cuh"
 #include "patch_tiles.cuh"
 
-constexpr int TAPS = 9, STAGE_BYTES = 64 * 64 * 2, MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
+constexpr int STAGE_BYTES = 64 * 64 * 2, MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
 
 struct Arguments {
     const scalar* x;
     const scalar* weights;
     const float* bias;
     const scalar* x2;
-    const int* table2;
     const int* table;
     const int* own;
     const int* patches;
@@ -57,7 +55,7 @@ struct Arguments {
     int* count;
     Extended at;  // of the output, and of x where a tile is TALL or PAIR
     Tiling tiling;
-    int pitch, n_high, cin, cin2, cout, cout_pad, block2, stride2;
+    int pitch, n_high, cin, cin2, cout, cout_pad, stride2;
     int parts, chunk_of[MAX_PARTS + 1];
     int stages, ring, plane;
 };
@@ -72,17 +70,28 @@ struct Shared {
 struct Share {
     int slice, part, lane, lanes, first_chunk, last_chunk, main_chunks, stages;
     INLINE int stage_of(int chunk) const {
-        return TAPS * min(chunk, main_chunks) + max(chunk - main_chunks, 0);
-    }
-    INLINE int slots(int kind) const {
-        return kind == ROWS ? stages : last_chunk - first_chunk;
+        return 9 * min(chunk, main_chunks) + max(chunk - main_chunks, 0);
     }
 };
 
+// How a kind of tile waits in the ring: pixels of a slot; slots for 64 channels; pixels from one line
+// of eight to the next, and from where one tap reads to where the tap below does.
+struct Staging {
+    int count, slots, line, down;
+};
+
+INLINE Staging staging_of(int kind) {
+    if (kind == TALL) return {TALL_ROWS, 1, 10, 10};
+    if (kind == PAIR) return {PAIR_ROWS, 1, 10, 20};
+    if (kind == WIDE) return {WIDE_ROWS, 3, 8, 32};
+    return {TILE, 9, 8, 0};
+}
+
 // The tiles of one resolution that a thread block takes two by two.
 struct Region {
-    int first, end, kind, slots;
-    bool by_tile;  // whether slots take turns tile by tile
+    int first, end, kind, slots;  // slots: of one tile
+    bool by_tile;                 // whether slots take turns tile by tile
+    Staging staging;
 };
 
 INLINE Region region_at(const Arguments& p, const Share& share, int low) {
@@ -90,7 +99,9 @@ INLINE Region region_at(const Arguments& p, const Share& share, int low) {
     region.first = (low ? p.tiling.high_tiles : 0) + share.lane;
     region.end = low ? p.tiling.tiles : p.tiling.high_tiles;
     region.kind = low ? p.tiling.low_kind : p.tiling.high_kind;
-    region.slots = share.slots(region.kind);
+    region.staging = staging_of(region.kind);
+    int main = max(0, min(share.main_chunks, share.last_chunk) - share.first_chunk);
+    region.slots = main * (region.staging.slots - 1) + share.last_chunk - share.first_chunk;
     region.by_tile = region.slots < p.ring;
     return region;
 }
@@ -106,130 +117,92 @@ struct Cursor {
 
 // -- the fetching warps ------------------------------------------------------------------------------
 
-// A thread copies eight channels (its place among eight threads) of every 12th row of a tile.
-constexpr int FETCHERS = 96, STEP = FETCHERS / 8;
-constexpr int HALO_COPIES = (PAIR_ROWS + STEP - 1) / STEP, TILE_COPIES = (TILE + STEP - 1) / STEP;
+// A thread copies eight channels (its place among eight threads) of every 28th pixel of a slot.
+constexpr int FETCHERS = 224, STEP = FETCHERS / 8, COPIES = (PAIR_ROWS + STEP - 1) / STEP;
 
-// Fill the next slot of the ring with 64 channels of the rows of x.
-template <int COPIES>
-INLINE void fill(const Arguments& p, const Shared& s, Cursor& slot, const scalar* x, int width,
-                 int count, const int (&rows)[COPIES]) {
-    int thread = threadIdx.x - 256, eight = thread % 8;
-    barrier_wait(s.empty + 8 * slot.at, slot.round ^ 1);
-    unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane + thread / 8 * 16;
-    x += eight * 8;
-    asm volatile("" : "+r"(width));  // else all products with it are kept, in memory
+// The slots of a region in the order in which they are filled.
+struct Sequence {
+    int index, group, chunk, part;  // tile of the first warpgroup, warpgroup, chunk, slot of the chunk
+
+    INLINE bool step_slot(const Share& share, const Region& region) {  // false: that was the last
+        int slots = chunk < share.main_chunks ? region.staging.slots : 1;
+        if (++part == slots) part = 0, chunk++;
+        if (chunk < share.last_chunk) return true;
+        chunk = share.first_chunk;
+        return false;
+    }
+    INLINE bool step_group(const Share& share, const Region& region) {
+        group = group == 0 && index + share.lanes < region.end;
+        return group;
+    }
+    INLINE void step(const Share& share, const Region& region) {
+        bool more = region.by_tile ? step_slot(share, region) || step_group(share, region)
+                                   : step_group(share, region) || step_slot(share, region);
+        if (!more) index += 2 * share.lanes;
+    }
+    INLINE int tile(const Share& share) const { return index + group * share.lanes; }
+};
+
+// Rows of the input that this thread's pixels of a slot come from.
+INLINE void look_up(const Arguments& p, const Share& share, const Region& region, const Sequence& at,
+                    int (&rows)[COPIES]) {
+    int index = at.tile(share), own = (threadIdx.x - 256) / 8;
+    bool second = at.chunk >= share.main_chunks;
+    Tile tile = tile_at(p.tiling, index);
+    const int* from = p.patches + (long long)index * TILE_PITCH + own;
+    int limit = TILE_PITCH;
+    if (tile.kind == ROWS) {
+        int tap = at.part % 3 * 3 + at.part / 3;
+        from = (second ? p.own : p.table + tap * p.pitch) + tile.first + own;
+        limit = p.pitch - tile.first;
+    } else {
+        from += second ? OUTPUT_AT : at.part * WIDE_ROWS;
+    }
+    limit = min(limit, second ? TILE : region.staging.count);
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
-        if (thread / 8 + STEP * i < count)
-            copy_async(to + i * STEP * 16, x + (long long)rows[i] * width);
+        rows[i] = own + STEP * i < limit ? __ldg(from + STEP * i) : p.at.zero;
+    if (!second) return;
+#pragma unroll
+    for (int i = 0; i < COPIES; i++) {  // where the second input lies under an output row
+        bool high = rows[i] < p.at.high_rows;
+        int side = high ? p.at.block : p.at.block / 2, start = high ? 0 : p.at.high_rows;
+        int row = rows[i] < p.at.rows ? rows[i] - start : 0, x = row % side;
+        rows[i] = p.stride2 * (p.stride2 * (start + row - x) + x);
+    }
+}
+
+INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const Region& region,
+                 const Sequence& at, Cursor& slot, const int (&rows)[COPIES]) {
+    int thread = threadIdx.x - 256, eight = thread % 8, own = thread / 8;
+    bool second = at.chunk >= share.main_chunks;
+    int width = second ? p.cin2 : p.cin, count = second ? TILE : region.staging.count;
+    const scalar* x = second ? p.x2 + (at.chunk - share.main_chunks) * 64 : p.x + at.chunk * 64;
+    x += eight * 8;
+    barrier_wait(s.empty + 8 * slot.at, slot.round ^ 1);
+    unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane + own * 16;
+#pragma unroll
+    for (int i = 0; i < COPIES; i++)
+        if (own + STEP * i < count) copy_async(to + i * STEP * 16, x + (long long)rows[i] * width);
     copy_async_arrive(s.full + 8 * slot.at);
     slot.advance(p.ring);
-}
-
-// Rows of the second input that the output pixels of a tile read through the 1×1 convolution.
-INLINE void second_rows(const Arguments& p, const Tile& tile, int index, int (&rows)[TILE_COPIES]) {
-    Patch patches[2];
-    const int4* from = (const int4*)(p.patches + (long long)index * TILE_PITCH + PATCHES_AT);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int4 v = tile.kind == ROWS ? make_int4(0, 0, 0, 0) : __ldg(from + i);
-        patches[i] = {v.x, v.y, v.z, v.w};
-    }
-    int side = tile.high ? p.block2 : p.block2 / 2, start = tile.high ? 0 : p.n_high * p.block2 * p.block2;
-#pragma unroll
-    for (int i = 0; i < TILE_COPIES; i++) {
-        int n = (threadIdx.x - 256) / 8 + STEP * i, m = tile.first + n;
-        Patch patch = line_of(tile.kind, patches, n / 8, 0);
-        int y = patch.y * p.stride2, x = (patch.x + n % 8) * p.stride2;
-        if (tile.kind == ROWS)
-            rows[i] = m < p.pitch ? __ldg(p.table2 + m) : 0;
-        else
-            rows[i] = patch.block < 0 ? 0 : start + (patch.block * side + y) * side + x;
-    }
-}
-
-INLINE void halo_rows(const Arguments& p, int index, int (&rows)[HALO_COPIES]) {
-    const int* from = p.patches + (long long)index * TILE_PITCH + (threadIdx.x - 256) / 8;
-#pragma unroll
-    for (int i = 0; i < HALO_COPIES; i++)
-        rows[i] = index < p.tiling.tiles ? __ldg(from + STEP * i) : 0;
-}
-
-INLINE void tap_rows(const Arguments& p, const Tile& tile, int tap, int (&rows)[TILE_COPIES]) {
-    int m = tile.first + (threadIdx.x - 256) / 8;
-    const int* from = p.table + tap * p.pitch + m;
-#pragma unroll
-    for (int i = 0; i < TILE_COPIES; i++)
-        rows[i] = m + STEP * i < p.pitch ? __ldg(from + STEP * i) : p.at.zero;
-}
-
-INLINE void fetch_second(const Arguments& p, const Shared& s, Cursor& slot, int chunk, int index) {
-    int rows[TILE_COPIES];
-    second_rows(p, tile_at(p.tiling, index), index, rows);
-    fill(p, s, slot, p.x2 + (chunk - p.cin / 64) * 64, p.cin2, TILE, rows);
-}
-
-// The slots of one tile from chunk `from` up to `to`; `rows` from halo_rows.
-INLINE void fetch_halos(const Arguments& p, const Shared& s, Cursor& slot, int kind, int from, int to,
-                        int index, const int (&rows)[HALO_COPIES]) {
-    int count = kind == TALL ? TALL_ROWS : PAIR_ROWS, main = min(to, p.cin / 64);
-    for (int chunk = from; chunk < main; chunk++)
-        fill(p, s, slot, p.x + chunk * 64, p.cin, count, rows);
-    for (int chunk = max(from, main); chunk < to; chunk++) fetch_second(p, s, slot, chunk, index);
-}
-
-INLINE void fetch_patches(const Arguments& p, const Shared& s, const Share& share, Cursor& slot,
-                          const Region& region) {
-    for (int index = region.first; index < region.end; index += 2 * share.lanes) {
-        int other = index + share.lanes, first[HALO_COPIES], second[HALO_COPIES];
-        halo_rows(p, index, first);
-        halo_rows(p, other, second);
-        int step = region.by_tile ? region.slots : 1;
-        for (int from = share.first_chunk; from < share.last_chunk; from += step) {
-            fetch_halos(p, s, slot, region.kind, from, from + step, index, first);
-            if (other < region.end)
-                fetch_halos(p, s, slot, region.kind, from, from + step, other, second);
-        }
-    }
-}
-
-INLINE void fetch_rows(const Arguments& p, const Shared& s, const Share& share, Cursor& slot,
-                       const Region& region) {
-    for (int index = region.first; index < region.end; index += 2 * share.lanes) {
-        int other = index + share.lanes;
-        Tile tile = tile_at(p.tiling, index), second = tile_at(p.tiling, other);
-        int rows[2][TILE_COPIES], next[2][TILE_COPIES];
-        tap_rows(p, tile, 0, next[0]);
-        tap_rows(p, second, 0, next[1]);
-        for (int chunk = share.first_chunk; chunk < share.last_chunk; chunk++) {
-            if (chunk >= share.main_chunks) {
-                fetch_second(p, s, slot, chunk, index);
-                if (other < region.end) fetch_second(p, s, slot, chunk, other);
-                continue;
-            }
-            for (int tap = 0; tap < TAPS; tap++) {
-#pragma unroll
-                for (int i = 0; i < TILE_COPIES; i++)
-                    rows[0][i] = next[0][i], rows[1][i] = next[1][i];
-                int after = tap == TAPS - 1 ? 0 : tap + 1;
-                tap_rows(p, tile, after, next[0]);
-                tap_rows(p, second, after, next[1]);
-                fill(p, s, slot, p.x + chunk * 64, p.cin, TILE, rows[0]);
-                if (other < region.end) fill(p, s, slot, p.x + chunk * 64, p.cin, TILE, rows[1]);
-            }
-        }
-    }
 }
 
 INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share) {
     Cursor slot = {0, 0};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
-        if (region.kind == ROWS)
-            fetch_rows(p, s, share, slot, region);
-        else
-            fetch_patches(p, s, share, slot, region);
+        Sequence next = {region.first, 0, share.first_chunk, 0};
+        int rows[COPIES], more[COPIES];
+        if (next.index < region.end) look_up(p, share, region, next, more);
+        while (next.index < region.end) {
+            Sequence at = next;
+#pragma unroll
+            for (int i = 0; i < COPIES; i++) rows[i] = more[i];
+            next.step(share, region);
+            if (next.index < region.end) look_up(p, share, region, next, more);
+            fill(p, s, share, region, at, slot, rows);
+        }
     }
 }
 
@@ -265,13 +238,13 @@ INLINE unsigned weight_descriptor(const Shared& s, int stage) {
 INLINE unsigned pixel_descriptor(const Arguments& p, const Shared& s, int slot) {
     return (s.pixels + slot * 8 * p.plane) >> 4 | (unsigned)(p.plane >> 4) << 16;
 }
-// The products of 64 channels of one tap; `line` is the distance of lines of eight pixels, in bytes.
+// The products of 64 channels of one tap; `line`: pixels from one line of eight to the next.
 INLINE void multiply_tap(float (&acc)[64], unsigned a, unsigned b, int line, int plane) {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         unsigned long long left = 0x4000004000000000ull | (a + 2 * i);
-        unsigned long long right = (unsigned long long)(line >> 4) << 32 | (b + i * (plane >> 3));
+        unsigned long long right = (unsigned long long)line << 32 | (b + i * (plane >> 3));
         Wgmma<128>::run(acc, left, right, 1);
     }
 }
@@ -311,49 +284,46 @@ struct Multiplier {
         held_weight = weight_read;
     }
 
-    // A slot with the halo of a tile: nine taps. `lines`: staged pixels from one line to the next.
-    INLINE void halo_slot(float (&acc)[64], int lines) {
+    // A slot with the pixels of nine taps, of a column of three, or of one.
+    template <int SLOT_TAPS>
+    INLINE void multiply_slot(float (&acc)[64], Staging staging) {
         wait_for_pixels();
         unsigned b = pixel_descriptor(p, s, slot.at);
 #pragma unroll
-        for (int tap = 0; tap < TAPS; tap++) {
+        for (int i = 0; i < SLOT_TAPS; i++) {
+            bool last = i == SLOT_TAPS - 1;
             wait_for_weights();
-            multiply_tap(acc, weight_descriptor(s, weight.at), b + tap / 3 * lines + tap % 3,
-                         HALO_WIDTH * 16, p.plane);
-            if (!SB_RESIDENT || tap == TAPS - 1)
-                retire(tap == TAPS - 1 ? slot.at : -1, weight.at);
+            multiply_tap(acc, weight_descriptor(s, weight.at), b + i % 3 * staging.down + i / 3,
+                         staging.line, p.plane);
+            if (!SB_RESIDENT || last) retire(last ? slot.at : -1, weight.at);
             weight.advance(p.stages);
         }
         slot.advance(p.ring);
     }
-    // A slot with the pixels of one tap.
-    INLINE void tap_slot(float (&acc)[64]) {
-        wait_for_pixels();
-        wait_for_weights();
-        multiply_tap(acc, weight_descriptor(s, weight.at), pixel_descriptor(p, s, slot.at), 128,
-                     p.plane);
-        retire(slot.at, weight.at);
-        weight.advance(p.stages);
-        slot.advance(p.ring);
+    template <int SLOT_TAPS> INLINE void multiply_slots(float (&acc)[64], int slots, Staging staging,
+                                                        int skipped) {
+        for (int i = 0; i < slots; i++) {
+            if (group) slot.advance(p.ring, skipped);
+            multiply_slot<SLOT_TAPS>(acc, staging);
+            if (!group) slot.advance(p.ring, skipped);
+        }
     }
     INLINE void sum(float (&acc)[64], const Region& region, bool alone) {
-        int skipped = alone ? 0 : region.by_tile ? region.slots : 1;
 #pragma unroll
         for (int i = 0; i < 64; i++) acc[i] = 0;
-        int halos = region.kind == ROWS ? 0 : min(share.main_chunks, share.last_chunk) - share.first_chunk;
-        halos = max(halos, 0);
-        if (region.by_tile && group) slot.advance(p.ring, skipped);
-        for (int i = 0; i < halos; i++) {
-            if (!region.by_tile && group) slot.advance(p.ring, skipped);
-            halo_slot(acc, region.kind == PAIR ? 2 * HALO_WIDTH : HALO_WIDTH);
-            if (!region.by_tile && !group) slot.advance(p.ring, skipped);
-        }
-        for (int i = halos; i < region.slots; i++) {
-            if (!region.by_tile && group) slot.advance(p.ring, skipped);
-            tap_slot(acc);
-            if (!region.by_tile && !group) slot.advance(p.ring, skipped);
-        }
-        if (region.by_tile && !group) slot.advance(p.ring, skipped);
+        int per_tile = region.by_tile && !alone ? region.slots : 0;
+        int per_slot = region.by_tile || alone ? 0 : 1;
+        int second = max(0, share.last_chunk - max(share.main_chunks, share.first_chunk));
+        int slots = region.slots - second;
+        if (group) slot.advance(p.ring, per_tile);
+        if (region.staging.slots == 1)
+            multiply_slots<9>(acc, slots, region.staging, per_slot);
+        else if (region.staging.slots == 3)
+            multiply_slots<3>(acc, slots, region.staging, per_slot);
+        else
+            multiply_slots<1>(acc, slots, region.staging, per_slot);
+        multiply_slots<1>(acc, second, staging_of(ROWS), per_slot);
+        if (!group) slot.advance(p.ring, per_tile);
         wgmma_wait<0>();
         release();
         fresh = false;
@@ -378,7 +348,7 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
             sync_threads(4, 256);
             int tiles = max(0, (p.tiling.high_tiles - share.lane + share.lanes - 1) / share.lanes);
             if (group && tiles % 2) {
-                int passed = share.slots(p.tiling.high_kind);
+                int passed = region_at(p, share, 0).slots;
                 for (int i = 0; i < passed; i++) multiplier.slot.advance(p.ring);
             }
         }
@@ -399,7 +369,7 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(384, 1) patch_conv(const __grid_constant__ Arguments p) {
+extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_constant__ Arguments p) {
     extern __shared__ char dynamic[];
     __shared__ unsigned long long barriers[2 * MAX_STAGES + 2 * MAX_RING];
     __shared__ int arrived[2];

@@ -1,8 +1,8 @@
 // What the tiles of patch_sm90.cu read and where they write, for every scale of a network in one launch.
 //
 //   slot   (N, gh, gw) int32, cells (N*gh*gw) int32: as from build_slots
-//   table  (tiles, TILE_PITCH) int32 for each entry, see patch_tiles.cuh; rows of ROWS tiles stay
-//          unwritten
+//   table  (tiles, TILE_PITCH) int32 for each entry, see patch_tiles.cuh; what belongs to ROWS tiles
+//          stays unwritten
 
 #define INLINE __device__ __forceinline__
 #include "neighbours.cuh"
@@ -22,42 +22,55 @@ struct Arguments {
     Entry entries[4];
 };
 
-INLINE Patch patch_of(const Arguments& p, const Entry& e, bool high, int height, int index) {
-    int side = high ? e.at.block : e.at.block / 2, across = side / 8, each = across * (side / height);
-    int block = index / each, within = index % each;
-    if (block >= (high ? p.n_high : p.n_blocks - p.n_high)) return {-1, 0, 0, -1};
-    int y = within / across * height, x = within % across * 8;
-    return {block, y, x, (high ? 0 : e.at.high_rows) + (block * side + y) * side + x};
+// A place in a block: its rank among those of its resolution (-1: there is no such block).
+struct Place {
+    int block, y, x;
+};
+
+// Pixel `x` of line `line` of a tile; lines count from -1 where halos are asked for.
+INLINE Place place_at(const Arguments& p, const Entry& e, const Tile& tile, int within, int line, int x) {
+    int side = tile.high ? e.at.block : e.at.block / 2;
+    Place place;
+    if (tile.kind == WIDE) {
+        int q = line & 3;
+        place = {within * 8 + q * 2 + (x >> 2), line >> 2, x & 3};
+    } else {
+        bool pair = tile.kind == PAIR;
+        int height = pair ? 8 : 16, across = side / 8, each = across * (side / height);
+        int patch = pair ? 2 * within + (line & 1) : within, inside = patch % each;
+        place = {patch / each, inside / across * height + (pair ? line >> 1 : line), inside % across * 8 + x};
+    }
+    if (place.block >= (tile.high ? p.n_high : p.n_blocks - p.n_high)) place.block = -1;
+    return place;
 }
 
-// Row of an average of the high blocks; only averages along the edge of a block are ever read. Eight
-// averages come from four lines: of TALL, of two and two lines, of PAIR, of two lines of each patch.
-INLINE int average_row(const Entry& e, const Tile& tile, const Patch (&patches)[2],
-                       int index) {
-    int line = index / 8 * 4, column = index % 8, half = e.at.block / 2;
-    Patch patch = line_of(tile.kind, patches, line + column % 2 * (tile.kind == PAIR ? 1 : 2), 0);
-    if (!tile.high || patch.block < 0) return -1;
-    int y = patch.y / 2, x = patch.x / 2 + column / 2;
+INLINE int input_row(const Arguments& p, const Entry& e, const Tile& tile, int within, int r) {
+    Place place;
+    if (tile.kind == WIDE) {  // for each column of taps six lines of each block
+        int copy = r / WIDE_ROWS, line = r % WIDE_ROWS / 8;
+        place = place_at(p, e, tile, within, line - 4, r % 8);
+        place.x += copy - 1;
+    } else {
+        int line = r / 10, before = tile.kind == PAIR ? 2 : 1;
+        place = place_at(p, e, tile, within, line - before, r % 10 - 1);
+    }
+    if (place.block < 0) return e.at.zero;
+    int cell = p.cells[tile.high ? place.block : p.n_high + place.block];
+    return neighbour_row(e.at, p.slot, p.gh, p.gw, cell, tile.high, place.y, place.x);
+}
+
+INLINE int output_row(const Entry& e, const Tile& tile, Place place) {
+    int side = tile.high ? e.at.block : e.at.block / 2;
+    if (place.block < 0) return e.at.zero;
+    return (tile.high ? 0 : e.at.high_rows) + (place.block * side + place.y) * side + place.x;
+}
+
+// Only averages along the edge of a block are ever read.
+INLINE int average_row(const Entry& e, const Tile& tile, Place place) {
+    int half = e.at.block / 2, y = place.y / 2, x = place.x / 2;
+    if (!tile.high || place.block < 0) return -1;
     if (y > 0 && y < half - 1 && x > 0 && x < half - 1) return -1;
-    return e.at.rows + (patch.block * half + y) * half + x;
-}
-
-INLINE int input_row(const Arguments& p, const Entry& e, const Tile& tile,
-                     const Patch (&patches)[2], int r) {
-    Patch patch = line_of(tile.kind, patches, r / HALO_WIDTH, 0);
-    if (patch.block < 0) return e.at.zero;
-    int cell = p.cells[tile.high ? patch.block : p.n_high + patch.block];
-    return neighbour_row(e.at, p.slot, p.gh, p.gw, cell, tile.high, patch.y - 1,
-                         patch.x + r % HALO_WIDTH - 1);
-}
-
-INLINE int output_row(const Entry& e, const Tile& tile, const Patch (&patches)[2], int n) {
-    Patch patch = line_of(tile.kind, patches, n / 8, tile.high ? e.at.block : e.at.block / 2);
-    return patch.block < 0 ? e.at.zero : patch.first + n % 8;
-}
-
-INLINE int patch_value(const Patch& patch, int which) {
-    return which == 0 ? patch.block : which == 1 ? patch.y : which == 2 ? patch.x : patch.first;
+    return e.at.rows + (place.block * half + y) * half + x;
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_PITCH)
@@ -66,20 +79,17 @@ extern "C" __global__ void __launch_bounds__(TILE_PITCH)
     int index = blockIdx.x, r = threadIdx.x;
     if (index >= e.tiling.tiles) return;
     Tile tile = tile_at(e.tiling, index);
-    if (tile.kind == ROWS) return;
-    int within = tile.high ? index : index - e.tiling.high_tiles;
-    bool pair = tile.kind == PAIR;
-    Patch patches[2];
-    for (int i = 0; i < 2; i++)
-        patches[i] = patch_of(p, e, tile.high, pair ? 8 : 16, pair ? 2 * within + i : within);
-    int value;
-    if (r < OUTPUT_AT)
-        value = pair || r < TALL_ROWS ? input_row(p, e, tile, patches, r) : e.at.zero;
-    else if (r < AVERAGES_AT)
-        value = output_row(e, tile, patches, r - OUTPUT_AT);
-    else if (r < PATCHES_AT)
-        value = average_row(e, tile, patches, r - AVERAGES_AT);
-    else
-        value = patch_value(r < PATCHES_AT + 4 ? patches[0] : patches[1], r % 4);
+    int within = tile.high ? index : index - e.tiling.high_tiles, value;
+    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : 3 * WIDE_ROWS;
+    if (tile.kind == ROWS || (r >= inputs && r < OUTPUT_AT)) return;
+    if (r < inputs) {
+        value = input_row(p, e, tile, within, r);
+    } else if (r < AVERAGES_AT) {
+        int n = r - OUTPUT_AT;
+        value = output_row(e, tile, place_at(p, e, tile, within, n / 8, n % 8));
+    } else {
+        int n = r - AVERAGES_AT, line = upper_line(tile.kind, n / 8, n % 2);
+        value = average_row(e, tile, place_at(p, e, tile, within, line, n % 8 / 2 * 2));
+    }
     e.table[(long long)index * TILE_PITCH + r] = value;
 }

@@ -1,33 +1,32 @@
 // The tiles of patch_sm90.cu: 128 output pixels each, in 16 lines of 8.
 #pragma once
 
-// TALL: 8 wide, 16 high, of one block. PAIR: two patches of 8×8 of any blocks, line by line in turn,
-// so that lines keep one distance. ROWS: 128 consecutive GEMM rows in the order of tables.cu, whatever
-// their shape and stride.
-enum { TALL, PAIR, ROWS };
+// How a tile's pixels lie in shared memory, so that the lines of a tap are always the same distance
+// apart and eight pixels of a line are side by side:
+//   TALL  a patch 8 wide and 16 high of one block, with its halo
+//   PAIR  two patches of 8×8 of any blocks with their halos, line by line in turn
+//   WIDE  eight blocks of 4×4, two in a line, four of those in turn, with a halo above and below; once
+//         for each of the three columns of taps
+//   ROWS  128 consecutive GEMM rows in the order of tables.cu, of any shape and stride; once for each tap
+enum { TALL, PAIR, WIDE, ROWS };
 
-constexpr int TILE = 128, HALO_WIDTH = 10;
-constexpr int TALL_ROWS = 18 * HALO_WIDTH, PAIR_ROWS = 20 * HALO_WIDTH;
+constexpr int TILE = 128;
+constexpr int TALL_ROWS = 18 * 10, PAIR_ROWS = 20 * 10, WIDE_ROWS = 24 * 8;
 
-// What patch_tables.cu prepares for each TALL or PAIR tile, beginning with the input rows of its pixels
-// and their halo, line by line. Then: the output rows of its 128 pixels; the rows of the averages that
-// it makes (see `average_row`); its two patches (of TALL the first alone). Where there is no such
-// pixel, an output row is that of zeros and an average's -1.
-constexpr int OUTPUT_AT = PAIR_ROWS, AVERAGES_AT = OUTPUT_AT + TILE, PATCHES_AT = AVERAGES_AT + 32;
-constexpr int TILE_PITCH = PATCHES_AT + 8;
+// What patch_tables.cu prepares for each tile but ROWS: the input rows of its pixels in the order
+// above; then, where a tile has them, the output rows of its 128 pixels (else the row of zeros) and
+// the rows of the 32 averages that it makes (else -1).
+constexpr int OUTPUT_AT = 3 * WIDE_ROWS, AVERAGES_AT = OUTPUT_AT + TILE;
+constexpr int TILE_PITCH = AVERAGES_AT + 32;
 
-struct Patch {
-    int block, y, x, first;  // rank of the block in its resolution (-1: none), place, first output row
+// How one convolution is cut into tiles; low blocks' tiles follow those of high blocks.
+struct Tiling {
+    int high_tiles, tiles, high_kind, low_kind, first_row;
 };
 
 struct Tile {
     int kind, first;  // first: of ROWS, the first GEMM row
     bool high;
-};
-
-// How one convolution is cut into tiles; low blocks' tiles follow those of high blocks.
-struct Tiling {
-    int high_tiles, tiles, high_kind, low_kind, first_row;
 };
 
 INLINE Tile tile_at(const Tiling& tiling, int index) {
@@ -38,11 +37,10 @@ INLINE Tile tile_at(const Tiling& tiling, int index) {
     return tile;
 }
 
-// The patch of a TALL or PAIR tile that a line belongs to, moved down to that line.
-INLINE Patch line_of(int kind, const Patch (&patches)[2], int line, int side) {
-    Patch patch = kind == PAIR && line % 2 ? patches[1] : patches[0];
-    int down = kind == PAIR ? line / 2 : line;
-    patch.y += down;
-    patch.first += down * side;
-    return patch;
+// The two lines whose 2×2 quads make the averages 2i and 2i + 1 of eight; group: which eight.
+INLINE int upper_line(int kind, int group, int i) {
+    if (kind == TALL) return 4 * group + 2 * i;
+    if (kind == PAIR) return 4 * group + i;
+    return group / 2 * 8 + group % 2 * 2 + i;
 }
+INLINE int lines_apart(int kind) { return kind == TALL ? 1 : kind == PAIR ? 2 : 4; }
