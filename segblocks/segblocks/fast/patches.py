@@ -57,6 +57,11 @@ class Tiling:
         return max(_PLANES[self.high_kind], _PLANES[self.low_kind])
 
     @property
+    def slot(self) -> int:
+        """Bytes of 64 channels of a tile's pixels, and of its output rows, in shared memory."""
+        return 8 * self.plane + (_TILE + 32) * 4
+
+    @property
     def has_patches(self) -> bool:
         return self.high_kind != _ROWS
 
@@ -120,17 +125,18 @@ class Division:
 
     @property
     def shared(self) -> int:
-        return self.stages * _STAGE_BYTES + self.ring * 8 * self.tiling.plane + 1024
+        return self.stages * _STAGE_BYTES + self.ring * self.tiling.slot + 1024
 
     @property
     def blocks(self) -> int:
         return self.lanes * self.slices * self.parts
 
 
-def applies(weight: Tensor, extra: Tensor | None) -> bool:
-    """Whether the kernel does this convolution (COUT, CIN, 3, 3), with a 1×1 one beside it."""
+def applies(weight: Tensor, stride: int, extra: Tensor | None) -> bool:
+    """Whether the kernel is to do a convolution (COUT, CIN, 3, 3), with a 1×1 one beside it. It could
+    do stride 2, but has to fetch the pixels of each tap then, which `convolve` does faster."""
     whole = weight.shape[0] % _SLICE == 0 and weight.shape[1] % _SLICE == 0
-    return weight.shape[2] == 3 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
+    return weight.shape[2] == 3 and stride == 1 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
 
 
 def needs_table(block: int, stride: int) -> bool:
@@ -159,7 +165,7 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     """
     slices = channels[2] // _SLICE
     taps = [9] * (channels[0] // _SLICE) + [1] * (channels[1] // _SLICE)
-    slot = 8 * tiling.plane
+    slot = tiling.slot
     resident, stages, chunk_of = True, sum(taps), (0, len(taps))
     # Products hold a slot until those after them are issued, so fewer than three do not do.
     if stages * _STAGE_BYTES + 3 * slot > _SHARED:

@@ -278,7 +278,7 @@ class _Frame:
 def _by_patches(step: ConvStep) -> bool:
     extra = step.extra_weight if step.extra is not None else None
     plain = step.pre is None and step.enlarged is None
-    return plain and patches.applies(step.weight, extra)
+    return plain and patches.applies(step.weight, step.stride, extra)
 
 
 def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:

@@ -24,23 +24,31 @@ INLINE bool add_parts(const Arguments& p, float (&acc)[64], int index, const Sha
     for (int i = 0; i < 16; i++)
         __stcg(work + (share.part * 16 + i) * 128,
                make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
-    __threadfence();
     sync_threads(1 + group, 128);
-    if (thread == 0) {
-        *arrived = atomicAdd(p.count + unit, 1);
+    if (thread == 0) {  // the barrier and this order what all threads wrote before what others read
+        asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
+                     : "=r"(*arrived) : "l"(p.count + unit) : "memory");
         if (*arrived == p.parts - 1) p.count[unit] = 0;
     }
     sync_threads(1 + group, 128);
     if (*arrived < p.parts - 1) return false;
-    __threadfence();
-    // In the order of the parts, so that the sum never depends on who was last.
-    for (int part = 0; part < p.parts; part++) {
+    if (p.parts == 2) {  // a + b is b + a
+        work += (1 - share.part) * 16 * 128;
 #pragma unroll
         for (int i = 0; i < 16; i++) {
-            float4 v = __ldcg(work + (part * 16 + i) * 128);
-            float* sum = acc + 4 * i;
-            if (part == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-            sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
+            float4 v = __ldcg(work + i * 128);
+            acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
+        }
+        return true;
+    }
+#pragma unroll
+    for (int i = 0; i < 64; i++) acc[i] = 0;
+    // In the order of the parts, so that the sum never depends on who was last.
+    for (int part = 0; part < p.parts; part++, work += 16 * 128) {
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            float4 v = __ldcg(work + i * 128);
+            acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
         }
     }
     return true;
@@ -52,27 +60,43 @@ struct Rows {
     int pixels[16], averages[4];
 };
 
-INLINE Rows rows_of(const Arguments& p, const Tile& tile, int index) {
+// From the copy of the table in shared memory.
+INLINE Rows rows_of(const Arguments& p, const Tile& tile, unsigned from) {
     Rows rows;
     int r = threadIdx.x % 32 / 4;
-    const int* tall = p.patches + (long long)index * TILE_PITCH;
 #pragma unroll
     for (int j = 0; j < 16; j++) {
-        int m = tile.first + 8 * j + r;
-        if (tile.kind != ROWS)
-            rows.pixels[j] = __ldg(tall + OUTPUT_AT + 8 * j + r);
-        else
-            rows.pixels[j] = m < p.pitch ? __ldg(p.own + m) : p.at.zero;
+        asm volatile("ld.shared.s32 %0, [%1];" : "=r"(rows.pixels[j]) : "r"(from + (8 * j + r) * 4));
+        if (tile.kind == ROWS && tile.first + 8 * j + r >= p.at.rows) rows.pixels[j] = p.at.zero;
     }
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         int m = tile.first + 32 * j + 4 * r;
-        if (tile.kind != ROWS)
-            rows.averages[j] = __ldg(tall + AVERAGES_AT + 8 * j + r);
-        else
-            rows.averages[j] = m < p.at.high_rows ? p.at.rows + m / 4 : -1;
+        asm volatile("ld.shared.s32 %0, [%1];"
+                     : "=r"(rows.averages[j]) : "r"(from + (TILE + 8 * j + r) * 4));
+        if (tile.kind == ROWS) rows.averages[j] = m < p.at.high_rows ? p.at.rows + m / 4 : -1;
     }
     return rows;
+}
+
+// The two output channels of a thread, the first of the four that it stores, and their parameters.
+struct Channels {
+    int column;
+    float bias[2], scale[2], shift[2];
+};
+
+INLINE Channels channels_of(const Arguments& p, int slice) {
+    Channels channels;
+    int lane = threadIdx.x % 32, base = slice * 64 + threadIdx.x % 128 / 32 * 16;
+    channels.column = base + lane % 4 * 4;
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        int channel = base + lane / 8 * 4 + lane / 4 % 2 + 2 * k;
+        channels.bias[k] = p.bias[channel];
+        channels.scale[k] = SB_POST ? p.post[channel] : 0;
+        channels.shift[k] = SB_POST ? p.post[p.cout_pad + channel] : 0;
+    }
+    return channels;
 }
 
 // Sums of the four pixels of two quads, of columns 2c and 2c + 1 of a matrix of eight averages. `acc`
@@ -116,38 +140,27 @@ INLINE void store_averages(const Arguments& p, const float (&acc)[64], const Row
 }
 
 INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const Rows& rows,
-                   int slice) {
-    int lane = threadIdx.x % 32, r = lane / 4, c = lane % 4;
-    int base = slice * 64 + threadIdx.x % 128 / 32 * 16, column = base + 4 * c;
-    int channel[2] = {base + 4 * (r / 2) + r % 2, base + 4 * (r / 2) + r % 2 + 2};
-    float bias[2], scale[2], shift[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        bias[i] = p.bias[channel[i]];
-        scale[i] = SB_POST ? p.post[channel[i]] : 0;
-        shift[i] = SB_POST ? p.post[p.cout_pad + channel[i]] : 0;
-    }
+                   const Channels& channels) {
+    int c = threadIdx.x % 4, column = channels.column;
     bool high = tile.kind == ROWS ? tile.first < p.at.high_rows : tile.high;
+    uint2 addend[16];
+#pragma unroll
+    for (int j = 0; j < 16 && SB_ADD; j++)
+        addend[j] = rows.pixels[j] < p.at.rows
+                        ? __ldg((const uint2*)(p.addend + (long long)rows.pixels[j] * p.cout + column))
+                        : make_uint2(0, 0);
 #pragma unroll
     for (int first = 0; first < 16; first += 4) {
-        uint2 addend[4];
-#pragma unroll
-        for (int i = 0; i < 4 && SB_ADD; i++) {
-            int row = rows.pixels[first + i];
-            addend[i] = make_uint2(0, 0);
-            if (row < p.at.rows)
-                addend[i] = __ldg((const uint2*)(p.addend + (long long)row * p.cout + column));
-        }
         unsigned more[4][2], packed[4][2];
 #pragma unroll
         for (int i = 0; i < 4 && SB_ADD; i++)
-            more[i][0] = transpose(addend[i].x), more[i][1] = transpose(addend[i].y);
+            more[i][0] = transpose(addend[first + i].x), more[i][1] = transpose(addend[first + i].y);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                float a = acc[4 * (first + i) + 2 * k] + bias[k];
-                float b = acc[4 * (first + i) + 2 * k + 1] + bias[k];
+                float a = acc[4 * (first + i) + 2 * k] + channels.bias[k];
+                float b = acc[4 * (first + i) + 2 * k + 1] + channels.bias[k];
                 if (SB_ADD) {
                     float more_a, more_b;
                     unpack_pair(more[i][k], more_a, more_b);
@@ -155,8 +168,8 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
                 }
                 if (SB_RELU) a = fmaxf(a, 0.f), b = fmaxf(b, 0.f);
                 if (SB_POST) {
-                    a = fmaxf(a * scale[k] + shift[k], 0.f);
-                    b = fmaxf(b * scale[k] + shift[k], 0.f);
+                    a = fmaxf(a * channels.scale[k] + channels.shift[k], 0.f);
+                    b = fmaxf(b * channels.scale[k] + channels.shift[k], 0.f);
                 }
                 acc[4 * (first + i) + 2 * k] = a + b;
                 packed[i][k] = pack_pair(a, b);

@@ -60,10 +60,11 @@ struct Arguments {
     int stages, ring, plane;
 };
 
-// Shared memory: the weights, then the ring of pixel slots. A slot holds eight planes of `plane` bytes,
-// one for each eight channels; a plane 16 bytes for each pixel.
+// Shared memory: the weights, then the ring of pixel slots, then for each slot the output rows of the
+// tile that ends with it. A slot holds eight planes of `plane` bytes, one for each eight channels; a
+// plane 16 bytes for each pixel.
 struct Shared {
-    unsigned weights, pixels, full, empty, weights_full, weights_empty;
+    unsigned weights, pixels, rows, full, empty, weights_full, weights_empty;
 };
 
 // This thread block's share of the work.
@@ -184,6 +185,15 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
         if (own + STEP * i < count) copy_async(to + i * STEP * 16, x + (long long)rows[i] * width);
+    int parts = second ? 1 : region.staging.slots;
+    if (at.chunk == share.last_chunk - 1 && at.part == parts - 1 && thread < OUTPUT_BYTES / 16) {
+        int index = at.tile(share), m = tile_at(p.tiling, index).first + thread * 4;
+        bool by_rows = region.kind == ROWS;
+        const int* from = by_rows ? p.own + m
+                                  : p.patches + (long long)index * TILE_PITCH + OUTPUT_AT + thread * 4;
+        if (!by_rows || (thread < TILE / 4 && m < p.pitch))
+            copy_async(s.rows + slot.at * OUTPUT_BYTES + thread * 16, from);
+    }
     copy_async_arrive(s.full + 8 * slot.at);
     slot.advance(p.ring);
 }
@@ -308,7 +318,7 @@ struct Multiplier {
             if (!group) slot.advance(p.ring, skipped);
         }
     }
-    INLINE void sum(float (&acc)[64], const Region& region, bool alone) {
+    INLINE Rows sum(float (&acc)[64], const Region& region, const Tile& tile, bool alone) {
 #pragma unroll
         for (int i = 0; i < 64; i++) acc[i] = 0;
         int per_tile = region.by_tile && !alone ? region.slots : 0;
@@ -325,8 +335,11 @@ struct Multiplier {
         multiply_slots<1>(acc, second, staging_of(ROWS), per_slot);
         if (!group) slot.advance(p.ring, per_tile);
         wgmma_wait<0>();
+        Rows rows = rows_of(p, tile, s.rows + held_slot * OUTPUT_BYTES);
+        __syncwarp();  // the leader arrives for all
         release();
         fresh = false;
+        return rows;
     }
     // Without a tile of its own, a warpgroup lets the weights of the other's stream by.
     INLINE void stand_by() {
@@ -340,6 +353,7 @@ struct Multiplier {
 
 INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, int* arrived) {
     int group = threadIdx.x / 128;
+    Channels channels = channels_of(p, share.slice);
     Multiplier multiplier = {p, s, share, group, threadIdx.x % 32 == 0, {0, 0}, {0, 0}, -1, -1, true};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
@@ -359,12 +373,11 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
                 continue;
             }
             Tile tile = tile_at(p.tiling, mine);
-            Rows rows = rows_of(p, tile, mine);
             float acc[64];
             if (SB_RESIDENT) multiplier.weight = {0, 0};
-            multiplier.sum(acc, region, other >= region.end);
+            Rows rows = multiplier.sum(acc, region, tile, other >= region.end);
             if (p.parts == 1 || add_parts(p, acc, mine, share, group, arrived + group))
-                finish(p, acc, tile, rows, share.slice);
+                finish(p, acc, tile, rows, channels);
         }
     }
 }
@@ -376,6 +389,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
     Shared s;
     s.weights = (shared_address(dynamic) + 1023) & ~1023u;
     s.pixels = s.weights + p.stages * STAGE_BYTES;
+    s.rows = s.pixels + p.ring * 8 * p.plane;
     s.full = shared_address(barriers);
     s.empty = s.full + 8 * MAX_RING;
     s.weights_full = s.empty + 8 * MAX_RING;

@@ -22,74 +22,92 @@ struct Arguments {
     Entry entries[4];
 };
 
-// A place in a block: its rank among those of its resolution (-1: there is no such block).
-struct Place {
-    int block, y, x;
+// A block that a tile takes pixels from, and where the tile begins in it.
+struct Source {
+    int block, cell, y, x;  // block: its rank among those of its resolution; -1: there is no such block
 };
 
-// Pixel `x` of line `line` of a tile; lines count from -1 where halos are asked for.
-INLINE Place place_at(const Arguments& p, const Entry& e, const Tile& tile, int within, int line, int x) {
+// A place in a block.
+struct Place {
+    int source, y, x;
+};
+
+// The `i`-th block of a tile: of TALL and PAIR one for each patch, of WIDE eight.
+INLINE Source source_at(const Arguments& p, const Entry& e, const Tile& tile, int within, int i) {
     int side = tile.high ? e.at.block : e.at.block / 2;
-    Place place;
-    if (tile.kind == WIDE) {
-        int q = line & 3;
-        place = {within * 8 + q * 2 + (x >> 2), line >> 2, x & 3};
-    } else {
+    Source source = {within * 8 + i, 0, 0, 0};
+    if (tile.kind != WIDE) {
         bool pair = tile.kind == PAIR;
         int height = pair ? 8 : 16, across = side / 8, each = across * (side / height);
-        int patch = pair ? 2 * within + (line & 1) : within, inside = patch % each;
-        place = {patch / each, inside / across * height + (pair ? line >> 1 : line), inside % across * 8 + x};
+        int patch = pair ? 2 * within + i : within, inside = patch % each;
+        source = {patch / each, 0, inside / across * height, inside % across * 8};
     }
-    if (place.block >= (tile.high ? p.n_high : p.n_blocks - p.n_high)) place.block = -1;
-    return place;
+    if (source.block >= (tile.high ? p.n_high : p.n_blocks - p.n_high)) source.block = -1;
+    if (source.block >= 0) source.cell = p.cells[tile.high ? source.block : p.n_high + source.block];
+    return source;
 }
 
-INLINE int input_row(const Arguments& p, const Entry& e, const Tile& tile, int within, int r) {
+// Pixel `x` of line `line` of a tile, counted from where its sources begin.
+INLINE Place place_at(const Tile& tile, int line, int x) {
+    if (tile.kind == WIDE) return {(line & 3) * 2 + (x >> 2), line >> 2, x & 3};
+    if (tile.kind == PAIR) return {line & 1, line >> 1, x};
+    return {0, line, x};
+}
+
+INLINE int input_row(const Arguments& p, const Entry& e, const Tile& tile, const Source* sources, int r) {
     Place place;
     if (tile.kind == WIDE) {  // for each column of taps six lines of each block
-        int copy = r / WIDE_ROWS, line = r % WIDE_ROWS / 8;
-        place = place_at(p, e, tile, within, line - 4, r % 8);
-        place.x += copy - 1;
+        place = place_at(tile, r % WIDE_ROWS / 8 - 4, r % 8);
+        place.x += r / WIDE_ROWS - 1;
     } else {
-        int line = r / 10, before = tile.kind == PAIR ? 2 : 1;
-        place = place_at(p, e, tile, within, line - before, r % 10 - 1);
+        place = place_at(tile, r / 10 - (tile.kind == PAIR ? 2 : 1), r % 10 - 1);
     }
-    if (place.block < 0) return e.at.zero;
-    int cell = p.cells[tile.high ? place.block : p.n_high + place.block];
-    return neighbour_row(e.at, p.slot, p.gh, p.gw, cell, tile.high, place.y, place.x);
+    Source source = sources[place.source];
+    if (source.block < 0) return e.at.zero;
+    int y = source.y + place.y, x = source.x + place.x, side = tile.high ? e.at.block : e.at.block / 2;
+    if ((unsigned)y < side && (unsigned)x < side)
+        return (tile.high ? 0 : e.at.high_rows) + (source.block * side + y) * side + x;
+    return neighbour_row(e.at, p.slot, p.gh, p.gw, source.cell, tile.high, y, x);
 }
 
-INLINE int output_row(const Entry& e, const Tile& tile, Place place) {
+INLINE int output_row(const Entry& e, const Tile& tile, const Source* sources, Place place) {
+    Source source = sources[place.source];
     int side = tile.high ? e.at.block : e.at.block / 2;
-    if (place.block < 0) return e.at.zero;
-    return (tile.high ? 0 : e.at.high_rows) + (place.block * side + place.y) * side + place.x;
+    if (source.block < 0) return e.at.zero;
+    int row = (source.block * side + source.y + place.y) * side + source.x + place.x;
+    return tile.high ? row : e.at.high_rows + row;
 }
 
 // Only averages along the edge of a block are ever read.
-INLINE int average_row(const Entry& e, const Tile& tile, Place place) {
-    int half = e.at.block / 2, y = place.y / 2, x = place.x / 2;
-    if (!tile.high || place.block < 0) return -1;
+INLINE int average_row(const Entry& e, const Tile& tile, const Source* sources, Place place) {
+    Source source = sources[place.source];
+    int half = e.at.block / 2, y = (source.y + place.y) / 2, x = (source.x + place.x) / 2;
+    if (!tile.high || source.block < 0) return -1;
     if (y > 0 && y < half - 1 && x > 0 && x < half - 1) return -1;
-    return e.at.rows + (place.block * half + y) * half + x;
+    return e.at.rows + (source.block * half + y) * half + x;
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_PITCH)
     build_patches(const __grid_constant__ Arguments p) {
+    __shared__ Source sources[8];
     const Entry& e = p.entries[blockIdx.y];
     int index = blockIdx.x, r = threadIdx.x;
     if (index >= e.tiling.tiles) return;
     Tile tile = tile_at(e.tiling, index);
-    int within = tile.high ? index : index - e.tiling.high_tiles, value;
-    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : 3 * WIDE_ROWS;
-    if (tile.kind == ROWS || (r >= inputs && r < OUTPUT_AT)) return;
+    if (tile.kind == ROWS) return;
+    if (r < 8)
+        sources[r] = source_at(p, e, tile, tile.high ? index : index - e.tiling.high_tiles, r);
+    __syncthreads();
+    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : 3 * WIDE_ROWS, value;
+    if (r >= inputs && r < OUTPUT_AT) return;
     if (r < inputs) {
-        value = input_row(p, e, tile, within, r);
+        value = input_row(p, e, tile, sources, r);
     } else if (r < AVERAGES_AT) {
         int n = r - OUTPUT_AT;
-        value = output_row(e, tile, place_at(p, e, tile, within, n / 8, n % 8));
+        value = output_row(e, tile, sources, place_at(tile, n / 8, n % 8));
     } else {
         int n = r - AVERAGES_AT, line = upper_line(tile.kind, n / 8, n % 2);
-        value = average_row(e, tile, place_at(p, e, tile, within, line, n % 8 / 2 * 2));
+        value = average_row(e, tile, sources, place_at(tile, line, n % 8 / 2 * 2));
     }
     e.table[(long long)index * TILE_PITCH + r] = value;
 }
