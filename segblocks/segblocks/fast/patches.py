@@ -156,6 +156,11 @@ def pack_patch_weights(matrix: Tensor, taps: int = 1) -> Tensor:
     return pack_weights(matrix.contiguous(), taps)
 
 
+def identity(channels: int) -> Tensor:
+    """(64, channels): weights that pass a residual on, each 64 channels their own."""
+    return torch.eye(_SLICE).repeat(1, channels // _SLICE)
+
+
 @functools.cache
 def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> Division:
     """Share a convolution among thread blocks: tiles, output channels, the inner dimension.
@@ -204,7 +209,6 @@ def _balance(taps: list[int], most: int) -> tuple[int, ...]:
 def convolve_patches(
     division: Division,
     scale: Scale,
-    n_high: int,
     x: Tensor,
     packed: Tensor,
     bias: Tensor,
@@ -214,8 +218,8 @@ def convolve_patches(
     table: Tensor | None,
     patches: Tensor | None,
     x2: Tensor | None = None,
+    step2: int = 0,
     stride2: int = 1,
-    addend: Tensor | None = None,
     post: Tensor | None = None,
     relu: bool = False,
     count: Tensor | None = None,
@@ -233,35 +237,35 @@ def convolve_patches(
         table,
         own,
         patches,
-        addend,
         post,
         out,
         work,
         count,
     )
-    pointers = struct.pack("12Q", *(0 if t is None else t.data_ptr() for t in tensors))
-    cin, cin2, cout = channels
+    pointers = struct.pack("11Q", *(0 if t is None else t.data_ptr() for t in tensors))
+    cin, _, cout = channels
+    width2 = 0 if x2 is None else x2.shape[1]
     sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
     sizes += d.tiling.packed
     sizes += struct.pack(
         "20i",
-        *(scale.pitch, n_high, cin, cin2, cout, packed.shape[1], stride2),
+        *(scale.pitch, cin, cout, packed.shape[1], width2, step2, stride2),
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
         *(d.stages, d.ring, d.tiling.plane),
     )
     record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
     kernel = _kernel(
-        addend is not None, post is not None, relu, d.resident, x.dtype, x.device.index
+        post is not None, relu, d.resident, x.dtype, x.device.index
     )
     Kernel(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, record).launch(x.device)
 
 
 @functools.cache
 def _kernel(
-    add: bool, post: bool, relu: bool, resident: bool, dtype: torch.dtype, device: int
+    post: bool, relu: bool, resident: bool, dtype: torch.dtype, device: int
 ) -> Any:
     bfloat16 = dtype == torch.bfloat16
-    flags = {"add": add, "post": post, "relu": relu, "resident": resident}
+    flags = {"post": post, "relu": relu, "resident": resident}
     options = defines(dtype=bfloat16, vector=8, index64=0, **flags)
     cupy = import_cupy()
     with cupy.cuda.Device(device):

@@ -169,15 +169,16 @@ class _Frame:
 
     def patch_conv(self, step: ConvStep) -> Tensor:
         packed, scale = self.network.packed[id(step)], self.scale(step.output)
-        x, grid = self.buffers[step.source], self.grid
+        x = self.buffers[step.source]
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
         more: dict[str, Any] = {}
         if step.extra is not None:
             more = {"x2": self.buffers[step.extra], "stride2": step.extra_stride}
+        elif step.residual is not None:
+            more = {"x2": self.buffers[step.residual], "step2": 64}
         patches.convolve_patches(
             patches.plan(scale, step.stride, packed.channels, x.device),
             scale,
-            grid.n_high,
             x,
             packed.weights,
             packed.bias,
@@ -186,7 +187,6 @@ class _Frame:
             self.middle(scale.block),
             self.tables.get(TableKey(scale.block * step.stride, step.stride)),
             self.patches.get(scale.block) if step.stride == 1 else None,
-            addend=None if step.residual is None else self.buffers[step.residual],
             post=packed.post,
             relu=step.relu,
             count=self.network.counters,
@@ -278,6 +278,7 @@ class _Frame:
 def _by_patches(step: ConvStep) -> bool:
     extra = step.extra_weight if step.extra is not None else None
     plain = step.pre is None and step.enlarged is None
+    plain = plain and (step.extra is None or step.residual is None)
     return plain and patches.applies(step.weight, step.stride, extra)
 
 
@@ -287,7 +288,8 @@ def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:
     if isinstance(step, StemStep):
         packed = pack_weights(_pad_columns(stem_matrix(weight), padded).to(dtype))
         return Packed(packed, _pad_vector(step.bias, packed), (64, 0, padded))
-    pack = patches.pack_patch_weights if _by_patches(step) else pack_weights
+    by_patches = _by_patches(step)
+    pack = patches.pack_patch_weights if by_patches else pack_weights
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, cout)  # taps·CIN,COUT
     packed = pack(_pad_columns(matrix, padded).to(dtype), weight.shape[2] ** 2)
     extra = 0
@@ -295,6 +297,9 @@ def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:
         extra = step.extra_weight.shape[1]
         second = pack(_pad_columns(step.extra_weight.flatten(1).t(), padded).to(dtype))
         packed = torch.cat((packed, second))
+    elif by_patches and step.residual is not None:
+        extra = 64
+        packed = torch.cat((packed, pack(patches.identity(padded).to(weight.device, dtype))))
     pre = None if step.pre is None else torch.stack((step.pre.scale, step.pre.shift)).contiguous()
     post = None if step.post is None else _pad_affine(step.post, packed)
     channels = (weight.shape[1], extra, padded)

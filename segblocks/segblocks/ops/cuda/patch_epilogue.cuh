@@ -1,7 +1,6 @@
-// What patch_sm90.cu does with its sums: adds up the parts of the inner dimension, then bias, addend,
-// ReLU, a second affine and ReLU, and the averages of the high blocks. All in registers: a thread
-// holds pairs of neighbouring pixels of two channels, and 8×8 matrices are turned round on the way
-// out, and on the way in for the addend.
+// What patch_sm90.cu does with its sums: adds up the parts of the inner dimension, then bias, ReLU,
+// a second affine and ReLU, and the averages of the high blocks. All in registers: a thread holds pairs of
+// neighbouring pixels of two channels, and 8×8 matrices are turned round on the way out.
 //
 // Thread (r, c) = (lane / 4, lane % 4) of a warp holds, for j < 16, acc[4j .. 4j+3]: tile pixels
 // 8j + 2c and the next of channel 4 (r / 2) + r % 2 of the warp's 16, then the same pixels two
@@ -143,29 +142,15 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
                    const Channels& channels) {
     int c = threadIdx.x % 4, column = channels.column;
     bool high = tile.kind == ROWS ? tile.first < p.at.high_rows : tile.high;
-    uint2 addend[16];
-#pragma unroll
-    for (int j = 0; j < 16 && SB_ADD; j++)
-        addend[j] = rows.pixels[j] < p.at.rows
-                        ? __ldg((const uint2*)(p.addend + (long long)rows.pixels[j] * p.cout + column))
-                        : make_uint2(0, 0);
 #pragma unroll
     for (int first = 0; first < 16; first += 4) {
-        unsigned more[4][2], packed[4][2];
-#pragma unroll
-        for (int i = 0; i < 4 && SB_ADD; i++)
-            more[i][0] = transpose(addend[first + i].x), more[i][1] = transpose(addend[first + i].y);
+        unsigned packed[4][2];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
                 float a = acc[4 * (first + i) + 2 * k] + channels.bias[k];
                 float b = acc[4 * (first + i) + 2 * k + 1] + channels.bias[k];
-                if (SB_ADD) {
-                    float more_a, more_b;
-                    unpack_pair(more[i][k], more_a, more_b);
-                    a += more_a, b += more_b;
-                }
                 if (SB_RELU) a = fmaxf(a, 0.f), b = fmaxf(b, 0.f);
                 if (SB_POST) {
                     a = fmaxf(a * channels.scale[k] + channels.shift[k], 0.f);

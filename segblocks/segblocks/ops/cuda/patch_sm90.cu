@@ -20,17 +20,18 @@
 //                                      channels, taps innermost, column by column; then one stage for
 //                                      each 64 channels of the second input
 //   bias     (cout_pad) float32
-//   x2       (.., cin2)                second input through a 1×1 convolution, at stride2 times the
-//                                      output's scale, read every stride2
+//   x2       (.., width2)              second input through a 1×1 convolution, at stride2 times the
+//                                      output's scale, read every stride2: the 64 · chunks2 channels
+//                                      from step2 for each 64 output channels on (a residual is its own
+//                                      64 channels through the identity)
 //   table    (9, pitch) int32          row of x that a tap reads, per GEMM row (ROWS tiles)
 //   own      (pitch) int32             output row of each GEMM row (ROWS tiles)
 //   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (all tiles but ROWS)
-//   addend   (rows, cout)              added before the ReLU (ADD)
 //   post     (2, cout_pad) float32     the result becomes relu(result * post[0] + post[1]) (POST)
 //   out      (extended rows, cout)     with the averages that low neighbours will read
 //   work     (tiles, cout/64, parts, 64*128) float32, count (tiles, cout/64) int32 zeros: for parts > 1
 //
-// cin, cin2 and cout are multiples of 64. parts: how many thread blocks share the inner dimension;
+// cin and cout are multiples of 64. parts: how many thread blocks share the inner dimension;
 // part i takes chunks (64 channels each, of x then of x2) from chunk_of[i] up to chunk_of[i + 1].
 #include "dtypes.cuh"
 #include "wgmma.cuh"
@@ -48,14 +49,13 @@ struct Arguments {
     const int* table;
     const int* own;
     const int* patches;
-    const scalar* addend;
     const float* post;
     scalar* out;
     float* work;
     int* count;
     Extended at;  // of the output, and of x where a tile is TALL or PAIR
     Tiling tiling;
-    int pitch, n_high, cin, cin2, cout, cout_pad, stride2;
+    int pitch, cin, cout, cout_pad, width2, step2, stride2;
     int parts, chunk_of[MAX_PARTS + 1];
     int stages, ring, plane;
 };
@@ -177,8 +177,9 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
                  const Sequence& at, Cursor& slot, const int (&rows)[COPIES]) {
     int thread = threadIdx.x - 256, eight = thread % 8, own = thread / 8;
     bool second = at.chunk >= share.main_chunks;
-    int width = second ? p.cin2 : p.cin, count = second ? TILE : region.staging.count;
-    const scalar* x = second ? p.x2 + (at.chunk - share.main_chunks) * 64 : p.x + at.chunk * 64;
+    int width = second ? p.width2 : p.cin, count = second ? TILE : region.staging.count;
+    const scalar* x = second ? p.x2 + share.slice * p.step2 + (at.chunk - share.main_chunks) * 64
+                             : p.x + at.chunk * 64;
     x += eight * 8;
     barrier_wait(s.empty + 8 * slot.at, slot.round ^ 1);
     unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane + own * 16;
