@@ -99,7 +99,7 @@ def build_patches(
             ("-std=c++17",),
             slot.device.index,
             max(tiling.tiles for _, tiling in some),
-            _TILE_PITCH,
+            192,
             record,
             pointers=2,
             rows=len(some),

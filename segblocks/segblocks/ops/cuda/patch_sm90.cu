@@ -39,7 +39,8 @@
 #include "neighbours.cuh"
 #include "patch_tiles.cuh"
 
-constexpr int STAGE_BYTES = 64 * 64 * 2, MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
+constexpr int STAGE_BYTES = 64 * 64 * 2, OUTPUT_BYTES = (TILE_PITCH - OUTPUT_AT) * 4;
+constexpr int MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
 
 struct Arguments {
     const scalar* x;
@@ -421,10 +422,14 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
     if (blockIdx.x == 0 && threadIdx.x < p.cout / 8)
         *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
-    if (threadIdx.x >= 256 + FETCHERS)
-        fetch_weights(p, s, share);
-    else if (threadIdx.x >= 256)
-        fetch_pixels(p, s, share);
-    else
+    if (threadIdx.x >= 256) {
+        set_registers<72, false>();
+        if (threadIdx.x >= 256 + FETCHERS)
+            fetch_weights(p, s, share);
+        else
+            fetch_pixels(p, s, share);
+    } else {
+        set_registers<184, true>();
         multiply(p, s, share, arrived);
+    }
 }

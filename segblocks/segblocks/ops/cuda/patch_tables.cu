@@ -87,27 +87,32 @@ INLINE int average_row(const Entry& e, const Tile& tile, const Source* sources, 
     return e.at.rows + (source.block * half + y) * half + x;
 }
 
-extern "C" __global__ void __launch_bounds__(TILE_PITCH)
-    build_patches(const __grid_constant__ Arguments p) {
+INLINE int value_at(const Arguments& p, const Entry& e, const Tile& tile, const Source* sources, int r) {
+    if (r < OUTPUT_AT) return input_row(p, e, tile, sources, r);
+    if (r < AVERAGES_AT) {
+        int n = r - OUTPUT_AT;
+        return output_row(e, tile, sources, place_at(tile, n / 8, n % 8));
+    }
+    int n = r - AVERAGES_AT, line = upper_line(tile.kind, n / 8, n % 2);
+    return average_row(e, tile, sources, place_at(tile, line, n % 8 / 2 * 2));
+}
+
+constexpr int THREADS = 192;
+
+extern "C" __global__ void __launch_bounds__(THREADS) build_patches(const __grid_constant__ Arguments p) {
     __shared__ Source sources[8];
     const Entry& e = p.entries[blockIdx.y];
-    int index = blockIdx.x, r = threadIdx.x;
+    int index = blockIdx.x, thread = threadIdx.x;
     if (index >= e.tiling.tiles) return;
     Tile tile = tile_at(e.tiling, index);
     if (tile.kind == ROWS) return;
-    if (r < 8)
-        sources[r] = source_at(p, e, tile, tile.high ? index : index - e.tiling.high_tiles, r);
+    if (thread < 8)
+        sources[thread] =
+            source_at(p, e, tile, tile.high ? index : index - e.tiling.high_tiles, thread);
     __syncthreads();
-    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : 3 * WIDE_ROWS, value;
-    if (r >= inputs && r < OUTPUT_AT) return;
-    if (r < inputs) {
-        value = input_row(p, e, tile, sources, r);
-    } else if (r < AVERAGES_AT) {
-        int n = r - OUTPUT_AT;
-        value = output_row(e, tile, sources, place_at(tile, n / 8, n % 8));
-    } else {
-        int n = r - AVERAGES_AT, line = upper_line(tile.kind, n / 8, n % 2);
-        value = average_row(e, tile, sources, place_at(tile, line, n % 8 / 2 * 2));
-    }
-    e.table[(long long)index * TILE_PITCH + r] = value;
+    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : 3 * WIDE_ROWS;
+    int* to = e.table + (long long)index * TILE_PITCH;
+    for (int r = thread; r < inputs; r += THREADS) to[r] = value_at(p, e, tile, sources, r);
+    if (thread < TILE_PITCH - OUTPUT_AT)
+        to[OUTPUT_AT + thread] = value_at(p, e, tile, sources, OUTPUT_AT + thread);
 }

@@ -17,7 +17,7 @@ constexpr int TALL_ROWS = 18 * 10, PAIR_ROWS = 20 * 10, WIDE_ROWS = 24 * 8;
 // above; then, where a tile has them, the output rows of its 128 pixels (else the row of zeros) and
 // the rows of the 32 averages that it makes (else -1).
 constexpr int OUTPUT_AT = 3 * WIDE_ROWS, AVERAGES_AT = OUTPUT_AT + TILE;
-constexpr int TILE_PITCH = AVERAGES_AT + 32, OUTPUT_BYTES = (TILE + 32) * 4;
+constexpr int TILE_PITCH = AVERAGES_AT + 32;
 
 // How one convolution is cut into tiles; low blocks' tiles follow those of high blocks.
 struct Tiling {

@@ -38,6 +38,13 @@ INLINE void copy_bulk(unsigned to, const void* from, int bytes, unsigned barrier
         "l"(from), "r"(bytes), "r"(barrier)
         : "memory");
 }
+// Registers of this warpgroup's threads from here on; more of them wait until others gave some up.
+template <int COUNT, bool MORE> INLINE void set_registers() {
+    if (MORE)
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+    else
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
 INLINE void fence_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 INLINE void sync_threads(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
