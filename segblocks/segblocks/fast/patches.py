@@ -132,11 +132,14 @@ class Division:
         return self.lanes * self.slices * self.parts
 
 
-def applies(weight: Tensor, stride: int, extra: Tensor | None) -> bool:
-    """Whether the kernel is to do a convolution (COUT, CIN, 3, 3), with a 1×1 one beside it. It could
-    do stride 2, but has to fetch the pixels of each tap then, which `convolve` does faster."""
+def applies(weight: Tensor, block: int, stride: int, extra: Tensor | None) -> bool:
+    """Whether the kernel is to do a convolution (COUT, CIN, 3, 3) that makes high blocks with sides of
+    `block`, with a 1×1 one beside it. It could do stride 2 and smaller blocks, but has to fetch more
+    pixels for those, which `convolve` does faster."""
+    if stride != 1 or block < 8:
+        return False
     whole = weight.shape[0] % _SLICE == 0 and weight.shape[1] % _SLICE == 0
-    return weight.shape[2] == 3 and stride == 1 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
+    return weight.shape[2] == 3 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
 
 
 def needs_table(block: int, stride: int) -> bool:
@@ -174,7 +177,7 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     resident, stages, chunk_of = True, sum(taps), (0, len(taps))
     # Products hold a slot until those after them are issued, so fewer than three do not do.
     if stages * _STAGE_BYTES + 3 * slot > _SHARED:
-        if tiling.tiles * slices >= 2 * processors:  # two tiles for each
+        if tiling.tiles * slices >= processors:  # then half of them have two tiles each
             resident, stages = False, _STREAMED
         else:
             chunk_of = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)

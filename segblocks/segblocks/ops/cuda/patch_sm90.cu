@@ -164,12 +164,13 @@ INLINE void look_up(const Arguments& p, const Share& share, const Region& region
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
         rows[i] = own + STEP * i < limit ? __ldg(from + STEP * i) : p.at.zero;
-    if (!second) return;
+    if (!second || p.stride2 == 1) return;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {  // where the second input lies under an output row
         bool high = rows[i] < p.at.high_rows;
         int side = high ? p.at.block : p.at.block / 2, start = high ? 0 : p.at.high_rows;
-        int row = rows[i] < p.at.rows ? rows[i] - start : 0, x = row % side;
+        int row = rows[i] < p.at.rows ? rows[i] - start : 0;
+        int x = side & (side - 1) ? row % side : row & (side - 1);
         rows[i] = p.stride2 * (p.stride2 * (start + row - x) + x);
     }
 }
@@ -423,13 +424,13 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
         *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
     if (threadIdx.x >= 256) {
-        set_registers<72, false>();
+        set_registers<88, false>();
         if (threadIdx.x >= 256 + FETCHERS)
             fetch_weights(p, s, share);
         else
             fetch_pixels(p, s, share);
     } else {
-        set_registers<184, true>();
+        set_registers<168, true>();
         multiply(p, s, share, arrived);
     }
 }
