@@ -38,7 +38,8 @@ def build_network(
         warnings.warn(f"{obstacle}; the network runs unfused", stacklevel=6)
         return (lambda x, grid: execute_with_grid(net, x.to(image.dtype), grid)), "unfused"
     steps = fuse(program)
-    if _is_hopper(image) and not legacy_upsample:
+    half = image.dtype in (torch.float16, torch.bfloat16)
+    if half and is_hopper(image.device) and not legacy_upsample:
         obstacle = not_for_kernels(program, steps)
         if obstacle is None:
             return _hopper(program, steps, image.dtype), "fused Hopper kernels"
@@ -110,6 +111,6 @@ def _hopper(program: Program, steps: list[Step], dtype: torch.dtype) -> Run:
     return run
 
 
-def _is_hopper(image: Tensor) -> bool:
-    half = image.dtype in (torch.float16, torch.bfloat16)
-    return half and image.is_cuda and torch.cuda.get_device_capability(image.device)[0] == 9
+def is_hopper(device: torch.device) -> bool:
+    """Whether the fused kernels run there: compute capability 9.0."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
