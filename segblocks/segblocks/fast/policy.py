@@ -1,4 +1,4 @@
-"""The learned policy in four launches: three convolutions, then scores, choice and storage places."""
+"""The learned policy in four launches: three convolutions, then scores, choice and places."""
 
 import struct
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _TILE = (4, 16)  # output pixels of a thread block of the first layer
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a budget makes of an image: scores and grid (N, Gh, Gw), places as from `build_slots`."""
+    """What a budget makes of an image: scores, grid (N, Gh, Gw) and places (see `build_slots`)."""
 
     scores: Tensor
     grid: Tensor
@@ -120,9 +120,7 @@ class PolicyKernels:
             256,
             struct.pack("4q6i", *strides, *sizes),
             rows=n,
-        ).launch(
-            image.device, *(t.data_ptr() for t in (image, self.first, self.first_bias, out))
-        )
+        ).launch(image.device, *(t.data_ptr() for t in (image, self.first, self.first_bias, out)))
         for convolution in self.middle:
             out = convolution(out)
         return out

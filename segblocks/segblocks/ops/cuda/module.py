@@ -105,9 +105,7 @@ def defines(**constants: int) -> tuple[str, ...]:
 
 
 @functools.cache
-def function(
-    file: str, kernel: str, options: tuple[str, ...], device: int, shared: int = 0
-) -> Any:
+def function(file: str, kernel: str, options: tuple[str, ...], device: int, shared: int = 0) -> Any:
     """CuPy's handle of a kernel, loaded on one device and allowed `shared` bytes of its memory."""
     cupy = import_cupy()
     with cupy.cuda.Device(device):
