@@ -133,13 +133,14 @@ class _Plan:
         self.grid_shape = (n, self.padded[0] // block, self.padded[1] // block)
         self.blocks = math.prod(self.grid_shape)
         shape = (n, image.shape[1], *self.padded)
-        self.image = torch.zeros(shape, dtype=fast.image_dtype, device=fast.device)
+        # Of the working dtype: loading converts, and nobody reads the image in any other.
+        self.image = torch.zeros(shape, dtype=fast.dtype, device=fast.device)
         self.image = self.image.contiguous(memory_format=torch.channels_last)
         self.mask = torch.zeros(self.grid_shape, dtype=torch.bool, device=fast.device)
         self.scores = torch.zeros(self.grid_shape, dtype=torch.float32, device=fast.device)
         self.count = torch.zeros((), dtype=torch.int64, device=fast.device)
         self.run_network, how = build_network(
-            fast.net, self.image.to(fast.dtype), self.grid_shape, fast.legacy_upsample
+            fast.net, self.image, self.grid_shape, fast.legacy_upsample
         )
         self.how = how + (", CUDA graph" if fast.device.type == "cuda" else "")
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
@@ -178,7 +179,7 @@ class _Plan:
     def _policy_scores(self) -> Tensor:
         if self.fast.policy_kernels is not None:
             return self.fast.policy_kernels.scores(self.image)
-        return self.fast.policy.scores(self.image.to(self.fast.dtype), None).float()
+        return self.fast.policy.scores(self.image, None).float()
 
     def _spend(self, count: int) -> SegBlocksOutput:
         chosen = None

@@ -26,6 +26,8 @@ def build_network(
 ) -> tuple[Run, str]:
     """A function (image, grid) -> what `execute_with_grid(net, image, grid)` returns; and its name.
 
+    It takes images of `image`'s dtype.
+
     The network runs once on `image` to be recorded. One that cannot be replayed from a recording
     runs as it is, with a warning that says which operation stood in the way.
 
@@ -38,7 +40,7 @@ def build_network(
     obstacle = not_replayable(program, net)
     if obstacle:
         warnings.warn(f"{obstacle}; the network runs unfused", stacklevel=6)
-        return (lambda x, grid: execute_with_grid(net, x.to(image.dtype), grid)), "unfused"
+        return (lambda x, grid: execute_with_grid(net, x, grid)), "unfused"
     steps = fuse(program)
     half = image.dtype in (torch.float16, torch.bfloat16)
     if half and is_hopper(image.device) and not legacy_upsample:
@@ -49,7 +51,7 @@ def build_network(
         warnings.warn(f"{obstacle}; the network runs without the Hopper kernels", stacklevel=5)
     steps = fuse_excursions(program, steps, net, grid_shape, image)
     portable = PortableNetwork(program, steps)
-    return (lambda x, grid: portable.run(x.to(image.dtype), grid)), "fused"
+    return portable.run, "fused"
 
 
 def record(

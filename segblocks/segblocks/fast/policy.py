@@ -103,9 +103,8 @@ class PolicyKernels:
 
     def _features(self, image: Tensor) -> Tensor:
         """(N, 2 Gh, 2 Gw, 64), what the last layer reads."""
+        image = image.to(self.dtype)
         n, _, height, width = image.shape
-        if image.dtype not in (self.dtype, torch.float32):
-            image = image.to(self.dtype)
         height, width = height // self.step, width // self.step
         out = torch.empty((n, height // 4, width // 4, 64), dtype=self.dtype, device=image.device)
         tiles = [-(-size // tile) for size, tile in zip(out.shape[1:3], _TILE)]
@@ -114,7 +113,7 @@ class PolicyKernels:
         prepare(
             "policy.cu",
             "policy_first",
-            self._options(image.dtype),
+            self._options(),
             image.device.index,
             tiles[0] * tiles[1],
             256,
@@ -138,7 +137,7 @@ class PolicyKernels:
         prepare(
             "policy.cu",
             "policy_scores",
-            self._options(x.dtype),
+            self._options(),
             x.device.index,
             -(-total // 8),
             256,
@@ -150,6 +149,5 @@ class PolicyKernels:
             *pointers,
         )
 
-    def _options(self, image: torch.dtype) -> tuple[str, ...]:
-        dtype = geo.DTYPES[self.dtype]
-        return defines(dtype=dtype, vector=8, index64=False, image_half=image == self.dtype)
+    def _options(self) -> tuple[str, ...]:
+        return defines(dtype=geo.DTYPES[self.dtype], vector=8, index64=False)

@@ -30,10 +30,9 @@ def padded_lines(block: int) -> tuple[int, int]:
 def split_padded(
     image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
 ) -> Tensor:
-    """The image (N, 3, H, W), float32 or `dtype`, as padded blocks of four channels."""
+    """The image (N, 3, H, W) of any strides as padded blocks of four channels, in `dtype`."""
     n_low = cells.numel() - n_high
-    if image.dtype not in (dtype, torch.float32):
-        image = image.to(dtype)
+    image = image.to(dtype)
     sides = (block + 2 * _HALO, block // 2 + 2 * _HALO)
     out = torch.empty(
         (n_high * sides[0] ** 2 + n_low * sides[1] ** 2, 4), dtype=dtype, device=image.device
@@ -43,7 +42,7 @@ def split_padded(
     record = struct.pack("4q", *(image.stride(i) for i in range(4)))
     record += struct.pack("6i", *slot.shape[1:], n_high, block, *chunks)
     record += struct.pack("6I", *geo.divider(pairs[0]), *geo.divider(pairs[1]))
-    options = _options(dtype, IMAGE_HALF=image.dtype == dtype, PACKED=_is_packed(image))
+    options = _options(dtype, PACKED=_is_packed(image))
     prepare(
         "stem.cu",
         "split_padded",
@@ -71,7 +70,7 @@ def stem_places(scale: Scale, n_high: int, n_blocks: int, block: int, device) ->
     prepare(
         "stem.cu",
         "stem_places",
-        _options(torch.float16, IMAGE_HALF=1, PACKED=0),
+        _options(torch.float16, PACKED=0),
         device.index,
         -(-scale.pitch // 256),
         256,

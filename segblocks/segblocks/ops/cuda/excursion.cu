@@ -68,22 +68,27 @@ extern "C" __global__ void __launch_bounds__(256)
         mean[c] = v;
     }
     __syncthreads();
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Eight lanes share an output channel.
+    const int lane = threadIdx.x % 8;
     scalar* out = level.out + (long long)bin * level.out_pitch;
-    for (int o = warp; o < level.out_pitch; o += 8) {
+#pragma unroll 2
+    for (int o = threadIdx.x / 8; o < level.out_pitch; o += 32) {
         float v = 0;
         if (o < level.cout) {
             const scalar* weights = level.weights + (long long)o * p.pitch;
-            for (int c = 2 * lane; c < p.pitch; c += 64) {
-                float a, b;
-                unpack_pair(__ldg((const unsigned*)(weights + c)), a, b);
-                v += a * mean[c] + b * mean[c + 1];
+#pragma unroll 2
+            for (int c = 8 * lane; c < p.pitch; c += 64) {
+                float w[8];
+                unpack_eight(__ldg((const uint4*)(weights + c)), w);
+#pragma unroll
+                for (int k = 0; k < 8; k++) v += w[k] * mean[c + k];
             }
-            for (int step = 1; step < 32; step *= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
-            v += __ldg(level.bias + o);
-            if (level.relu) v = fmaxf(v, 0.f);
         }
-        if (lane == 0) out[o] = to_scalar(v);
+        for (int step = 1; step < 8; step *= 2)
+            v += __shfl_xor_sync(0xffu << (threadIdx.x & 24), v, step);
+        if (lane) continue;
+        if (o < level.cout) v += __ldg(level.bias + o);
+        out[o] = to_scalar(level.relu ? fmaxf(v, 0.f) : v);
     }
 }
 

@@ -2,8 +2,7 @@
 // follows its last. Half precision, sm_80 and later.
 //
 //   policy_first   7×7, stride 4, padding 3 of an image with three channels, bias, ReLU
-//     image    pixels that are read, any strides (in elements); SB_IMAGE_HALF: of the output's
-//              type, else float32, rounded to it first
+//     image    (N, 3, height, width) as it is read, any strides (in elements)
 //     weights  (7, cout, 32): of each output channel a window's row of 8 pixels of 4 channels
 //     out      (N, out_h, out_w, cout), cout a multiple of 64
 //   policy_scores  5×5, stride 2, padding 2 to one channel; the last thread block to finish then
@@ -14,19 +13,11 @@
 #include "choose.cuh"
 #include "mma.cuh"
 
-#if SB_IMAGE_HALF
-typedef scalar image_t;
-INLINE scalar pixel_value(image_t v) { return v; }
-#else
-typedef float image_t;
-INLINE scalar pixel_value(image_t v) { return to_scalar(v); }
-#endif
-
 // A thread block does 4×16 output pixels: a warp one row of them and 32 of 64 output channels.
 constexpr int TILE_Y = 4, TILE_X = 16, PATCH_Y = 4 * TILE_Y + 3, PATCH_X = 4 * TILE_X + 4;
 
 struct FirstArguments {
-    const image_t* image;
+    const scalar* image;
     const scalar* weights;
     const float* bias;
     scalar* out;
@@ -48,14 +39,14 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int t = 0; t < 4; t++)
             b[dy][t] =
                 __ldg((const uint4*)(p.weights + (dy * p.cout + first + 8 * t + g) * 32 + 8 * q));
-    const image_t* image = p.image + n * p.stride_n;
+    const scalar* image = p.image + n * p.stride_n;
     for (int i = threadIdx.x; i < PATCH_Y * PATCH_X; i += 256) {
         const int y = tile_y * 4 - 3 + i / PATCH_X, x = tile_x * 4 - 3 + i % PATCH_X;
         unsigned v[3] = {0, 0, 0};
         if ((unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width) {
-            const image_t* at = image + y * p.stride_y + x * p.stride_x;
+            const scalar* at = image + y * p.stride_y + x * p.stride_x;
 #pragma unroll
-            for (int c = 0; c < 3; c++) v[c] = pixel_value(__ldg(at + c * p.stride_c));
+            for (int c = 0; c < 3; c++) v[c] = __ldg(at + c * p.stride_c);
         }
         patch[i] = make_uint2(v[0] | v[1] << 16, v[2]);
     }

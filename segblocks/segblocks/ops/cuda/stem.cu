@@ -1,6 +1,6 @@
 // The image as padded blocks of four channels, which the first convolution reads in whole lines.
 //
-//   image  (N, 3, H, W), any strides (in elements); SB_IMAGE_HALF: of the output's type, else float32
+//   image  (N, 3, H, W), any strides (in elements)
 //   out    high blocks (n_high, b+6, b+6, 4), then low blocks (n_low, b/2+6, b/2+6, 4)
 //   cells  (N*gh*gw) int32, slot (N, gh, gw) int32
 //   SB_PACKED: the three channels of a pixel and the pixels of a row lie side by side, rows aligned
@@ -11,20 +11,8 @@
 // channel, it is zero. The image itself is split on the way; nothing else reads its blocks.
 #include "common.cuh"
 
-#if SB_IMAGE_HALF
-typedef scalar image_t;
-typedef unsigned pair_t;
-INLINE float image_value(image_t v) { return to_real(v); }
-INLINE void unpack_values(pair_t w, float& a, float& b) { unpack_pair(w, a, b); }
-#else
-typedef float image_t;
-typedef float2 pair_t;
-INLINE float image_value(image_t v) { return v; }
-INLINE void unpack_values(pair_t w, float& a, float& b) { a = w.x, b = w.y; }
-#endif
-
 struct Arguments {
-    const image_t* image;
+    const scalar* image;
     scalar* out;
     const int* slot;
     const int* cells;
@@ -39,25 +27,25 @@ struct Pair {
     float v[2][3];
 };
 
-INLINE Pair load_two(const Arguments& p, const image_t* at) {
+INLINE Pair load_two(const Arguments& p, const scalar* at) {
     Pair pair;
 #if SB_PACKED
-    const pair_t* words = (const pair_t*)at;
-    unpack_values(__ldg(words), pair.v[0][0], pair.v[0][1]);
-    unpack_values(__ldg(words + 1), pair.v[0][2], pair.v[1][0]);
-    unpack_values(__ldg(words + 2), pair.v[1][1], pair.v[1][2]);
+    const unsigned* words = (const unsigned*)at;
+    unpack_pair(__ldg(words), pair.v[0][0], pair.v[0][1]);
+    unpack_pair(__ldg(words + 1), pair.v[0][2], pair.v[1][0]);
+    unpack_pair(__ldg(words + 2), pair.v[1][1], pair.v[1][2]);
 #else
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int c = 0; c < 3; c++)
-            pair.v[i][c] = image_value(__ldg(at + i * p.stride_x + c * p.stride_c));
+            pair.v[i][c] = to_real(__ldg(at + i * p.stride_x + c * p.stride_c));
 #endif
     return pair;
 }
 
 // The mean of a 2×2 quad of the image.
-INLINE void average(const Arguments& p, const image_t* at, float (&mean)[3]) {
+INLINE void average(const Arguments& p, const scalar* at, float (&mean)[3]) {
     const Pair upper = load_two(p, at), lower = load_two(p, at + p.stride_y);
 #pragma unroll
     for (int c = 0; c < 3; c++)
@@ -83,10 +71,10 @@ extern "C" __global__ void __launch_bounds__(256)
     Pair pair = {};
     if ((unsigned)(gy + step_y) < (unsigned)p.gh && (unsigned)(gx + step_x) < (unsigned)p.gw) {
         const bool beside = step_y || step_x;
-        const image_t* image = p.image + n * p.stride_n;
+        const scalar* image = p.image + n * p.stride_n;
         const int iy = gy * side + y, ix = gx * side + x;
         if (!high) {
-            const image_t* at = image + 2 * iy * p.stride_y + 2 * ix * p.stride_x;
+            const scalar* at = image + 2 * iy * p.stride_y + 2 * ix * p.stride_x;
             average(p, at, pair.v[0]);
             average(p, at + 2 * p.stride_x, pair.v[1]);
         } else if (beside && __ldg(p.slot + cell + step_y * p.gw + step_x) < 0) {
