@@ -13,6 +13,7 @@ from segblocks.fast.dense_fuse import CallStep, PooledStep
 from segblocks.fast.dense_run import DenseFunction
 from segblocks.fast.dense_trace import record_dense
 from segblocks.fast.network import build_network
+from segblocks.fast.small_conv import SmallConv
 
 SIZE = (1, 16, 12, 20)
 
@@ -235,6 +236,21 @@ class Two(nn.Module):
         x = self.narrow(self.net.first(image))
         x = no_blocks(lambda x: aspp(self.layers, x).repeat(1, 2, 1, 1)[:, :16])(x)
         return self.wide(no_blocks(lambda x: decides_by_value(self.layers, x))(x))
+
+
+def test_weights_are_packed_in_the_order_in_which_they_are_read():
+    """Chunks of 32 input channels: taps outermost, the channels of each map rounded up to 32."""
+    parts, cout = (40, 8, 32), 70
+    weight = torch.randn(cout, sum(parts), 3, 3)
+    packed = SmallConv.pack(weight, torch.randn(cout), torch.float16, parts)
+    assert packed.weights.shape == (9 * 4, 128, 32)
+    maps = torch.randn(sum(parts), 3, 3).split(parts)
+    wide = torch.cat([F.pad(x, (0, 0, 0, 0, 0, -x.shape[0] % 32)) for x in maps])  # 128,3,3
+    read = wide.permute(1, 2, 0).reshape(9 * 4, 32)
+    found = torch.einsum("koi,ki->o", packed.weights.double(), read.double())
+    expected = F.conv2d(torch.cat(maps)[None].double(), weight.half().double()).flatten()
+    assert distance(found[:cout], expected) < 1e-10
+    assert not found[cout:].any()
 
 
 @pytest.mark.parametrize("net", [SmallSwiftNet, Two])

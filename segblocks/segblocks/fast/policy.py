@@ -41,13 +41,14 @@ class PolicyKernels:
         lines = first.weight.new_zeros((7, 8, 4, 64))  # dy,dx,c,cout
         lines[:, :7, :3] = first.weight.permute(2, 3, 1, 0)
         self.first = lines.reshape(7, 32, 64).transpose(1, 2).to(dtype).contiguous()
-        self.first_bias = first.bias.float()
+        # Copies: the module may be converted in place, and a parameter with it.
+        self.first_bias = first.bias.detach().float().clone()
         self.middle = [
             SmallConv.pack(c.weight.float(), c.bias, dtype, stride=2, padding=2, relu=True)
             for c in (second, third)
         ]
         self.last = last.weight[0].permute(1, 2, 0).reshape(25, 64).to(dtype).contiguous()
-        self.last_bias = last.bias.float()
+        self.last_bias = last.bias.detach().float().clone()
         self.arrived = torch.zeros(1, dtype=torch.int32, device=device)
 
     @classmethod
