@@ -120,7 +120,7 @@ DENSE = {
     ),
     "stride": (lambda n, x: F.conv2d(x, n.point.weight, None, 2), ["conv2d"]),
     "weights of a value": (
-        lambda n, x: F.conv2d(x, x.mean((2, 3)).view(1, 16, 1, 1)),
+        lambda n, x: F.conv2d(x, x.mean((0, 2, 3)).view(1, 16, 1, 1)),
         ["mean", "view", "conv2d"],
     ),
 }
