@@ -26,7 +26,25 @@ KERNELS = {
     "blockpad_near.cu": ["blockpad_near", "blockpad_near_backward"],
     "upsample.cu": ["upsample"],
     "upsample_backward.cu": ["upsample_backward"],
-    "grid.cu": ["build_slots", "select_budget", "select_budget_large"],
+    "grid.cu": ["build_slots", "choose_slots", "select_budget", "select_budget_large"],
+}
+SMALL_CONV = "size parts resized pre relu m n warps ahead".split()
+HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kernels, constants
+    "small_conv.cu": (
+        ["small_conv"],
+        [
+            dict(zip(SMALL_CONV, values))
+            for values in (
+                (5, 1, 0, 0, 1, 1, 4, 16, 3),
+                (1, 1, 0, 1, 0, 2, 4, 8, 2),
+                (1, 4, 1, 1, 0, 4, 8, 2, 1),
+            )
+        ],
+    ),
+    "policy.cu": (["policy_first", "policy_scores"], [{}]),
+    "excursion.cu": (["pooled_conv", "split_extended"], [{}]),
+    "pool.cu": (["max_pool", "averages"], [{}]),
+    "stem.cu": (["split_padded", "stem_places"], [{"packed": 0}, {"packed": 1}]),
 }
 
 
@@ -158,8 +176,20 @@ def test_compiles_for_every_type_and_width(file, dtype, wide_index, tmp_path):
             assert re.search(rf"st\.global\.{wide}", ptx)
 
 
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("file", HALF_KERNELS)
+def test_compiles_in_half_precision(file, architecture, tmp_path):
+    kernels, variants = HALF_KERNELS[file]
+    for dtype in (torch.float16, torch.bfloat16):
+        for more in variants:
+            values = {"dtype": geometry.DTYPES[dtype], "vector": 8, "index64": 0, **more}
+            options = module.defines(**values)
+            ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
+            assert all(f".entry {kernel}(" in ptx for kernel in kernels)
+
+
 def test_sources_stand_alone():
-    for file in KERNELS:
+    for file in (*KERNELS, *HALF_KERNELS):
         text = module.source(file)
         assert "#include" not in text, "a header would escape CuPy's cache key"
         assert text.lstrip().startswith("//"), "the shape contract comes first"

@@ -141,3 +141,28 @@ def test_select_budget(dtype, shape):
         for count in {0, 1, cells // 3, cells}:
             grid = cuda.select_budget(x, count)
             assert torch.equal(grid, reference.select_budget(x, count))
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 3), (16, 8, 16), (1, 30, 34), (2, 70, 90)])
+def test_choose_slots(dtype, shape):
+    """With ties, infinities and NaN; small grids in one launch, large ones in two."""
+    scores = random(*shape, dtype=dtype)
+    scores.view(-1)[::3] = 0
+    for i, odd in enumerate((torch.nan, torch.inf, -torch.inf)):
+        scores.view(-1)[i::11][1:] = odd
+    sampled = random(*shape) > 1
+    cells = scores[0].numel()
+    for count in {0, 1, cells // 2, cells}:
+        grid = reference.select_budget(scores, count)
+        for mine, theirs in zip(
+            cuda.choose_slots(scores, count), (grid, *reference.build_slots(grid))
+        ):
+            assert torch.equal(mine, theirs)
+    for count in {int(sampled.sum()), min(int(sampled.sum()) + 3, scores.numel()), scores.numel()}:
+        ranked = torch.where(sampled, torch.inf, scores).flatten()[None]
+        grid = reference.select_budget(ranked, count).view(shape)
+        for mine, theirs in zip(
+            cuda.choose_slots(scores, count, sampled), (grid, *reference.build_slots(grid))
+        ):
+            assert torch.equal(mine, theirs)

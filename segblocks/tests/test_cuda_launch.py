@@ -39,6 +39,7 @@ def operations(where, channels=64, dtype=torch.float16):
         "upsample_backward": lambda: cuda.upsample_backward(large, *where, 2, False),
         "build_slots": lambda: cuda.build_slots(where[0] >= 0)[1],
         "select_budget": lambda: cuda.select_budget(scores, 3),
+        "choose_slots": lambda: cuda.choose_slots(scores, 3)[1],
     }
 
 
@@ -126,6 +127,8 @@ def test_refuses_what_does_not_fit():
         cuda.blockpad(pixels, *where, -3, -3, 0, 0, False, 0.0)
     with pytest.raises(ValueError, match="count must be"):
         cuda.select_budget(random(1, 2, 2), 5)
+    with pytest.raises(ValueError, match="count must be 0 to 4"):
+        cuda.choose_slots(random(1, 2, 2), 5)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

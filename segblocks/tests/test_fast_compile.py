@@ -17,18 +17,26 @@ from agreement import make_grid, make_image
 from fast_networks import Net, SmallSwiftNet
 from programs import record
 from test_cuda_compile import ARCHITECTURES, Nvrtc, compile_ptx, nvrtc
+from test_fast_dense import DENSE, Layers
 from test_fast_fuse import FUSED
 
 from segblocks import BlockGrid
-from segblocks.fast import hopper, stem, tables
+from segblocks.fast import dense_run, hopper, small_conv, stem, tables
+from segblocks.fast import policy as fast_policy
+from segblocks.fast.compile import _fold_batch_norm
+from segblocks.fast.dense_run import DenseFunction
+from segblocks.fast.dense_trace import record_dense
 from segblocks.fast.fuse import fuse
 from segblocks.fast.hopper import Fused, choose_tile
+from segblocks.fast.policy import PolicyKernels
 from segblocks.fast.run import Network
 from segblocks.ops.cuda import module
 from segblocks.ops.cuda import normalise as batch_norm
+from segblocks.policy import ReinforcePolicy
 
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = ("stem.cu", "pool.cu", "tables.cu", "normalise.cu")
+SMALL = ("small_conv.cu", "policy.cu", "excursion.cu")
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    for user in (stem, tables, batch_norm):
+    for user in (stem, tables, batch_norm, small_conv, dense_run, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
     monkeypatch.setattr(batch_norm, "multiprocessors", lambda device: 132)
     asked: list[tuple[str, ...]] = []
@@ -226,6 +234,36 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
         check_parameter(ptx, launch)
 
 
+def test_small_maps_compile_as_they_are_launched(launches, tmp_path):
+    for dtype in HALF:
+        layers = Layers().to(dtype)
+        own = {t.untyped_storage().data_ptr() for t in (*layers.parameters(), *layers.buffers())}
+        x = torch.zeros(1, 16, 12, 20, dtype=dtype)
+        program = record_dense(lambda x, n=layers: DENSE["pyramid"][0](n, x), x, own)
+        with torch.no_grad():
+            dense = DenseFunction(program, kernels=True)(x)
+        mask = make_grid("mixed", (1, 3, 5))
+        grid, scale = BlockGrid.from_mask(mask), tables.Scale.of(4, int(mask.sum()), mask.numel())
+        stem.split_extended(dense, grid.cells, tuple(mask.shape), scale)
+        policy = _fold_batch_norm(ReinforcePolicy(64).eval()).requires_grad_(False)
+        kernels = PolicyKernels.of(policy, dtype)
+        for image in (torch.zeros(1, 3, 128, 192), torch.zeros(4, 3, 512, 512)):
+            kernels.scores(image)
+            assert kernels.spend(image, 3) is not None
+    found = {launch for launch in launches if launch.file in SMALL}
+    assert {launch.kernel for launch in found} == {
+        "small_conv",
+        "pooled_conv",
+        "split_extended",
+        "policy_first",
+        "policy_scores",
+    }
+    for launch in found:
+        ptx = compile_ptx(module.source(launch.file), launch.options, 90, tmp_path)
+        assert f".entry {launch.kernel}(" in ptx
+        check_parameter(ptx, launch)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_batch_norm_compiles_for_every_generation(architecture, tmp_path):
     """Eager inference uses it on all of them."""
@@ -235,7 +273,7 @@ def test_batch_norm_compiles_for_every_generation(architecture, tmp_path):
         assert ".entry normalise(" in ptx
 
 
-@pytest.mark.parametrize("file", ["conv_sm90.cu", *PLAIN])
+@pytest.mark.parametrize("file", ["conv_sm90.cu", *PLAIN, *SMALL])
 def test_sources_stand_alone(file):
     text = module.source(file)
     assert "#include" not in text, "a header would escape CuPy's cache key"

@@ -13,9 +13,10 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ..grid import BlockGrid
 from ..model import SegBlocksModel, SegBlocksOutput, crop_output
-from ..ops import select_budget
+from ..ops import choose_slots
 from ..policy.base import budget_count
-from .network import build_network
+from .network import build_network, is_hopper
+from .policy import Chosen, PolicyKernels
 
 MAX_GRAPHS = 32
 
@@ -76,7 +77,11 @@ class FastModel:
         self.legacy_upsample = model.legacy_upsample
         copied = copy.deepcopy(model).to(device=device, dtype=self.dtype).requires_grad_(False)
         self.net = copied.net.to(memory_format=torch.channels_last)
-        self.policy = _fold_batch_norm(copied.policy).to(memory_format=torch.channels_last)
+        folded = _fold_batch_norm(copy.deepcopy(model.policy).to(device, torch.float32))
+        folded = folded.requires_grad_(False)
+        kernels = is_hopper(device) and self.dtype.itemsize == 2
+        self.policy_kernels = PolicyKernels.of(folded, self.dtype) if kernels else None
+        self.policy = folded.to(dtype=self.dtype, memory_format=torch.channels_last)
         self._plans: dict[tuple, _Plan] = {}
 
     def warm_up(self, image: Tensor) -> None:
@@ -128,12 +133,14 @@ class _Plan:
         self.grid_shape = (n, self.padded[0] // block, self.padded[1] // block)
         self.blocks = math.prod(self.grid_shape)
         shape = (n, image.shape[1], *self.padded)
-        self.image = torch.zeros(shape, dtype=fast.image_dtype, device=fast.device)
+        # Of the working dtype: loading converts, and nobody reads the image in any other.
+        self.image = torch.zeros(shape, dtype=fast.dtype, device=fast.device)
         self.image = self.image.contiguous(memory_format=torch.channels_last)
         self.mask = torch.zeros(self.grid_shape, dtype=torch.bool, device=fast.device)
         self.scores = torch.zeros(self.grid_shape, dtype=torch.float32, device=fast.device)
+        self.count = torch.zeros((), dtype=torch.int64, device=fast.device)
         self.run_network, how = build_network(
-            fast.net, self.image.to(fast.dtype), self.grid_shape, fast.legacy_upsample
+            fast.net, self.image, self.grid_shape, fast.legacy_upsample
         )
         self.how = how + (", CUDA graph" if fast.device.type == "cuda" else "")
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
@@ -149,9 +156,8 @@ class _Plan:
         if budget is not None:
             count = budget_count(budget, self.grid_shape[1] * self.grid_shape[2])
             return self.replay(("budget", count), lambda: self._spend(count))
-        decided = self.replay(("decide",), self._decide)
-        chosen = int(decided.sampled.sum())
-        wanted = policy.rounded_up(chosen, self.blocks)
+        self.replay(("decide",), self._decide)
+        wanted = policy.rounded_up(int(self.count), self.blocks)
         return self.replay(("promote", wanted), lambda: self._promote(wanted))
 
     def run_grid(self, image: Tensor, grid: Tensor, n_high: int | None) -> Any:
@@ -171,33 +177,41 @@ class _Plan:
     # -- what is captured -------------------------------------------------------------------------
 
     def _policy_scores(self) -> Tensor:
-        return self.fast.policy.scores(self.image.to(self.fast.dtype), None).float()
+        if self.fast.policy_kernels is not None:
+            return self.fast.policy_kernels.scores(self.image)
+        return self.fast.policy.scores(self.image, None).float()
 
     def _spend(self, count: int) -> SegBlocksOutput:
-        scores = self._policy_scores()
-        grid = select_budget(scores, count)
-        return self._finish(grid, grid, self.grid_shape[0] * count, scores)
+        chosen = None
+        if self.fast.policy_kernels is not None:
+            chosen = self.fast.policy_kernels.spend(self.image, count)
+        if chosen is None:
+            scores = self._policy_scores()
+            chosen = Chosen(scores, *choose_slots(scores, count))
+        grid = self._block_grid(chosen.grid, chosen.slot, chosen.cells, self.grid_shape[0] * count)
+        return self._finish(grid, chosen.grid, chosen.scores)
 
     def _decide(self) -> SegBlocksOutput:
         self.scores.copy_(self._policy_scores())
         self.mask.copy_(self.fast.policy.choose(self.scores))
+        torch.sum(self.mask, dim=(0, 1, 2), out=self.count)
         return SegBlocksOutput(self.mask, self.mask, None, self.scores)
 
     def _promote(self, wanted: int) -> SegBlocksOutput:
-        rank = torch.where(self.mask, torch.inf, self.scores).flatten()
-        grid = select_budget(rank[None, None], wanted).view(self.grid_shape)
-        return self._finish(grid, self.mask, wanted, self.scores)
+        grid = self._block_grid(*choose_slots(self.scores, wanted, self.mask), wanted)
+        return self._finish(grid, self.mask, self.scores)
 
     def _given(self, n_high: int) -> SegBlocksOutput:
-        return self._finish(self.mask, self.mask, n_high, None)
+        grid = BlockGrid.from_mask(self.mask, n_high, self.fast.legacy_upsample)
+        return self._finish(grid, self.mask, None)
 
-    def _finish(
-        self, mask: Tensor, sampled: Tensor, n_high: int, scores: Tensor | None
-    ) -> SegBlocksOutput:
-        grid = BlockGrid.from_mask(mask, n_high, self.fast.legacy_upsample)
+    def _block_grid(self, mask: Tensor, slot: Tensor, cells: Tensor, n_high: int) -> BlockGrid:
+        return BlockGrid(mask, slot, cells, n_high, self.fast.legacy_upsample)
+
+    def _finish(self, grid: BlockGrid, sampled: Tensor, scores: Tensor | None) -> SegBlocksOutput:
         logits = crop_output(self.run_network(self.image, grid), self.padded, self.size)
         stochastic = scores is not None and self.fast.policy.stochastic
-        return SegBlocksOutput(mask, sampled, n_high, scores, stochastic, logits=logits)
+        return SegBlocksOutput(grid.mask, sampled, grid.n_high, scores, stochastic, logits=logits)
 
     # -- graphs ---------------------------------------------------------------------------------
 

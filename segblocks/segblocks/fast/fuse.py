@@ -21,6 +21,25 @@ def fold(weight: Tensor, bias: Tensor, affine: Affine) -> tuple[Tensor, Tensor]:
     return weight * scale.view(-1, 1, 1, 1), bias * affine.scale + affine.shift
 
 
+def affine_of(node: Node | None) -> Affine | None:
+    """A batch norm in evaluation."""
+    if node is None or node.name != "batch_norm" or len(node.inputs) != 1:
+        return None
+    names = "input running_mean running_var weight bias training momentum eps".split()
+    bound = bind(node, names)
+    if bound.get("training"):
+        return None
+    mean, variance = bound["running_mean"].double(), bound["running_var"].double()
+    scale = (variance + bound.get("eps", 1e-5)).rsqrt()
+    if bound.get("weight") is not None:
+        scale = scale * bound["weight"].double()
+    shift = -mean * scale
+    if bound.get("bias") is not None:
+        shift = shift + bound["bias"].double()
+    dtype = torch.promote_types(bound["running_mean"].dtype, torch.float32)
+    return Affine(scale.to(dtype), shift.to(dtype))
+
+
 class _Fuser:
     def __init__(self, program: Program):
         self.program = program
@@ -57,7 +76,7 @@ class _Fuser:
 
     def _conv_call(self, node: Node) -> tuple | None:
         """(weight, bias, stride) of a convolution that the kernels can do."""
-        bound = _bind(node, "input weight bias stride padding dilation groups".split())
+        bound = bind(node, "input weight bias stride padding dilation groups".split())
         weight, stride = bound["weight"], pair(bound.get("stride", 1))
         kernel, padding = tuple(weight.shape[2:]), bound.get("padding", 0)
         if isinstance(padding, str):
@@ -69,25 +88,7 @@ class _Fuser:
             return None
         bias = bound.get("bias")
         bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
-        return _wide(weight), _wide(bias), stride[0]
-
-    def _affine(self, node: Node | None) -> Affine | None:
-        """A batch norm in evaluation."""
-        if node is None or node.name != "batch_norm":
-            return None
-        names = "input running_mean running_var weight bias training momentum eps".split()
-        bound = _bind(node, names)
-        if bound.get("training"):
-            return None
-        mean, variance = bound["running_mean"].double(), bound["running_var"].double()
-        scale = (variance + bound.get("eps", 1e-5)).rsqrt()
-        if bound.get("weight") is not None:
-            scale = scale * bound["weight"].double()
-        shift = -mean * scale
-        if bound.get("bias") is not None:
-            shift = shift + bound["bias"].double()
-        wide = torch.promote_types(bound["running_mean"].dtype, torch.float32)
-        return Affine(scale.to(wide), shift.to(wide))
+        return wide(weight), wide(bias), stride[0]
 
     # -- patterns --------------------------------------------------------------------------------
 
@@ -121,10 +122,10 @@ class _Fuser:
     def _absorb_before(self, step: ConvStep) -> None:
         """relu(batch_norm(x)) in front of a 1×1 convolution, when nobody else reads it."""
         relu = self.producer.get(step.source)
-        if relu is None or not _is_relu(relu) or not self._read_once(step.source):
+        if relu is None or not is_relu(relu) or not self._read_once(step.source):
             return
         norm = self.producer.get(relu.inputs[0])
-        affine = self._affine(norm)
+        affine = affine_of(norm)
         if affine is None or not self._read_once(relu.inputs[0]):
             return
         if id(norm) in self.taken or id(relu) in self.taken:
@@ -135,20 +136,20 @@ class _Fuser:
 
     def _absorb_after(self, step: ConvStep, only_activation: bool = False) -> None:
         node = self._sole_user(step.output)
-        affine = self._affine(node)
+        affine = affine_of(node)
         if affine is not None:
             step.weight, step.bias = fold(step.weight, step.bias, affine)
             node = self._advance(step, node)
         adds = not only_activation and node is not None and _is_add(node)
         if adds and self._absorb_addend(step, node):
             node = self._advance(step, node)
-        if node is not None and _is_relu(node):
+        if node is not None and is_relu(node):
             step.relu = True
             node = self._advance(step, node)
-        affine = None if only_activation else self._affine(node)
+        affine = None if only_activation else affine_of(node)
         if affine is not None:
             relu = self._sole_user(node.outputs[0])
-            if relu is not None and _is_relu(relu):
+            if relu is not None and is_relu(relu):
                 step.post = affine
                 self._advance(step, node)
                 self._advance(step, relu)
@@ -183,7 +184,7 @@ class _Fuser:
 
     def _absorb_shortcut(self, step: ConvStep, maker: Node | None) -> bool:
         """A 1×1 convolution (with batch norm) on the other side of the addition."""
-        affine = self._affine(maker)
+        affine = affine_of(maker)
         conv = self.producer.get(maker.inputs[0]) if affine is not None else maker
         if conv is None or conv.name != "conv2d" or id(conv) in self.taken:
             return False
@@ -206,14 +207,14 @@ class _Fuser:
         if node.name != "interpolate" or len(node.inputs) != 1:
             return False
         grows = self.program.blocks[node.outputs[0]] == 2 * self.program.blocks[node.inputs[0]]
-        bound = _bind(node, "input size scale_factor mode align_corners".split())
+        bound = bind(node, "input size scale_factor mode align_corners".split())
         return grows and bound.get("mode") == "bilinear"
 
     def _pool(self, node: Node, place: int) -> PoolStep | None:
         if node.name != "max_pool2d":
             return None
         names = "input kernel_size stride padding dilation ceil_mode return_indices".split()
-        bound = _bind(node, names)
+        bound = bind(node, names)
         window = (pair(bound["kernel_size"]), pair(bound.get("stride") or bound["kernel_size"]))
         plain = not bound.get("ceil_mode") and pair(bound.get("dilation", 1)) == (1, 1)
         if window != ((3, 3), (2, 2)) or pair(bound.get("padding", 0)) != (1, 1) or not plain:
@@ -227,11 +228,13 @@ class _Fuser:
         return self.index[id(node)]
 
 
-def _bind(node: Node, names: list[str]) -> dict[str, Any]:
+def bind(node: Node, names: list[str]) -> dict[str, Any]:
+    """A recorded call's arguments by name, given the names of the positional ones."""
     return dict(zip(names, node.args), **node.kwargs)
 
 
-def _is_relu(node: Node) -> bool:
+def is_relu(node: Node) -> bool:
+    """A plain ReLU, in place or not."""
     return node.name in ("relu", "relu_")
 
 
@@ -241,5 +244,6 @@ def _is_add(node: Node) -> bool:
     return node.name in names and len(node.args) == 2 and not node.kwargs
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least, in which parameters are folded."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

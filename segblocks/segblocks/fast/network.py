@@ -11,10 +11,12 @@ from ..grid import BlockGrid
 from ..model import execute_with_grid
 from ..structure import map_structure
 from ..tensor import to_blocks
+from .dense_run import DenseFunction
+from .dense_trace import record_dense
 from .fuse import fuse
 from .portable import PortableNetwork
-from .steps import Step, read_by_kernels
-from .trace import Program, recording
+from .steps import ExcursionStep, PlainStep, Step, read_by_kernels
+from .trace import Node, Program, Ref, recording
 
 Run = Callable[[Tensor, BlockGrid], Any]
 
@@ -23,6 +25,8 @@ def build_network(
     net: nn.Module, image: Tensor, grid_shape: tuple[int, int, int], legacy_upsample: bool
 ) -> tuple[Run, str]:
     """A function (image, grid) -> what `execute_with_grid(net, image, grid)` returns; and its name.
+
+    It takes images of `image`'s dtype.
 
     The network runs once on `image` to be recorded. One that cannot be replayed from a recording
     runs as it is, with a warning that says which operation stood in the way.
@@ -36,15 +40,18 @@ def build_network(
     obstacle = not_replayable(program, net)
     if obstacle:
         warnings.warn(f"{obstacle}; the network runs unfused", stacklevel=6)
-        return (lambda x, grid: execute_with_grid(net, x.to(image.dtype), grid)), "unfused"
+        return (lambda x, grid: execute_with_grid(net, x, grid)), "unfused"
     steps = fuse(program)
-    if _is_hopper(image) and not legacy_upsample:
+    half = image.dtype in (torch.float16, torch.bfloat16)
+    if half and is_hopper(image.device) and not legacy_upsample:
         obstacle = not_for_kernels(program, steps)
         if obstacle is None:
+            steps = fuse_excursions(program, steps, net, grid_shape, image, kernels=True)
             return _hopper(program, steps, image.dtype), "fused Hopper kernels"
         warnings.warn(f"{obstacle}; the network runs without the Hopper kernels", stacklevel=5)
+    steps = fuse_excursions(program, steps, net, grid_shape, image)
     portable = PortableNetwork(program, steps)
-    return (lambda x, grid: portable.run(x.to(image.dtype), grid)), "fused"
+    return portable.run, "fused"
 
 
 def record(
@@ -68,7 +75,7 @@ def not_replayable(program: Program, net: nn.Module) -> str | None:
     """
     if program.obstacle:
         return program.obstacle
-    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
+    own = _storages(net)
     foreign: list[str] = []
     for node in program.nodes:
 
@@ -98,6 +105,50 @@ def not_for_kernels(program: Program, steps: list[Step]) -> str | None:
     return None
 
 
+def fuse_excursions(
+    program: Program,
+    steps: list[Step],
+    net: nn.Module,
+    grid_shape: tuple[int, int, int],
+    image: Tensor,
+    kernels: bool = False,
+) -> list[Step]:
+    """The steps with the dense functions of `no_blocks` calls fused where they can be recorded.
+
+    Args:
+        kernels: use the kernels for small dense maps, which need Hopper and half precision.
+    """
+
+    def fused(step: Step) -> Step:
+        node = step.node if isinstance(step, PlainStep) else None
+        if node is None or node.name != "no_blocks" or not _maps_one_to_one(program, node):
+            return step
+        value, (n, rows, columns) = node.inputs[0], grid_shape
+        block, channels = program.blocks[value], program.channels[value]
+        example = torch.zeros(
+            (n, channels, rows * block, columns * block),
+            dtype=program.dtypes[value],
+            device=image.device,
+        ).contiguous(memory_format=torch.channels_last)
+        dense = record_dense(node.function.__wrapped__, example, _storages(net))
+        if dense is None:
+            return step
+        return ExcursionStep(node, step.place, DenseFunction(dense, kernels))
+
+    return [fused(step) for step in steps]
+
+
+def _maps_one_to_one(program: Program, node: Node) -> bool:
+    """Whether a call takes one block tensor alone, channels first, and returns one."""
+    whole = len(node.args) == 1 and isinstance(node.args[0], Ref) and not node.kwargs
+    return whole and isinstance(node.result, Ref) and program.layouts[node.inputs[0]] == "NCHW"
+
+
+def _storages(net: nn.Module) -> set[int]:
+    """Where a network's own tensors lie."""
+    return {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
+
+
 def _hopper(program: Program, steps: list[Step], dtype: torch.dtype) -> Run:
     from .run import Network
 
@@ -110,6 +161,6 @@ def _hopper(program: Program, steps: list[Step], dtype: torch.dtype) -> Run:
     return run
 
 
-def _is_hopper(image: Tensor) -> bool:
-    half = image.dtype in (torch.float16, torch.bfloat16)
-    return half and image.is_cuda and torch.cuda.get_device_capability(image.device)[0] == 9
+def is_hopper(device: torch.device) -> bool:
+    """Whether the fused kernels run there: compute capability 9.0."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

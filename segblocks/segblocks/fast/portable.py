@@ -12,7 +12,7 @@ from torch import Tensor
 from ..grid import BlockGrid
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
-from .steps import Affine, ConvStep, PoolStep, StemStep, Step, last_uses
+from .steps import Affine, ConvStep, ExcursionStep, PoolStep, StemStep, Step, last_uses
 from .trace import Program, Ref
 
 
@@ -41,6 +41,9 @@ class PortableNetwork:
                 values[step.output] = _stem(step, values[0])
             elif isinstance(step, PoolStep):
                 values[step.output] = F.max_pool2d(values[step.source], 3, 2, 1)
+            elif isinstance(step, ExcursionStep):
+                (source,), (output,) = step.node.inputs, step.node.outputs
+                values[output] = to_blocks(step.function(values[source].combine()), grid)
             else:
                 _call(step.node, values)
             for value in step.inputs:

@@ -8,18 +8,30 @@ from torch import Tensor
 
 from ..grid import BlockGrid
 from ..structure import map_structure
-from ..tensor import DualResTensor
+from ..tensor import DualResTensor, to_blocks
 from . import patches
 from .hopper import Fused, choose_tile, convolve, pack_weights
 from .stem import (
     extend,
+    has_adjacent_channels,
     max_pool,
     padded_lines,
+    split_extended,
     split_padded,
     stem_matrix,
     stem_places,
 )
-from .steps import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step, last_uses, read_by_kernels
+from .steps import (
+    Affine,
+    ConvStep,
+    ExcursionStep,
+    PlainStep,
+    PoolStep,
+    StemStep,
+    Step,
+    last_uses,
+    read_by_kernels,
+)
 from .tables import Scale, TableKey, build_tables
 from .trace import Program, Ref
 
@@ -139,6 +151,8 @@ class _Frame:
             self.buffers[step.output] = max_pool(
                 self.buffers[step.source], table, own, source, scale
             )
+        elif isinstance(step, ExcursionStep):
+            self.excursion(step)
         else:
             self.plain(step)
 
@@ -254,11 +268,25 @@ class _Frame:
         made: list[DualResTensor] = []
         map_structure(result, DualResTensor, made.append)
         for value, tensor in zip(node.outputs, made):
-            pixels = tensor.pixels
-            if value in self.network.extended:
-                scale = self.scale(value)
-                pixels = extend(pixels, self.middle(scale.block), scale)
-            self.buffers[value] = pixels
+            self.keep(value, tensor.pixels)
+
+    def keep(self, value: int, pixels: Tensor) -> None:
+        """A pixel buffer, extended where kernels will read it."""
+        if value in self.network.extended:
+            scale = self.scale(value)
+            pixels = extend(pixels, self.middle(scale.block), scale)
+        self.buffers[value] = pixels
+
+    def excursion(self, step: ExcursionStep) -> None:
+        """Combine, run the fused dense function, split into an extended buffer."""
+        (source,), (output,) = step.node.inputs, step.node.outputs
+        dense = step.function(self.blocks(source).combine())
+        grid = self.grid
+        if has_adjacent_channels(dense):
+            scale, shape = self.scale(output), tuple(grid.mask.shape)
+            self.buffers[output] = split_extended(dense, grid.cells, shape, scale)
+        else:
+            self.keep(output, to_blocks(dense, grid).pixels)
 
     def blocks(self, value: int) -> DualResTensor:
         program = self.network.program

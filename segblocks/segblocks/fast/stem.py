@@ -6,6 +6,7 @@ import struct
 import torch
 from torch import Tensor
 
+from ..ops.cuda import geometry as geo
 from ..ops.cuda.module import prepare
 from .tables import Scale
 
@@ -29,28 +30,37 @@ def padded_lines(block: int) -> tuple[int, int]:
 def split_padded(
     image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
 ) -> Tensor:
-    """The image (N, 3, H, W), float32 or `dtype`, as padded blocks of four channels."""
-    n_blocks = cells.numel()
-    side, half = block + 2 * _HALO, block // 2 + 2 * _HALO
-    pixels = n_high * side**2 + (n_blocks - n_high) * half**2
-    out = torch.empty((pixels, 4), dtype=dtype, device=image.device)
-    if image.dtype not in (dtype, torch.float32):
-        image = image.to(dtype)
+    """The image (N, 3, H, W) of any strides as padded blocks of four channels, in `dtype`."""
+    n_low = cells.numel() - n_high
+    image = image.to(dtype)
+    sides = (block + 2 * _HALO, block // 2 + 2 * _HALO)
+    out = torch.empty(
+        (n_high * sides[0] ** 2 + n_low * sides[1] ** 2, 4), dtype=dtype, device=image.device
+    )
+    pairs = [side // 2 + 1 for side in sides]  # that a line touches, the first and the last by half
+    chunks = [-(-side * pair // 256) for side, pair in zip(sides, pairs)]
     record = struct.pack("4q", *(image.stride(i) for i in range(4)))
-    record += struct.pack("6i", *slot.shape[1:], n_high, n_blocks, block, 0)
-    options = _options(dtype, IMAGE_HALF=image.dtype == dtype)
+    record += struct.pack("6i", *slot.shape[1:], n_high, block, *chunks)
+    record += struct.pack("6I", *geo.divider(pairs[0]), *geo.divider(pairs[1]))
+    options = _options(dtype, PACKED=_is_packed(image))
     prepare(
         "stem.cu",
         "split_padded",
         options,
         image.device.index,
-        -(-(side**2) // 256),
+        n_high * chunks[0] + n_low * chunks[1],
         256,
         record,
         pointers=4,
-        rows=n_blocks,
     ).launch(image.device, *(t.data_ptr() for t in (image, out, slot, cells)))
     return out
+
+
+def _is_packed(image: Tensor) -> bool:
+    """Whether the values of a line of pixels lie side by side, every line on 16 bytes."""
+    strides = [image.stride(i) * image.element_size() for i in (0, 2)]
+    aligned = not any(address % 16 for address in (image.data_ptr(), *strides))
+    return image.stride(1) == 1 and image.stride(3) == 3 and aligned
 
 
 def stem_places(scale: Scale, n_high: int, n_blocks: int, block: int, device) -> Tensor:
@@ -60,7 +70,7 @@ def stem_places(scale: Scale, n_high: int, n_blocks: int, block: int, device) ->
     prepare(
         "stem.cu",
         "stem_places",
-        _options(torch.float16, IMAGE_HALF=1),
+        _options(torch.float16, PACKED=0),
         device.index,
         -(-scale.pitch // 256),
         256,
@@ -94,6 +104,42 @@ def extend(pixels: Tensor, own: Tensor, scale: Scale) -> Tensor:
     out[: scale.rows] = pixels
     fill_averages(out, own, out[scale.rows :], scale)
     return out
+
+
+def split_extended(image: Tensor, cells: Tensor, grid: tuple[int, ...], scale: Scale) -> Tensor:
+    """A dense image (N, C, Gh·b, Gw·b) as the extended buffer of its blocks.
+
+    Args:
+        image: half precision, a multiple of 8 channels that are adjacent in memory, aligned to 16
+            bytes (`has_adjacent_channels`).
+        cells: as from `build_slots`; grid: (N, Gh, Gw).
+    """
+    channels, half = image.shape[1], scale.block // 2
+    out = image.new_empty((scale.zero + 1, channels))
+    items = (cells.numel() * half * half + 1) * channels // 8
+    n_high = scale.high_rows // scale.block**2
+    record = struct.pack("3q", *(image.stride(i) for i in (0, 2, 3)))
+    record += struct.pack("6i", *grid[1:], n_high, cells.numel(), scale.block, channels)
+    prepare(
+        "excursion.cu",
+        "split_extended",
+        _options(image.dtype),
+        image.device.index,
+        -(-items // 256),
+        256,
+        record,
+        pointers=3,
+    ).launch(image.device, image.data_ptr(), out.data_ptr(), cells.data_ptr())
+    return out
+
+
+def has_adjacent_channels(image: Tensor) -> bool:
+    """Whether 16-byte accesses to 8 half-precision channels of (N, C, H, W) are possible."""
+    pitches = (image.stride(i) for i in (0, 2, 3))
+    aligned = image.data_ptr() % 16 == 0 and not any(pitch % 8 for pitch in pitches)
+    return (
+        image.element_size() == 2 and image.shape[1] % 8 == 0 and image.stride(1) == 1 and aligned
+    )
 
 
 def fill_averages(pixels: Tensor, own: Tensor, out: Tensor, scale: Scale) -> None:

@@ -1,5 +1,6 @@
 """The steps of a fused network: what they read and write, and their parameters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -88,6 +89,13 @@ class PlainStep:
     @property
     def inputs(self) -> list[int]:
         return self.node.inputs
+
+
+@dataclass
+class ExcursionStep(PlainStep):
+    """A `no_blocks` call of one block tensor that returns one, its dense function fused."""
+
+    function: Callable[[Tensor], Tensor]
 
 
 Step = ConvStep | PoolStep | StemStep | PlainStep

@@ -2,8 +2,16 @@
 
 from .blockpad import blockpad
 from .combine import combine
-from .slots import build_slots, select_budget
+from .slots import build_slots, choose_slots, select_budget
 from .split import split
 from .upsample import upsample
 
-__all__ = ["blockpad", "build_slots", "combine", "select_budget", "split", "upsample"]
+__all__ = [
+    "blockpad",
+    "build_slots",
+    "choose_slots",
+    "combine",
+    "select_budget",
+    "split",
+    "upsample",
+]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .library import define
+from .library import define, launches_directly
 
 
 def _fake_build_slots(grid):
@@ -51,3 +51,28 @@ def select_budget(scores: Tensor, count: int) -> Tensor:
         (N, Gh, Gw) bool.
     """
     return _select_budget(scores, count)
+
+
+def choose_slots(
+    scores: Tensor, count: int, sampled: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`select_budget`, then `build_slots` of its result; on CUDA mostly one launch.
+
+    Args:
+        scores: (N, Gh, Gw) float, without gradient.
+        count: high blocks of each image; of the whole batch with `sampled`.
+        sampled: (N, Gh, Gw) bool, blocks that come first whatever their score.
+
+    Returns:
+        grid (N, Gh, Gw) bool; slot and cells as from `build_slots`.
+    """
+    if launches_directly(scores):
+        from . import cuda  # needs CuPy, which only CUDA tensors do
+
+        return cuda.choose_slots(scores, count, sampled)
+    if sampled is None:
+        grid = select_budget(scores, count)
+    else:
+        ranked = torch.where(sampled, torch.inf, scores).flatten()
+        grid = select_budget(ranked[None, None], count).view(scores.shape)
+    return grid, *build_slots(grid)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from .base import Policy, block_mean
 
-_NET_STRIDE = 32
+NET_STRIDE = 32
 
 
 class PolicyNet(nn.Module):
@@ -33,11 +33,11 @@ class PolicyNet(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        step, rest = divmod(self.block_size, _NET_STRIDE)
+        step, rest = divmod(self.block_size, NET_STRIDE)
         if rest == 0:
             small = image[:, :, ::step, ::step]  # what "nearest" picks, without reading the rest
         else:
-            sides = [length // self.block_size * _NET_STRIDE for length in image.shape[2:]]
+            sides = [length // self.block_size * NET_STRIDE for length in image.shape[2:]]
             small = F.interpolate(image, size=sides, mode="nearest")
         return self.layers(small)[:, 0]
 

@@ -5,7 +5,7 @@ Importing this needs neither CuPy nor a GPU; the first launch does.
 
 from .blockpad import blockpad, blockpad_backward
 from .combine import combine, combine_backward
-from .grid import build_slots, select_budget
+from .grid import build_slots, choose_slots, select_budget
 from .split import split, split_backward
 from .upsample import upsample, upsample_backward
 
@@ -13,6 +13,7 @@ __all__ = [
     "blockpad",
     "blockpad_backward",
     "build_slots",
+    "choose_slots",
     "combine",
     "combine_backward",
     "select_budget",

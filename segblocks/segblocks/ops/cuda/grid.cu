@@ -2,71 +2,35 @@
 // select_budget: scores (N, G) -> grid (N, G) bytes with exactly `count` ones per image: the highest
 //   scores, the earlier cell first among equals, NaN below everything. One warp per score.
 // select_budget_large: the same with one thread block per image; cheaper for thousands of scores.
+// choose_slots: select_budget and build_slots in one thread block, for up to MOST_CELLS cells. Cells
+//   that `sampled` (bytes, may be absent) marks come before all others, as if they scored infinity.
 //
 // Compile-time constant: SB_DTYPE of the scores (SB_VECTOR is 1).
 #include "common.cuh"
-
-// Sum of `value` over the threads before this one; `total` over all of them.
-INLINE int scan(int value, int& total) {
-    __shared__ int sums[32];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int through = value;
-    for (int step = 1; step < 32; step *= 2) {
-        const int other = __shfl_up_sync(0xffffffffu, through, step);
-        if (lane >= step) through += other;
-    }
-    __syncthreads();  // the last call's readers are done
-    if (lane == 31) sums[warp] = through;
-    __syncthreads();
-    int before = 0;
-    total = 0;
-    for (int i = 0; i < (int)blockDim.x / 32; i++) {
-        if (i < warp) before += sums[i];
-        total += sums[i];
-    }
-    return before + through - value;
-}
+#include "choose.cuh"
 
 struct SlotParams {
     const unsigned char* grid;
     int* slot;
     int* cells;
-    int total, each;  // cells in all and per thread
+    int total;
 };
 
 extern "C" __global__ void __launch_bounds__(1024) build_slots(const SlotParams p) {
-    const int first = min((int)threadIdx.x * p.each, p.total), last = min(first + p.each, p.total);
-    int count = 0, n_high;
-    for (int i = first; i < last; i++) count += p.grid[i] != 0;
-    int high = scan(count, n_high), low = first - high;
-    for (int i = first; i < last; i++) {
-        if (p.grid[i]) {
-            p.slot[i] = high;
-            p.cells[high++] = i;
-        } else {
-            p.slot[i] = -1 - low;
-            p.cells[n_high + low++] = i;
-        }
-    }
+    place_blocks([&](int i) { return (int)(p.grid[i] != 0); }, p.total, p.slot, p.cells);
 }
 
-#if SB_DTYPE == 3
-typedef unsigned long long order_t;
-#else
-typedef unsigned int order_t;
-#endif
-constexpr int KEY_BITS = 8 * sizeof(order_t);
+struct ChooseParams {
+    const scalar* scores;
+    const unsigned char* sampled;
+    Choice choice;
+};
 
-// Unsigned integers in the order of the scores; -0 equals 0, NaN is the least.
-INLINE order_t key_of(scalar score) {
-    const real x = to_real(score) + real(0);
-#if SB_DTYPE == 3
-    const order_t bits = (order_t)__double_as_longlong(x);
-#else
-    const order_t bits = __float_as_uint(x);
-#endif
-    const order_t sign = order_t(1) << (KEY_BITS - 1);
-    return x != x ? 0 : bits & sign ? ~bits : bits | sign;
+extern "C" __global__ void __launch_bounds__(1024) choose_slots(const ChooseParams p) {
+    choose_blocks(p.choice, [&](int i) {
+        const bool sampled = p.sampled != nullptr && p.sampled[i];
+        return key_of(sampled ? real(__int_as_float(0x7f800000)) : to_real(__ldg(p.scores + i)));
+    });
 }
 
 struct BudgetParams {
@@ -87,13 +51,13 @@ extern "C" __global__ void __launch_bounds__(256) select_budget(const BudgetPara
         for (int j = 0; j < 4; j++) others[j] = __ldg(scores + min(start + 32 * j + lane, p.cells - 1));
     };
     fetch(0);  // before the wait for `own`
-    const order_t key = key_of(own);
+    const order_t key = key_of(to_real(own));
     int before = 0;
     for (int start = 0; start < p.cells; start += 128) {
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int i = start + 32 * j + lane;
-            const order_t other = key_of(others[j]);
+            const order_t other = key_of(to_real(others[j]));
             const bool precedes = other > key || (other == key && i < cell);
             before += __popc(__ballot_sync(0xffffffffu, precedes && i < p.cells));
         }
@@ -111,18 +75,18 @@ extern "C" __global__ void __launch_bounds__(1024) select_budget_large(const Bud
         const order_t candidate = least | order_t(1) << bit;
         int mine = 0, reached = 0;
         for (int i = threadIdx.x; i < p.cells; i += blockDim.x)
-            mine += key_of(__ldg(scores + i)) >= candidate;
+            mine += key_of(to_real(__ldg(scores + i))) >= candidate;
         scan(mine, reached);
         if (reached >= p.count) least = candidate;
     }
     int mine = 0, above = 0;
     for (int i = threadIdx.x; i < p.cells; i += blockDim.x)
-        mine += key_of(__ldg(scores + i)) > least;
+        mine += key_of(to_real(__ldg(scores + i))) > least;
     scan(mine, above);
     int left = p.count - above;  // for those equal to the least, in order
     for (int start = 0; start < p.cells; start += blockDim.x) {
         const int i = start + threadIdx.x;
-        const order_t key = i < p.cells ? key_of(__ldg(scores + i)) : 0;
+        const order_t key = i < p.cells ? key_of(to_real(__ldg(scores + i))) : 0;
         const bool equal = i < p.cells && key == least;
         int equals = 0;
         const int before = scan(equal, equals);

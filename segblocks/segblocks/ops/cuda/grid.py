@@ -10,6 +10,8 @@ from .module import Kernel, defines, prepare
 
 _MOST_THREADS = 1024
 _MOST_RANKED = 4096  # cells up to which comparing every pair of scores is the quickest
+_MOST_CELLS = 4096  # of choose.cuh
+_MOST_PAIRS = 2**18  # that one thread block compares sooner than two launches start
 
 
 def build_slots(grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +55,50 @@ def select_budget(scores: Tensor, count: int) -> Tensor:
     return grid
 
 
+def choose_slots(
+    scores: Tensor, count: int, sampled: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`select_budget` and `build_slots` of its result; small grids in one launch.
+
+    Args:
+        scores: (N, Gh, Gw) float.
+        count: high blocks of each image; of the whole batch with `sampled`.
+        sampled: (N, Gh, Gw) bool, blocks that come first whatever their score, in raster order.
+
+    Returns:
+        grid (N, Gh, Gw) bool; slot and cells as from `build_slots`.
+
+    Raises:
+        TypeError, ValueError: see `select_budget`.
+    """
+    images, total = scores.shape[0] if sampled is None else 1, scores.numel()
+    if not fits_one_launch(images, total):
+        ranked = scores
+        if sampled is not None:
+            ranked = torch.where(sampled, torch.inf, scores).flatten()[None]
+        grid = select_budget(ranked, count).view(scores.shape)
+        return grid, *build_slots(grid)
+    if scores.dtype not in geo.DTYPES:
+        raise TypeError(f"scores must be floating point; got {scores.dtype}")
+    if not 0 <= count <= total // images:
+        raise ValueError(f"count must be 0 to {total // images} blocks per image; got {count}")
+    scores = scores.contiguous()
+    sampled = None if sampled is None else sampled.contiguous()
+    first = 0 if sampled is None else sampled.data_ptr()
+    grid = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    slot = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
+    cells = torch.empty(total, dtype=torch.int32, device=scores.device)
+    kernel = _choose_plan(scores.get_device(), scores.dtype, images, total, count)
+    made = (x.data_ptr() for x in (grid, slot, cells))
+    kernel.launch(scores.device, scores.data_ptr(), first, *made)
+    return grid, slot, cells
+
+
+def fits_one_launch(images: int, total: int) -> bool:
+    """Whether one thread block chooses among `total` cells of `images` images."""
+    return 0 < total <= _MOST_CELLS and total * total // images <= _MOST_PAIRS
+
+
 def _threads(work: int) -> int:
     return min(_MOST_THREADS, -(-work // 32) * 32)
 
@@ -66,9 +112,17 @@ def _slots_plan(device: int, total: int) -> Kernel:
     if total >= 2**31:
         raise ValueError(f"a grid of {total} blocks is too large; the limit is 2^31")
     threads = _threads(total)
-    packed = geo.pack([], [total, -(-total // threads)])
+    packed = geo.pack([], [total])
     options = _options(torch.float32)
     return prepare("grid.cu", "build_slots", options, device, 1, threads, packed, pointers=3)
+
+
+@functools.lru_cache(maxsize=256)
+def _choose_plan(device: int, dtype: torch.dtype, images: int, total: int, count: int) -> Kernel:
+    packed = geo.pack([], [total, total // images, count])
+    return prepare(
+        "grid.cu", "choose_slots", _options(dtype), device, 1, _MOST_THREADS, packed, pointers=5
+    )
 
 
 @functools.lru_cache(maxsize=256)

@@ -18,6 +18,7 @@ import numpy
 import torch
 
 _FOLDER = Path(__file__).parent
+_SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a kernel may use without asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def prepare(
             f"{kernel} would need {blocks} thread blocks; split the batch (limit 2^31)"
         )
     record = numpy.dtype((numpy.void, 8 * pointers + len(constants)))
-    handle = function(file, kernel, options, device)
+    handle = function(file, kernel, options, device, shared)
     return Kernel(handle, (blocks, rows), (threads,), shared, constants, record)
 
 
@@ -104,12 +105,14 @@ def defines(**constants: int) -> tuple[str, ...]:
 
 
 @functools.cache
-def function(file: str, kernel: str, options: tuple[str, ...], device: int) -> Any:
-    """CuPy's handle of a kernel, loaded on one device."""
+def function(file: str, kernel: str, options: tuple[str, ...], device: int, shared: int = 0) -> Any:
+    """CuPy's handle of a kernel, loaded on one device and allowed `shared` bytes of its memory."""
     cupy = import_cupy()
     with cupy.cuda.Device(device):
-        module = _raw_module(file, options)
-        return module.get_function(kernel).kernel
+        raw = _raw_module(file, options).get_function(kernel)
+        if shared > _SHARED_UNASKED:
+            raw.max_dynamic_shared_size_bytes = shared
+        return raw.kernel
 
 
 @functools.cache

@@ -1,0 +1,143 @@
+// The policy network at batch 1 is three small convolutions and a choice: its first layer and what
+// follows its last. Half precision, sm_80 and later.
+//
+//   policy_first   7×7, stride 4, padding 3 of an image with three channels, bias, ReLU
+//     image    (N, 3, height, width) as it is read, any strides (in elements)
+//     weights  (7, cout, 32): of each output channel a window's row of 8 pixels of 4 channels
+//     out      (N, out_h, out_w, cout), cout a multiple of 64
+//   policy_scores  5×5, stride 2, padding 2 to one channel; the last thread block to finish then
+//              chooses the blocks, as choose_slots does
+//     x        (N, h, w, 64), weights (25, 64), bias (1) float32
+//     scores   (N, out_h, out_w) float32; grid, slot, cells: as from choose_slots
+//     arrived  one int32 that is zero before and after
+#include "choose.cuh"
+#include "mma.cuh"
+
+// A thread block does 4×16 output pixels: a warp one row of them and 32 of 64 output channels.
+constexpr int TILE_Y = 4, TILE_X = 16, PATCH_Y = 4 * TILE_Y + 3, PATCH_X = 4 * TILE_X + 4;
+
+struct FirstArguments {
+    const scalar* image;
+    const scalar* weights;
+    const float* bias;
+    scalar* out;
+    long long stride_n, stride_c, stride_y, stride_x;
+    int height, width, out_h, out_w, tiles_x, cout;
+};
+
+extern "C" __global__ void __launch_bounds__(256)
+    policy_first(const __grid_constant__ FirstArguments p) {
+    __shared__ __align__(16) uint2 patch[PATCH_Y * PATCH_X];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int groups = p.cout / 64, n = blockIdx.y / groups, channel = blockIdx.y % groups * 64;
+    const int tile_y = blockIdx.x / p.tiles_x * TILE_Y, tile_x = blockIdx.x % p.tiles_x * TILE_X;
+    const int own_y = warp / 2, first = channel + warp % 2 * 32;
+    uint4 b[7][4];
+#pragma unroll
+    for (int dy = 0; dy < 7; dy++)
+#pragma unroll
+        for (int t = 0; t < 4; t++)
+            b[dy][t] =
+                __ldg((const uint4*)(p.weights + (dy * p.cout + first + 8 * t + g) * 32 + 8 * q));
+    const scalar* image = p.image + n * p.stride_n;
+    for (int i = threadIdx.x; i < PATCH_Y * PATCH_X; i += 256) {
+        const int y = tile_y * 4 - 3 + i / PATCH_X, x = tile_x * 4 - 3 + i % PATCH_X;
+        unsigned v[3] = {0, 0, 0};
+        if ((unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width) {
+            const scalar* at = image + y * p.stride_y + x * p.stride_x;
+#pragma unroll
+            for (int c = 0; c < 3; c++) v[c] = __ldg(at + c * p.stride_c);
+        }
+        patch[i] = make_uint2(v[0] | v[1] << 16, v[2]);
+    }
+    __syncthreads();
+    float sums[4][4] = {};
+#pragma unroll
+    for (int dy = 0; dy < 7; dy++) {
+        const uint2* from = patch + (own_y * 4 + dy) * PATCH_X + 2 * q;
+        const uint4 upper = *(const uint4*)(from + 4 * g);
+        const uint4 lower = *(const uint4*)(from + 4 * (g + 8));
+#pragma unroll
+        for (int t = 0; t < 4; t++) mma_chunk(sums[t], upper, lower, b[dy][t]);
+    }
+    const int y = tile_y + own_y;
+    if (y >= p.out_h) return;
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+        const int column = first + 8 * t + 2 * q;
+        const float2 bias = __ldg((const float2*)(p.bias + column));
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int x = tile_x + g + 8 * half;
+            if (x >= p.out_w) continue;
+            const long long pixel = ((long long)n * p.out_h + y) * p.out_w + x;
+            *(unsigned*)(p.out + pixel * p.cout + column) =
+                pack_pair(fmaxf(sums[t][2 * half] + bias.x, 0.f),
+                          fmaxf(sums[t][2 * half + 1] + bias.y, 0.f));
+        }
+    }
+}
+
+struct ScoreArguments {
+    const scalar* x;
+    const scalar* weights;
+    const float* bias;
+    float* scores;
+    int* arrived;
+    Choice choice;  // without a grid: scores only
+    int height, width, out_h, out_w;
+};
+
+INLINE float dot_eight(const uint4& a, const uint4& b, float sum) {
+    const unsigned v[4] = {a.x, a.y, a.z, a.w}, w[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float x, y, s, t;
+        unpack_pair(v[i], x, y);
+        unpack_pair(w[i], s, t);
+        sum += x * s + y * t;
+    }
+    return sum;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    policy_scores(const __grid_constant__ ScoreArguments p) {
+    __shared__ bool is_last;
+    const int lane = threadIdx.x % 32, cell = blockIdx.x * 8 + threadIdx.x / 32;
+    const int column = lane % 8 * 8;  // eight lanes share a pixel, four groups of them the taps
+    if (cell < p.choice.cells_in_all) {
+        const int line = cell / p.out_w, n = line / p.out_h;
+        const int y0 = (line - n * p.out_h) * 2 - 2, x0 = (cell - line * p.out_w) * 2 - 2;
+        uint4 a[7], b[7];
+#pragma unroll
+        for (int i = 0; i < 7; i++) {
+            const int tap = lane / 8 + 4 * i, y = y0 + tap / 5, x = x0 + tap % 5;
+            const bool inside =
+                tap < 25 && (unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width;
+            const long long pixel = ((long long)n * p.height + y) * p.width + x;
+            a[i] = b[i] = make_uint4(0, 0, 0, 0);
+            if (inside) {
+                a[i] = __ldg((const uint4*)(p.x + pixel * 64 + column));
+                b[i] = __ldg((const uint4*)(p.weights + tap * 64 + column));
+            }
+        }
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < 7; i++) sum = dot_eight(a[i], b[i], sum);
+        for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+        if (lane == 0) {
+            p.scores[cell] = sum + __ldg(p.bias);
+            __threadfence();
+        }
+    }
+    if (p.choice.grid == nullptr) return;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        is_last = atomicAdd(p.arrived, 1) == (int)gridDim.x - 1;
+        if (is_last) *p.arrived = 0;
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    choose_blocks(p.choice, [&](int i) { return key_of(__ldcg(p.scores + i)); });
+}
