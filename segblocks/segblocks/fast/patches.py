@@ -19,7 +19,12 @@ _TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
 _TILE = 128  # pixels
 _SLICE = 64  # output channels of a thread block, and input channels of a stage
 _STAGE_BYTES = _SLICE * _SLICE * 2
-_PLANES = {_TALL: 2960, _PAIR: 3216, _WIDE: 3088, _ROWS: 2064}  # bytes; 16 more than a multiple of 128
+_PLANES = {
+    _TALL: 2960,
+    _PAIR: 3216,
+    _WIDE: 3088,
+    _ROWS: 2064,
+}  # bytes; 16 more than a multiple of 128
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
 _MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
 _TILE_PITCH = 736  # of the table of tiles
@@ -37,9 +42,8 @@ class Tiling:
     first_row: int
 
     @classmethod
-    def of(cls, scale: Scale, stride: int = 1) -> "Tiling":
-        """Tiles of the output of a convolution with that stride."""
-        high_kind, low_kind = _kind(scale.block, stride), _kind(scale.block // 2, stride)
+    def of(cls, scale: Scale) -> "Tiling":
+        high_kind, low_kind = _kind(scale.block), _kind(scale.block // 2)
         high_rows, low_rows = scale.high_rows, scale.rows - scale.high_rows
         if high_kind == _ROWS or not high_rows:
             # One range of rows: whatever their resolution, or low ones alone.
@@ -132,19 +136,19 @@ class Division:
         return self.lanes * self.slices * self.parts
 
 
-def applies(weight: Tensor, block: int, stride: int, extra: Tensor | None) -> bool:
+def applies(weight: Tensor, block: int, extra: Tensor | None) -> bool:
     """Whether the kernel is to do a convolution (COUT, CIN, 3, 3) that makes high blocks with sides of
-    `block`, with a 1×1 one beside it. It could do stride 2 and smaller blocks, but has to fetch more
-    pixels for those, which `convolve` does faster."""
-    if stride != 1 or block < 8:
+    `block`, with a 1×1 one beside it. It could do smaller blocks, but would fetch their pixels
+    several times, which `convolve` does faster."""
+    if block < 8:
         return False
     whole = weight.shape[0] % _SLICE == 0 and weight.shape[1] % _SLICE == 0
     return weight.shape[2] == 3 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
 
 
-def needs_table(block: int, stride: int) -> bool:
+def needs_table(block: int) -> bool:
     """Whether any tile of an output with that side of a high block reads the neighbour table."""
-    return _ROWS in (_kind(block, stride), _kind(block // 2, stride))
+    return _ROWS in (_kind(block), _kind(block // 2))
 
 
 def pack_patch_weights(matrix: Tensor, taps: int = 1) -> Tensor:
@@ -187,8 +191,8 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
 
 
-def _kind(side: int, stride: int) -> int:
-    if stride != 1 or (side != 4 and side % 8):
+def _kind(side: int) -> int:
+    if side != 4 and side % 8:
         return _ROWS
     if side == 4:
         return _WIDE
@@ -257,16 +261,12 @@ def convolve_patches(
         *(d.stages, d.ring, d.tiling.plane),
     )
     record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
-    kernel = _kernel(
-        post is not None, relu, d.resident, x.dtype, x.device.index
-    )
+    kernel = _kernel(post is not None, relu, d.resident, x.dtype, x.device.index)
     Kernel(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, record).launch(x.device)
 
 
 @functools.cache
-def _kernel(
-    post: bool, relu: bool, resident: bool, dtype: torch.dtype, device: int
-) -> Any:
+def _kernel(post: bool, relu: bool, resident: bool, dtype: torch.dtype, device: int) -> Any:
     bfloat16 = dtype == torch.bfloat16
     flags = {"post": post, "relu": relu, "resident": resident}
     options = defines(dtype=bfloat16, vector=8, index64=0, **flags)
@@ -278,8 +278,6 @@ def _kernel(
         return raw.kernel
 
 
-def plan(
-    scale: Scale, stride: int, channels: tuple[int, int, int], device: torch.device
-) -> Division:
+def plan(scale: Scale, channels: tuple[int, int, int], device: torch.device) -> Division:
     """`divide` on a device."""
-    return divide(Tiling.of(scale, stride), channels, multiprocessors(device.index))
+    return divide(Tiling.of(scale), channels, multiprocessors(device.index))

@@ -1,6 +1,5 @@
 """Runs the fused steps of a network on Hopper kernels, for one grid on the device."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from ..grid import BlockGrid
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
 from . import patches
-from .hopper import Fused, choose_tile, convolve, pack_weights
+from .hopper import Fused, choose_tile, convolve
+from .packing import pack
 from .stem import (
     extend,
     has_adjacent_channels,
@@ -18,11 +18,9 @@ from .stem import (
     padded_lines,
     split_extended,
     split_padded,
-    stem_matrix,
     stem_places,
 )
 from .steps import (
-    Affine,
     ConvStep,
     ExcursionStep,
     PlainStep,
@@ -34,17 +32,6 @@ from .steps import (
 )
 from .tables import Scale, TableKey, build_tables
 from .trace import Program, Ref
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Parameters of a step as the kernel reads them."""
-
-    weights: Tensor
-    bias: Tensor
-    channels: tuple[int, int, int]
-    pre: Tensor | None = None
-    post: Tensor | None = None
 
 
 class Network:
@@ -60,19 +47,21 @@ class Network:
         self.steps = steps
         self.dtype = dtype
         self.block = program.blocks[0]
-        self.packed = {id(s): _pack(s, dtype) for s in steps if isinstance(s, (ConvStep, StemStep))}
+        self.packed = {
+            id(step): pack(step, program.blocks[step.output], dtype)
+            for step in steps
+            if isinstance(step, (ConvStep, StemStep))
+        }
         self.last_use = last_uses(program, steps)
         self.extended = read_by_kernels(steps)
         self.keys = sorted(self._table_keys(), key=repr)
-        self.patched = sorted(
-            {
-                program.blocks[s.output]
-                for s in steps
-                if isinstance(s, ConvStep) and s.stride == 1 and _by_patches(s)
-            }
-        )
+        self.patched = sorted({program.blocks[s.output] for s in steps if self.by_patches(s)})
         self.places: dict[int, Tensor] = {}
         self.counters: Tensor | None = None
+
+    def by_patches(self, step: Step) -> bool:
+        """Whether `patch_sm90.cu` runs the step."""
+        return isinstance(step, ConvStep) and self.packed[id(step)].by_patches
 
     def prepare(self, n_high: int, n_blocks: int, device: torch.device) -> None:
         """What is the same for every grid of this many high blocks; call before capturing."""
@@ -86,8 +75,8 @@ class Network:
         """The network's output, block tensors combined; image (N, 3, H, W)."""
         n_blocks = grid.mask.numel()
         tables = build_tables(grid.slot, grid.cells, grid.n_high, self.keys)
-        found = patches.build_patches(grid.slot, grid.cells, grid.n_high, self.patched)
-        frame = _Frame(self, image, grid, n_blocks, tables, found)
+        tiles = patches.build_patches(grid.slot, grid.cells, grid.n_high, self.patched)
+        frame = _Frame(self, image, grid, n_blocks, tables, tiles)
         for i, step in enumerate(self.steps):
             frame.step(step)
             for value in step.inputs:
@@ -107,13 +96,12 @@ class Network:
             if isinstance(step, PoolStep):
                 keys.add(TableKey(blocks[step.source], 2))
             if isinstance(step, ConvStep):
-                if step.weight.shape[2] == 3 and (
-                    not _by_patches(step) or patches.needs_table(blocks[step.output], step.stride)
-                ):
+                whole = not self.by_patches(step) or patches.needs_table(blocks[step.output])
+                if step.weight.shape[2] == 3 and whole:
                     keys.add(TableKey(blocks[step.source], step.stride))
                 if step.enlarged is not None:
                     keys.add(TableKey(blocks[step.enlarged]))
-                if step.extra is not None and not _by_patches(step):
+                if step.extra is not None and not self.by_patches(step):
                     keys.add(TableKey(blocks[step.extra], step.extra_stride, centre=True))
         # The middle tap of a full table serves where only that is wanted.
         return {k for k in keys if not k.centre or TableKey(k.block, k.stride) not in keys}
@@ -122,13 +110,21 @@ class Network:
 class _Frame:
     """One execution: the grid, its tables and the buffers that are alive."""
 
-    def __init__(self, network: Network, image: Tensor, grid: BlockGrid, n_blocks: int, tables, found):
-        self.patches = found
+    def __init__(
+        self,
+        network: Network,
+        image: Tensor,
+        grid: BlockGrid,
+        n_blocks: int,
+        tables: dict[TableKey, Tensor],
+        tiles: dict[int, Tensor],
+    ):
         self.network = network
         self.image = image
         self.grid = grid
         self.n_blocks = n_blocks
         self.tables = tables
+        self.tiles = tiles
         self.buffers: dict[int, Tensor] = {}
 
     def scale(self, value: int) -> Scale:
@@ -179,7 +175,7 @@ class _Frame:
         return out
 
     def conv(self, step: ConvStep) -> Tensor:
-        return self.patch_conv(step) if _by_patches(step) else self.row_conv(step)
+        return self.patch_conv(step) if self.network.by_patches(step) else self.row_conv(step)
 
     def patch_conv(self, step: ConvStep) -> Tensor:
         packed, scale = self.network.packed[id(step)], self.scale(step.output)
@@ -191,7 +187,7 @@ class _Frame:
         elif step.residual is not None:
             more = {"x2": self.buffers[step.residual], "step2": 64}
         patches.convolve_patches(
-            patches.plan(scale, step.stride, packed.channels, x.device),
+            patches.plan(scale, packed.channels, x.device),
             scale,
             x,
             packed.weights,
@@ -199,8 +195,8 @@ class _Frame:
             out,
             packed.channels,
             self.middle(scale.block),
-            self.tables.get(TableKey(scale.block * step.stride, step.stride)),
-            self.patches.get(scale.block) if step.stride == 1 else None,
+            self.tables.get(TableKey(scale.block)),
+            self.tiles.get(scale.block),
             post=packed.post,
             relu=step.relu,
             count=self.network.counters,
@@ -301,47 +297,3 @@ class _Frame:
         dense = DualResTensor(pixels, self.grid, scale.block, layout).combine()
         # Channels padded for the kernels are combined too and cut off by a view.
         return dense[:, :channels] if pixels.shape[1] != channels else dense
-
-
-def _by_patches(step: ConvStep) -> bool:
-    extra = step.extra_weight if step.extra is not None else None
-    plain = step.pre is None and step.enlarged is None
-    plain = plain and (step.extra is None or step.residual is None)
-    return plain and patches.applies(step.weight, step.stride, extra)
-
-
-def _pack(step: ConvStep | StemStep, dtype: torch.dtype) -> Packed:
-    weight, cout = step.weight, step.weight.shape[0]
-    padded = -(-cout // 8) * 8
-    if isinstance(step, StemStep):
-        packed = pack_weights(_pad_columns(stem_matrix(weight), padded).to(dtype))
-        return Packed(packed, _pad_vector(step.bias, packed), (64, 0, padded))
-    by_patches = _by_patches(step)
-    pack = patches.pack_patch_weights if by_patches else pack_weights
-    matrix = weight.permute(2, 3, 1, 0).reshape(-1, cout)  # taps·CIN,COUT
-    packed = pack(_pad_columns(matrix, padded).to(dtype), weight.shape[2] ** 2)
-    extra = 0
-    if step.extra is not None:
-        extra = step.extra_weight.shape[1]
-        second = pack(_pad_columns(step.extra_weight.flatten(1).t(), padded).to(dtype))
-        packed = torch.cat((packed, second))
-    elif by_patches and step.residual is not None:
-        extra = 64
-        packed = torch.cat((packed, pack(patches.identity(padded).to(weight.device, dtype))))
-    pre = None if step.pre is None else torch.stack((step.pre.scale, step.pre.shift)).contiguous()
-    post = None if step.post is None else _pad_affine(step.post, packed)
-    channels = (weight.shape[1], extra, padded)
-    return Packed(packed, _pad_vector(step.bias, packed), channels, pre, post)
-
-
-def _pad_columns(matrix: Tensor, columns: int) -> Tensor:
-    return torch.nn.functional.pad(matrix, (0, columns - matrix.shape[1])).contiguous()
-
-
-def _pad_vector(vector: Tensor, packed: Tensor) -> Tensor:
-    return torch.nn.functional.pad(vector.float(), (0, packed.shape[1] - vector.numel()))
-
-
-def _pad_affine(affine: Affine, packed: Tensor) -> Tensor:
-    both = [_pad_vector(affine.scale, packed), _pad_vector(affine.shift, packed)]
-    return torch.stack(both).contiguous()
