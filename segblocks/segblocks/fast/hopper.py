@@ -195,11 +195,21 @@ def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
         "SEPARATE": fused.separate,
     }
     options = tuple(f"-DSB_{name}={int(value)}" for name, value in constants.items())
+    return load("conv_sm90.cu", "block_conv", ("-std=c++17", *options), device, tile.shared)
+
+
+@functools.cache
+def load(file: str, kernel: str, options: tuple[str, ...], device: int, shared: int) -> Any:
+    """CuPy's handle of a kernel for Hopper's own instructions.
+
+    Args:
+        shared: dynamic shared memory in bytes that launches may ask for.
+    """
     cupy = import_cupy()
     with cupy.cuda.Device(device):
-        binary = cubin(source("conv_sm90.cu"), ("-std=c++17", "-arch=sm_90a", *options))
-        raw = cupy.RawModule(path=str(binary)).get_function("block_conv")
-        raw.max_dynamic_shared_size_bytes = tile.shared
+        binary = cubin(source(file), (*options, "-arch=sm_90a"))
+        raw = cupy.RawModule(path=str(binary)).get_function(kernel)
+        raw.max_dynamic_shared_size_bytes = shared
         return raw.kernel
 
 

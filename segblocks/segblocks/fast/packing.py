@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import patches
 from .hopper import pack_weights
-from .stem import stem_matrix
+from .stem import stem_applies, stem_matrix
 from .steps import Affine, ConvStep, StemStep
 
 
@@ -19,7 +19,7 @@ class Packed:
     Attributes:
         channels: input, second input, output; the second input of a patch convolution may be its
             residual, 64 channels through the identity.
-        by_patches: whether they are for `patch_sm90.cu`.
+        by_patches: whether they are for `patch_sm90.cu`, or `stem_sm90.cu`.
     """
 
     weights: Tensor
@@ -35,8 +35,10 @@ def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype) -> Packed:
     weight, cout = step.weight, step.weight.shape[0]
     padded = -(-cout // 8) * 8
     if isinstance(step, StemStep):
-        packed = pack_weights(_columns(stem_matrix(weight), padded).to(dtype))
-        return Packed(packed, _vector(step.bias, packed), (64, 0, padded))
+        turned = stem_applies(padded, block)
+        lay_out = patches.pack_patch_weights if turned else pack_weights
+        packed = lay_out(_columns(stem_matrix(weight), padded).to(dtype))
+        return Packed(packed, _vector(step.bias, packed), (64, 0, padded), by_patches=turned)
     by_patches = _by_patches(step, block)
     lay_out = patches.pack_patch_weights if by_patches else pack_weights
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, cout)  # taps·CIN,COUT

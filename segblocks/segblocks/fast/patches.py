@@ -5,14 +5,13 @@ import functools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
-from ..ops.cuda.module import Kernel, defines, import_cupy, multiprocessors, prepare, source
-from .hopper import cubin, pack_weights
+from ..ops.cuda.module import Kernel, defines, multiprocessors, prepare
+from .hopper import load, pack_weights
 from .tables import Scale
 
 _TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
@@ -261,21 +260,10 @@ def convolve_patches(
         *(d.stages, d.ring, d.tiling.plane),
     )
     record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
-    kernel = _kernel(post is not None, relu, d.resident, x.dtype, x.device.index)
+    flags = {"post": post is not None, "relu": relu, "resident": d.resident}
+    options = defines(dtype=x.dtype == torch.bfloat16, vector=8, index64=0, **flags)
+    kernel = load("patch_sm90.cu", "patch_conv", options, x.device.index, _SHARED + 1024)
     Kernel(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, record).launch(x.device)
-
-
-@functools.cache
-def _kernel(post: bool, relu: bool, resident: bool, dtype: torch.dtype, device: int) -> Any:
-    bfloat16 = dtype == torch.bfloat16
-    flags = {"post": post, "relu": relu, "resident": resident}
-    options = defines(dtype=bfloat16, vector=8, index64=0, **flags)
-    cupy = import_cupy()
-    with cupy.cuda.Device(device):
-        binary = cubin(source("patch_sm90.cu"), (*options, "-arch=sm_90a"))
-        raw = cupy.RawModule(path=str(binary)).get_function("patch_conv")
-        raw.max_dynamic_shared_size_bytes = _SHARED + 1024
-        return raw.kernel
 
 
 def plan(scale: Scale, channels: tuple[int, int, int], device: torch.device) -> Division:

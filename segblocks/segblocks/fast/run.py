@@ -12,6 +12,7 @@ from . import patches
 from .hopper import Fused, choose_tile, convolve
 from .packing import pack
 from .stem import (
+    convolve_stem,
     extend,
     has_adjacent_channels,
     max_pool,
@@ -67,7 +68,10 @@ class Network:
         """What is the same for every grid of this many high blocks; call before capturing."""
         if self.counters is None:
             self.counters = torch.zeros(4096, dtype=torch.int32, device=device)
-        if any(isinstance(s, StemStep) for s in self.steps) and n_high not in self.places:
+        by_rows = any(
+            isinstance(s, StemStep) and not self.packed[id(s)].by_patches for s in self.steps
+        )
+        if by_rows and n_high not in self.places:
             scale = Scale.of(self.block // 2, n_high, n_blocks)
             self.places[n_high] = stem_places(scale, n_high, n_blocks, self.block, device)
 
@@ -158,6 +162,10 @@ class _Frame:
         x = split_padded(self.image, grid.slot, grid.cells, grid.n_high, block, self.network.dtype)
         scale = self.scale(step.output)
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
+        if packed.by_patches:
+            weights, bias = packed.weights, packed.bias
+            convolve_stem(x, weights, bias, out, scale, self.n_blocks, step.relu)
+            return out
         places = self.network.places[grid.n_high]
         convolve(
             Fused(taps=1, relu=step.relu, stem=True),

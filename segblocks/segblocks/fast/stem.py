@@ -3,14 +3,17 @@
 import functools
 import struct
 
+import numpy
 import torch
 from torch import Tensor
 
 from ..ops.cuda import geometry as geo
-from ..ops.cuda.module import prepare
+from ..ops.cuda.module import Kernel, multiprocessors, prepare
+from .hopper import load
 from .tables import Scale
 
 _HALO = 3  # pixels round a block that the 7×7 window reads
+_STEM_SHARED = 4 * 8192 + 2 * 22528 + 1024  # weights, a ring of two tiles, alignment
 
 
 def stem_matrix(weight: Tensor) -> Tensor:
@@ -20,6 +23,40 @@ def stem_matrix(weight: Tensor) -> Tensor:
     whole = weight.new_zeros((cout, 4, 8, 8))
     whole[:, :cin, edge : edge + size, edge : edge + size] = weight
     return whole.permute(2, 3, 1, 0).reshape(256, cout)  # dy,dx,c -> cout
+
+
+def stem_applies(channels: int, block: int) -> bool:
+    """Whether `convolve_stem` makes that many channels of high blocks with sides of `block`."""
+    return channels % 64 == 0 and block in (32, 64)
+
+
+def convolve_stem(
+    x: Tensor, packed: Tensor, bias: Tensor, out: Tensor, scale: Scale, n_blocks: int, relu: bool
+) -> None:
+    """Enqueue the first convolution; the header of `stem_sm90.cu` says what each tensor holds.
+
+    Args:
+        x: from `split_padded`. scale: of the output.
+    """
+    n_high, cout = scale.high_rows // scale.block**2, out.shape[1]
+    lines = [min(side, 512 // side) for side in (scale.block, scale.block // 2)]
+    high_tiles = n_high * scale.block // lines[0]
+    tiles = high_tiles + (n_blocks - n_high) * (scale.block // 2) // lines[1]
+    record = struct.pack("4Q", *(t.data_ptr() for t in (x, packed, bias, out)))
+    record += struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
+    record += struct.pack("4i", n_high, n_blocks, cout, packed.shape[1])
+    record += struct.pack("4i", high_tiles, tiles, relu, 0)
+    slices = cout // 64
+    blocks = slices * max(1, min(tiles, 2 * multiprocessors(x.device.index) // slices))
+    kernel = load("stem_sm90.cu", "stem_conv", _options(x.dtype), x.device.index, _STEM_SHARED)
+    Kernel(
+        kernel,
+        (blocks, 1),
+        (288,),
+        _STEM_SHARED,
+        record,
+        numpy.dtype((numpy.void, len(record))),
+    ).launch(x.device)
 
 
 def padded_lines(block: int) -> tuple[int, int]:

@@ -1,18 +1,8 @@
 // What patch_sm90.cu does with its sums: adds up the parts of the inner dimension, then bias, ReLU,
 // a second affine and ReLU, and the averages of the high blocks. All in registers: a thread holds pairs of
 // neighbouring pixels of two channels, and 8×8 matrices are turned round on the way out.
-//
-// Thread (r, c) = (lane / 4, lane % 4) of a warp holds, for j < 16, acc[4j .. 4j+3]: tile pixels
-// 8j + 2c and the next of channel 4 (r / 2) + r % 2 of the warp's 16, then the same pixels two
-// channels on. `pack_patch_weights` orders the weights so, for then the transposed pair of matrices
-// is four consecutive channels 4c .. 4c+3 of tile pixel 8j + r.
 #pragma once
-
-INLINE unsigned transpose(unsigned matrix) {
-    unsigned turned;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(matrix));
-    return turned;
-}
+#include "turned.cuh"
 
 // Leaves the sum over all parts in `acc` of the part that arrives last, and says whether this is it.
 INLINE bool add_parts(const Arguments& p, float (&acc)[64], int index, const Share& share, int group,
@@ -90,7 +80,7 @@ INLINE Channels channels_of(const Arguments& p, int slice) {
     channels.column = base + lane % 4 * 4;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        int channel = base + lane / 8 * 4 + lane / 4 % 2 + 2 * k;
+        int channel = base + channel_of(lane) + 2 * k;
         channels.bias[k] = p.bias[channel];
         channels.scale[k] = SB_POST ? p.post[channel] : 0;
         channels.shift[k] = SB_POST ? p.post[p.cout_pad + channel] : 0;
