@@ -5,6 +5,7 @@ import functools
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy
 import torch
@@ -136,8 +137,8 @@ class Division:
 
 
 def applies(weight: Tensor, block: int, extra: Tensor | None) -> bool:
-    """Whether the kernel is to do a convolution (COUT, CIN, 3, 3) that makes high blocks with sides of
-    `block`, with a 1×1 one beside it. It could do smaller blocks, but would fetch their pixels
+    """Whether the kernel is to do a convolution (COUT, CIN, 3, 3) that makes high blocks with sides
+    of `block`, with a 1×1 one beside it. It could do smaller blocks, but would fetch their pixels
     several times, which `convolve` does faster."""
     if block < 8:
         return False
@@ -184,7 +185,7 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
             resident, stages = False, _STREAMED
         else:
             chunk_of = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
-            stages = max(sum(taps[a:b]) for a, b in zip(chunk_of, chunk_of[1:]))
+            stages = max(sum(taps[a:b]) for a, b in pairwise(chunk_of))
     ring = min(_MAX_RING, (_SHARED - stages * _STAGE_BYTES) // slot)
     lanes = max(1, min(processors // (slices * (len(chunk_of) - 1)), tiling.tiles))
     return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
@@ -207,7 +208,7 @@ def _balance(taps: list[int], most: int) -> tuple[int, ...]:
                 bounds.append(i)
             total += count
         bounds.append(len(taps))
-        if max(sum(taps[a:b]) for a, b in zip(bounds, bounds[1:])) <= most:
+        if max(sum(taps[a:b]) for a, b in pairwise(bounds)) <= most:
             return tuple(bounds)
     raise ValueError(f"an inner dimension of {sum(taps)} stages of 64 does not fit in {_MAX_PARTS}")
 
