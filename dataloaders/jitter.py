@@ -1,6 +1,6 @@
-"""Colour jitter on whole colour planes: what torchvision does by way of PIL, in a third of the time.
+"""Colour jitter on whole colour planes: torchvision's on PIL images in a third of the time.
 
-Drawn numbers, their order and the arithmetic are torchvision's ColorJitter on PIL images. Only
+Drawn numbers, their order and the arithmetic are those of ColorJitter on PIL images. Only
 rounding differs: here once, at the end, there after each of the four changes and, for hue, to 256
 hues and saturations.
 """

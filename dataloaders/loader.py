@@ -65,8 +65,9 @@ def build_loader(
     data set's transform: float32 and int64, or uint8 for `to_network` to widen.
 
     Training shuffles by (seed, epoch) and ends with the last whole optimiser step, `accumulate`
-    batches on every rank; validation keeps order and every sample. `batch_size` is per rank. Call `loader.sampler.set_epoch(epoch, start)` before
-    each pass over the loader; `start` resumes in the middle of an epoch (see ResumableSampler).
+    batches on every rank; validation keeps order and every sample. `batch_size` is per rank. Call
+    `loader.sampler.set_epoch(epoch, start)` before each pass over the loader; `start` resumes in
+    the middle of an epoch (see ResumableSampler).
     Neither batches nor torch's global generators depend on `num_workers`.
 
     Raises ValueError for a batch size below 1 or, in training, above the images of one rank.
