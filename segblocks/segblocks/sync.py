@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as _joint_on_cuda
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .rules.arguments import require_image
@@ -10,8 +11,8 @@ from .rules.normalise import as_image, as_pixels
 from .tensor import DualResTensor
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """`torch.nn.SyncBatchNorm` that takes blocks too, and runs on the CPU.
+class SyncBatchNorm(_BatchNorm):
+    """What `torch.nn.SyncBatchNorm` computes, for blocks too, and on the CPU.
 
     In training with several processes, statistics are those of all stored pixels of all processes,
     however many each of them holds. In all other cases it is plain batch norm.
@@ -27,11 +28,33 @@ class SyncBatchNorm(nn.SyncBatchNorm):
             return x.like(as_pixels(self._joint(as_image(x.pixels))))
         return self._joint(x)
 
-    def _joint(self, x: Tensor) -> Tensor:
-        return super().forward(x) if x.is_cuda else self._joint_in_steps(x)
+    def _check_input_dim(self, x: Tensor | DualResTensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"batch norm needs channels in dimension 1, got {x.dim()} dimensions")
 
-    def _joint_in_steps(self, x: Tensor) -> Tensor:
-        """PyTorch has this for CUDA alone. The variance takes a second pass, for its precision."""
+    def _joint(self, x: Tensor) -> Tensor:
+        share = 0.0  # of this batch in the running statistics
+        if self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            share = self.momentum
+            if share is None:
+                share = 1 / float(self.num_batches_tracked)
+        if not x.is_cuda:
+            return self._in_steps(x, share)
+        return _joint_on_cuda.apply(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.eps,
+            share,
+            dist.group.WORLD,
+            dist.get_world_size(),
+        )
+
+    def _in_steps(self, x: Tensor, share: float) -> Tensor:
+        """PyTorch has it for CUDA alone. The variance takes a second pass, for its precision."""
         dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
         count = torch.tensor(x.numel() / x.shape[1], dtype=torch.float64, device=x.device)
         dist.all_reduce(count)
@@ -40,21 +63,14 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         mean = _Total.apply(x.sum(rest, dtype=torch.float64)) / count  # C
         centred = x - mean.to(x.dtype).view(shape)
         variance = _Total.apply(centred.square().sum(rest, dtype=torch.float64)) / count  # C
-        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
+        if self.track_running_stats:
+            unbiased = variance.detach() * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), share)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
         out = centred * (variance + self.eps).rsqrt().to(x.dtype).view(shape)
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics, as `nn.BatchNorm2d` does."""
-        if not self.track_running_stats:
-            return
-        self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
 class _Total(torch.autograd.Function):
