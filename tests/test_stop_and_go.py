@@ -51,14 +51,13 @@ def whole(tmp_path_factory, tiny_backbone):  # noqa: F811
     return {count: folder / str(count) / "default" for count in (1, 2)}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("ranks", "seed"), [(1, 0), (1, 1), (2, 2)])
 def test_killed_three_times_and_resumed_equals_a_run_left_alone(whole, tmp_path, ranks, seed):
     """SIGKILL in the middle of writing a checkpoint, then to a random rank at random steps."""
     draw = random.Random(seed)
-    often = EVERY_STEP if seed else ()
+    often = EVERY_STEP if seed % 2 else ()
     argv = arguments(tmp_path, *SETTING, *often, "--ema", "0.9")
-    steps = sorted(draw.sample(range(1, 9), 3))
+    steps = sorted(draw.sample(range(4, 9), 3))
     kills = [Kill(1, while_saving=True), *(Kill(step, draw.randrange(ranks)) for step in steps)]
     for kill in kills:
         assert -9 in run_job(argv, ranks, kill)

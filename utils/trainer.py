@@ -146,7 +146,7 @@ class Trainer:
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args
-        if at.epoch < args.epochs:
+        if at.epoch < args.epochs and not self._out_of_steps():
             start = at.step * self.images_per_step
             self.train_loader.sampler.set_epoch(at.epoch, start, args.epochs - at.epoch)
             self._batches = iter(self.train_loader)
