@@ -171,7 +171,7 @@ def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         raise ValueError(f"--device {name!r}: accepted are auto, cpu, cuda and cuda:INDEX")
     if index and ranks.count > 1:
         raise ValueError(f"--device {name}: with several processes give cuda; each takes its own")
-    if kind == "cuda" and ranks.per_node > torch.cuda.device_count():
+    if kind == "cuda" and ranks.count > 1 and ranks.per_node > torch.cuda.device_count():
         raise ValueError(
             f"{ranks.per_node} processes on this node, but PyTorch sees "
             f"{torch.cuda.device_count()} CUDA devices here; start as many as there are devices "

@@ -14,7 +14,7 @@ from together import CONTEXT, run_all
 from torch import nn
 
 import train
-from utils import checkpoint, trainer
+from utils import checkpoint, state
 from utils.trainer import Trainer
 
 CONTEXT.set_forkserver_preload(["jobs"])
@@ -61,7 +61,7 @@ def _process(
         os.environ.update({name: str(value) for name, value in places.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if sgd:
-        trainer.build_optimizer = _gradient_descent
+        state.build_optimizer = _gradient_descent
     if kill and kill.rank == rank:
         _kill_at(kill)
     sys.exit(train.main(argv))

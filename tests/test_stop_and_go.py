@@ -248,6 +248,19 @@ def test_changed_rates_and_schedule_take_effect(tmp_path):
         assert f"WARNING warning: changed since the checkpoint: {text}" in log
 
 
+@pytest.mark.parametrize(
+    ("before", "done", "after", "expected"),
+    [("2", "2", "4", 1), ("1", "5", "2", 2), ("1", "5", "5", 1)],
+)
+def test_batches_of_another_size_go_on_about_as_far(tmp_path, before, done, after, expected):
+    run(tmp_path, "--batch-size", before, "--max-steps", done)
+    folder = run(tmp_path, "--batch-size", after, "--epochs", "2", "--val-every", "0")
+    log = (folder / "run.log").read_text()
+    assert f"checkpoint.pth: epoch 1, step {expected} of {6 // int(after)}" in log
+    assert f"--batch-size was {before}, now {after}" in log
+    assert checkpoint(folder)["progress"]["epoch"] == 2
+
+
 @pytest.mark.parametrize(("before", "after"), [("off", "fp16"), ("fp16", "off")])
 def test_mixed_precision_may_change(tmp_path, before, after, monkeypatch):
     run(tmp_path, "--amp", before, "--max-steps", "1")

@@ -2,13 +2,12 @@
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 
 
 def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
@@ -50,36 +49,43 @@ def group_of(name: str) -> str:
     return "backbone" if name.startswith("net.backbone.") else "decoder"
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, args: Namespace) -> LambdaLR:
-    """Cosine annealing, one step per epoch, from each group's rate to --lr-end.
+class CosineSchedule:
+    """Cosine annealing, one step per epoch, from each group's rate to --lr-end; a rate of 0 stays.
 
-    In closed form, so that the rate of an epoch follows from the flags alone and not from how the
-    run came there.
+    In closed form, so that the rates of an epoch follow from the flags alone and not from how the
+    run came there, as those of PyTorch's scheduler do.
     """
 
-    def cosine(rate: float) -> Callable[[int], float]:
-        def share(epoch: int) -> float:
-            falling = (1 + math.cos(math.pi * min(epoch, args.epochs) / args.epochs)) / 2
-            return (args.lr_end + (rate - args.lr_end) * falling) / rate if rate else 0.0
+    def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
+        self.optimizer, self.epochs, self.end = optimizer, args.epochs, args.lr_end
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.go_to(0)
 
-        return share
+    def go_to(self, epoch: int) -> None:
+        """Set the rates of an epoch, counted from 0."""
+        self.epoch = epoch
+        left = (1 + math.cos(math.pi * min(epoch, self.epochs) / self.epochs)) / 2
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = self.end + (rate - self.end) * left if rate else 0.0
 
-    return LambdaLR(optimizer, [cosine(group["lr"]) for group in optimizer.param_groups])
+    def step(self) -> None:
+        """On to the next epoch."""
+        self.go_to(self.epoch + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"last_epoch": self.epoch}
 
 
 def restore(
-    optimizer: torch.optim.Optimizer, scheduler: LambdaLR, saved: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer, schedule: CosineSchedule, saved: Mapping[str, Any]
 ) -> None:
     """Take moments and epoch from a checkpoint, everything else (rates, decay, schedule) from the
     flags that both were built with. Raises ValueError for an optimiser of other groups."""
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     optimizer.load_state_dict(saved["optimizer"])
-    scheduler.last_epoch = saved["scheduler"]["last_epoch"]
-    for group, flags, rate, share in zip(
-        optimizer.param_groups, own, scheduler.base_lrs, scheduler.lr_lambdas
-    ):
+    for group, flags in zip(optimizer.param_groups, own):
         group.update(flags)
-        group["lr"] = rate * share(scheduler.last_epoch)
+    schedule.go_to(saved["scheduler"]["last_epoch"])
 
 
 def _on_cuda(model: nn.Module) -> bool:

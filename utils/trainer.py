@@ -1,9 +1,7 @@
 """The training loop: task loss plus policy loss, cosine schedule, validation, checkpoints."""
 
 import copy
-import inspect
 import time
-import warnings
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,31 +9,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from dataloaders import to_network
-from segblocks import convert_sync_batchnorm
-from utils.checkpoint import load_weights, save_checkpoint
-from utils.ema import WeightAverage
+from utils.checkpoint import save_checkpoint
+from utils.distributed import distributed
 from utils.errors import UserError, one_line
 from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
 from utils.losses import build_loss
-from utils.optim import build_optimizer, build_scheduler, restore
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
-from utils.resume import LATEST, Progress, Told, changed_flags
-from utils.seeding import rng_state, set_rng_state
+from utils.resume import LATEST, Progress, Told
 from utils.signals import Stopped, stop_requests
+from utils.state import TrainingState, images_per_step
 
 MAC_IMAGES = 10  # of each validation in training; --mode val counts on all
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# The name of an option since PyTorch 2.14, and before.
-_SYNC_BUFFERS = "broadcast_buffers"
-if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
-    _SYNC_BUFFERS = "forward_sync_buffers"
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
 
 
@@ -43,8 +34,7 @@ class Trainer:
     """Trains a SegBlocksModel, on one device or on several ranks that share each batch.
 
     A checkpoint is taken between two optimiser steps and holds everything the next one depends
-    on, so a run that stops and goes on ends with the weights of one that did not. Nothing of it
-    differs between ranks.
+    on, so a run that stops and goes on ends with the weights of one that did not.
     """
 
     def __init__(
@@ -61,66 +51,33 @@ class Trainer:
         self.dataset = train_loader.dataset.dataset
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = build_loss(args.loss, self.dataset.info.ignore_index, ranks.replicas.total)
-        self.optimizer = build_optimizer(model, args)
-        self.scheduler = build_scheduler(self.optimizer, args)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-        self.average = WeightAverage(model, args.ema) if args.ema else None
-        self.progress = Progress()
+        self.run = TrainingState(model, args, device)
         self.finite = FiniteGuard(self.dataset, ranks)
-        self.images_per_step = args.batch_size * args.accumulate
+        self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
         self._saved_at = time.monotonic()
         self._keep_previous = True
 
+    @property
+    def progress(self) -> Progress:
+        return self.run.progress
+
     # ---- stop and go ----
 
-    def state(self) -> dict[str, Any]:
-        state = {
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": {"last_epoch": self.scheduler.last_epoch},
-            "scaler": self.scaler.state_dict(),
-            "progress": self.progress.to_dict(),
-            "rng": rng_state(self.device),
-            "args": vars(self.args),
-        }
-        return state | {"ema": self.average.state_dict()} if self.average else state
-
     def load(self, path: Path) -> Told:
-        """Continue from a checkpoint of a training run.
-
-        Returns what to tell its user: where it goes on, and flags that have changed since. Raises
-        ValueError if the file holds no training state or that of another architecture.
-        """
-        state = load_weights(self.model, path)
-        missing = sorted(self.state().keys() - state.keys() - {"ema"})
-        if missing:
-            raise ValueError(
-                f"{path} cannot be trained further: it lacks {', '.join(missing)}; resume from a "
-                "checkpoint that this program's training wrote, or start afresh with --resume none"
-            )
-        restore(self.optimizer, self.scheduler, state)
-        if state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        if self.average and "ema" in state:
-            self.average.load_state_dict(state["ema"])
-        elif self.average:
-            self.average.restart()
-        self.progress = Progress(**state["progress"])
-        set_rng_state(state["rng"], self.device)
+        """Continue from a checkpoint of a training run (see TrainingState)."""
+        told = self.run.load(path)
+        self.progress.step = min(self.progress.step, self.steps_per_epoch)
+        told.lines[0] += f" of {self.steps_per_epoch}"
         # What this run did not read itself is no reason to give up the one before it.
         self._keep_previous = path.name == LATEST
-        at = self.progress
-        told = [f"resumed {path}: epoch {at.epoch + 1}, step {at.step} of {self.steps_per_epoch}"]
-        changed = changed_flags(state["args"], self.args)
-        return Told(told, [f"changed since the checkpoint: {text}" for text in changed])
+        return told
 
     def save(self, log: RunLog, name: str = LATEST) -> None:
         """Write the checkpoint, on the main rank. Raises UserError where that is impossible, with
         the checkpoints before it untouched, and where weights are not finite."""
         self.finite.check(self.model)
-        state = self.state()
-        self._write(log.folder / name, state, name == LATEST and self._keep_previous)
+        self._write(log.folder / name, self.run.to_dict(), name == LATEST and self._keep_previous)
         if name == LATEST:
             self._saved_at = time.monotonic()
             self._keep_previous = True
@@ -157,7 +114,7 @@ class Trainer:
             if last or (args.val_every and (at.epoch + 1) % args.val_every == 0):
                 evaluation = self._validate(log)
             if ended:
-                self.scheduler.step()
+                self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
             self.save(log)
             if not last:
@@ -192,7 +149,7 @@ class Trainer:
     def _step(self, means: Means) -> None:
         """One optimiser step, on --accumulate batches."""
         args = self.args
-        self.optimizer.zero_grad(set_to_none=True)
+        self.run.optimizer.zero_grad(set_to_none=True)
         for i in range(args.accumulate):
             image, label, index = next(self._batches)
             image = image.to(self.device, non_blocking=True)  # N,3,H,W
@@ -202,17 +159,17 @@ class Trainer:
             with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
                 loss, stats = self._loss(*to_network(image, label))
                 # Losses of ranks add up, where DistributedDataParallel averages gradients.
-                self.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
+                self.run.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
             means.add(stats)
             self.finite.add(loss.detach(), index, self.progress.total_steps)
         if args.grad_clip:
-            self.scaler.unscale_(self.optimizer)
+            self.run.scaler.unscale_(self.run.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.grad_clip)
             means.add({"gradient_norm": norm / self.ranks.count})  # to be added up, as the rest
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average:
-            self.average.update(self.progress.total_steps + 1)
+        self.run.scaler.step(self.run.optimizer)
+        self.run.scaler.update()
+        if self.run.average:
+            self.run.average.update(self.progress.total_steps + 1)
 
     def _gradients_stay(self) -> Any:
         """Where gradients are not yet exchanged between ranks."""
@@ -238,9 +195,9 @@ class Trainer:
         at = self.progress
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
         evaluation = self._evaluate(log, self.model, self.args, "val")
-        if self.average:
+        if self.run.average:
             averaged = copy.deepcopy(self.model)
-            averaged.load_state_dict(self.average.weights_of(self.model))
+            averaged.load_state_dict(self.run.average.weights_of(self.model))
             # Pictures are those of the weights themselves.
             args = Namespace(**{**vars(self.args), "num_viz_images": 0})
             score = self._evaluate(log, averaged, args, "ema_val").miou
@@ -269,7 +226,7 @@ class Trainer:
 
     def _log_step(self, log: RunLog, means: Means, rate: float) -> None:
         at, values = self.progress, means.pop(self.ranks.replicas.total)
-        rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        rates = {f"lr/{group['name']}": group["lr"] for group in self.run.optimizer.param_groups}
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
@@ -295,24 +252,3 @@ class Trainer:
         asked = max(number or 0 for number in self.ranks.everyones(self._stop.number))
         if asked:
             raise Stopped(asked)
-
-
-def distributed(
-    model: nn.Module, args: Namespace, device: torch.device, ranks: Ranks
-) -> DistributedDataParallel:
-    """`model` as one of several that share each batch: gradients, statistics of batch norm and what
-    the policy draws are those of the whole batch. The model itself is changed in place."""
-    convert_sync_batchnorm(model)
-    model.policy.replicas = ranks.replicas
-    # Gradients of 1×1 weights come with other strides than the weights, over the same memory.
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        **{_SYNC_BUFFERS: False},  # they are equal on all ranks already
-        gradient_as_bucket_view=True,
-        # All parameters are used. But where it looks for unused ones, it keeps to its first
-        # buckets; else it sums in another order after the first step of a run, so that more than
-        # two ranks would not repeat to the last bit when they go on from a checkpoint.
-        find_unused_parameters=ranks.count > 2 and (args.deterministic or device.type == "cpu"),
-    )
