@@ -39,7 +39,8 @@ def run_job(
 ) -> list[int]:
     """Run train.py in `count` processes; -> their exit statuses, negative for a signal.
 
-    `sgd` puts plain gradient descent in the place of Adam, which makes much of rounding.
+    `sgd` puts plain gradient descent in the place of Adam, which makes much of rounding, and keeps
+    CUDA to whole float32.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -62,6 +63,7 @@ def _process(
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if sgd:
         state.build_optimizer = _gradient_descent
+        torch.backends.cudnn.allow_tf32 = False
     if kill and kill.rank == rank:
         _kill_at(kill)
     sys.exit(train.main(argv))

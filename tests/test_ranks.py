@@ -66,6 +66,15 @@ def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_epoch_on_two_gpus_equals_one_on_one(tmp_path, policy):
+    test_an_epoch_on_two_ranks_equals_one_on_one(
+        tmp_path, policy, ["--device", "cuda", "--deterministic", "yes"]
+    )
+
+
 def _logged(folder):
     """Total loss and share of every logged step, in the log, which the main rank alone writes."""
     log = (folder / "run.log").read_text()
