@@ -47,8 +47,8 @@ def _keep_freed_memory(worker: int) -> None:
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
         if mallopt is not None:
-            for setting in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-                mallopt(setting, 1 << 30)
+            mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+            mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # older versions of it refuse more
 
 
 def build_loader(
