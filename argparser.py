@@ -147,8 +147,8 @@ def _data(group) -> None:
     add("--synthetic-val-images", type=COUNT, default=100, metavar="N",
         help="number of synthetic validation scenes (default: %(default)s)")
     add("--num-workers", type=WHOLE, default=7, metavar="N",
-        help="processes that load data, never more than there are cores; the result does not "
-        "depend on it (default: %(default)s)")
+        help="processes that load data for each training process, never more than there are cores; "
+        "the result does not depend on it (default: %(default)s)")
     add("--cache-images", choices=("auto", "yes", "no"), default="auto",
         help="keep decoded images in memory after their first use; auto: where all of them take at "
         "most half of what is free (default: %(default)s)")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataloaders import to_network
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import previous, save_checkpoint
 from utils.distributed import distributed
 from utils.errors import UserError, one_line
 from utils.evaluate import Evaluation, evaluate, forward_options
@@ -69,8 +69,8 @@ class Trainer:
         told = self.run.load(path)
         self.progress.step = min(self.progress.step, self.steps_per_epoch)
         told.lines[0] += f" of {self.steps_per_epoch}"
-        # What this run did not read itself is no reason to give up the one before it.
-        self._keep_previous = path.name == LATEST
+        # A checkpoint.pth that could not be used must not push out the good one before it.
+        self._keep_previous = path.name != previous(Path(LATEST)).name
         return told
 
     def save(self, log: RunLog, name: str = LATEST) -> None:
