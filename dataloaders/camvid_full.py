@@ -23,7 +23,7 @@ from dataloaders.decode import ColourLabels
 from dataloaders.files import PairedFiles
 from dataloaders.info import CAMVID, IGNORE_INDEX, DatasetInfo
 
-# The 32 names and colours of the release, by the class of the 11 (or void) that they belong to.
+# The 32 names and colours of the release, by the class of the 11 (or void) SegNet made of them.
 GROUPS: dict[str, dict[str, tuple[int, int, int]]] = {
     "sky": {"Sky": (128, 128, 128)},
     "building": {

@@ -94,7 +94,7 @@ class SyntheticStreets(SegmentationDataset):
     @classmethod
     def options(cls, args: Namespace, split: str) -> dict[str, Any]:
         height, width = args.synthetic_size
-        length = getattr(args, f"synthetic_{split}_images")
+        length = getattr(args, f"synthetic_{split}_images", None)  # no such flag: no such split
         return {"height": height, "width": width, "length": length}
 
     def __len__(self) -> int:
