@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from layouts import LAYOUTS
 from PIL import Image
-from tiny import arguments, figures, run, save, tiny_backbone  # noqa: F401
+from tiny import arguments, figures, run, save, scene, tiny_backbone  # noqa: F401
 
 import train
-from dataloaders import build_dataset, check, file_datasets
+from argparser import build_parser
+from dataloaders import DATASETS, DatasetInfo, build_dataset, check, file_datasets
+from dataloaders.decode import IdLabels, label_table
+from dataloaders.files import PairedFiles
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 SMALL = ("--res", "128", "--crop-res", "64", "--batch-size", "2", "--max-steps", "1")
@@ -48,6 +51,35 @@ def test_the_folder_may_come_from_the_environment(layout, root, monkeypatch):
     monkeypatch.setenv(kind.variable, str(root))
     assert kind.variable == f"SEGBLOCKS_{layout.dataset.upper()}_DIR"
     assert len(build_dataset(layout.dataset, "train")) == layout.images[0]
+
+
+class Mine(PairedFiles):
+    """A data set as a user would add one: the module's part of it."""
+
+    info = DatasetInfo("my_streets", ("a", "b"), ((1, 1, 1), (2, 2, 2)))
+    splits = ("train", "val")
+    flag, variable = "--my-streets-data-dir", "SEGBLOCKS_MY_STREETS_DIR"
+    layout = "{train,val}/<name>.png and {train,val}/<name>.ids.png"
+    labels = IdLabels(label_table({0: 0, 1: 1}), "0 or 1")
+
+    def find_pairs(self):
+        return [(self.root / self.split / "0.png", self.root / self.split / "0.ids.png")]
+
+
+def test_a_data_set_is_a_class_and_a_line_in_the_registry(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(DATASETS, "my_streets", Mine)
+    for split in Mine.splits:
+        image, label = scene(0, 64, 128, classes=2)
+        save(tmp_path / "data" / split / "0.png", image)
+        save(tmp_path / "data" / split / "0.ids.png", label)
+    monkeypatch.setenv(Mine.variable, str(tmp_path / "data"))
+    folder = run(tmp_path, "--dataset", "my_streets", *SMALL, "--batch-size", "1")
+    run(tmp_path, "--dataset", "my_streets", *SMALL, "--mode", "val")
+    assert list(figures(folder, "val.json")["iou"]) == ["a", "b"]
+    assert check.main(["--dataset", "my_streets", "--num-workers", "0"]) == 0
+    help_text = build_parser().format_help()
+    assert Mine.flag in help_text
+    assert "my_streets" in help_text
 
 
 def refused(layout, root, tmp_path, capsys) -> tuple[str, str]:
