@@ -109,7 +109,7 @@ class BootstrappedCrossEntropy(PixelLoss):
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         losses, weights, valid = self.pixels(logits, target)
         rows = (tensor.flatten(1) for tensor in (losses, weights, valid))  # N,H*W
-        per_image = _hardest_mean(*rows, self.k, self.threshold)  # N
+        per_image = _divide(*_hardest(*rows, self.k, self.threshold))  # N
         images = valid.flatten(1).any(dim=1).sum().clamp(min=1)
         return per_image.sum() / images, self.loss_map(losses, weights, valid)
 
@@ -144,27 +144,22 @@ class OhemCrossEntropy(PixelLoss):
         batch = (tensor.reshape(1, -1) for tensor in (losses, weights, valid))  # 1,N*H*W
         # A probability below the threshold is a cross-entropy above its negative logarithm.
         limit = -math.log(self.threshold)
-        loss = _hardest_mean(*batch, self.min_kept * len(target), limit)
-        return loss[0], self.loss_map(losses, weights, valid)
+        loss, weight = _hardest(*batch, self.min_kept * len(target), limit)
+        return _divide(loss[0], weight[0]), self.loss_map(losses, weights, valid)
 
 
-def _hardest_mean(
+def _hardest(
     losses: Tensor, weights: Tensor, valid: Tensor, count: int, limit: float
-) -> Tensor:
-    """Of each row of (R,M): the weighted mean of the losses above `limit` if at least `count` are,
-    else of the `count` largest; of all valid ones where there are fewer. -> (R,)"""
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum and sum of weights (R,) of the hardest pixels of each row of (R,M): of losses
+    above `limit` if at least `count` are, else of the `count` largest, all valid ones at most."""
     # Ignored pixels sort last; everything stays on the device, without a data-dependent shape.
     ranked = losses.masked_fill(~valid, -1.0)
     hardest, at = ranked.topk(min(count, ranked.shape[1]), dim=1)  # R,count
-    by_rank = _weighted_mean(hardest.clamp(min=0), weights.gather(1, at))
-    by_limit = _weighted_mean(losses, weights * (losses > limit))
     enough = hardest[:, -1] > limit
-    return torch.where(enough, by_limit, by_rank)
-
-
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Over dim 1 of (R,M); 0 where all weights are 0."""
-    return _divide((values * weights).sum(dim=1), weights.sum(dim=1))
+    of_hardest, above = weights.gather(1, at), weights * (losses > limit)
+    total = torch.where(enough, (losses * above).sum(1), (hardest * of_hardest).sum(1))
+    return total, torch.where(enough, above.sum(1), of_hardest.sum(1))
 
 
 def _divide(value: Tensor, by: Tensor) -> Tensor:
