@@ -53,6 +53,17 @@ def test_the_folder_may_come_from_the_environment(layout, root, monkeypatch):
     assert len(build_dataset(layout.dataset, "train")) == layout.images[0]
 
 
+def test_a_folder_that_has_moved_is_no_changed_flag(tmp_path):
+    layout = LAYOUTS["custom"]
+    root = layout.make(tmp_path / "data")
+    run(tmp_path, *SMALL, *layout.flags(root))
+    moved = root.rename(tmp_path / "moved")
+    folder = run(tmp_path, *SMALL, *layout.flags(moved), "--max-steps", "2", "--val-res", "64")
+    log = (folder / "run.log").read_text()
+    assert "changed since: --val-res was 0, now 64" in log
+    assert "data-dir was" not in log
+
+
 class Mine(PairedFiles):
     """A data set as a user would add one: the module's part of it."""
 
