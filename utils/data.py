@@ -9,6 +9,7 @@ from dataloaders import (
     SegmentationDataset,
     build_dataset,
     build_loader,
+    find_dataset,
     train_transform,
     val_transform,
 )
@@ -37,8 +38,9 @@ def build_train_set(args: Namespace) -> SegmentationDataset:
 
 
 def build_val_set(args: Namespace) -> SegmentationDataset:
-    """The validation split at native size."""
-    return build_dataset(args.dataset, "val", transform=val_transform(), **_source(args, "val"))
+    """The validation split: images at native size or --val-res wide, labels at native size."""
+    transform = val_transform(args.val_res or None)
+    return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
 def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
@@ -54,7 +56,7 @@ def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = A
         )
     _keep_decoded(dataset, args, ranks)
     place = (ranks.rank, ranks.count, args.accumulate)
-    return build_loader(dataset, size, True, _workers(args, ranks), args.seed, *place)
+    return build_loader(dataset, size, True, workers(args, ranks), args.seed, *place)
 
 
 def val_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
@@ -63,7 +65,7 @@ def val_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALO
     if args.mode == "train":  # else each is used once
         _keep_decoded(dataset, args, ranks)
     place = (ranks.rank, ranks.count)
-    return build_loader(dataset, 1, False, _workers(args, ranks), args.seed, *place)
+    return build_loader(dataset, 1, False, workers(args, ranks), args.seed, *place)
 
 
 def _keep_decoded(dataset: SegmentationDataset, args: Namespace, ranks: Ranks) -> None:
@@ -77,15 +79,10 @@ def _keep_decoded(dataset: SegmentationDataset, args: Namespace, ranks: Ranks) -
 
 
 def _source(args: Namespace, split: str) -> dict:
-    common = {"seed": args.seed}
-    if args.dataset == "synthetic":
-        height, width = args.synthetic_size
-        length = getattr(args, f"synthetic_{split}_images")
-        return common | {"height": height, "width": width, "length": length}
-    return common | {"data_dir": getattr(args, f"{args.dataset}_data_dir", None)}
+    return {"seed": args.seed} | find_dataset(args.dataset).options(args, split)
 
 
-def _workers(args: Namespace, ranks: Ranks) -> int:
+def workers(args: Namespace, ranks: Ranks = ALONE) -> int:
     """Not more processes on a node than cores: they would only wait for one another."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(args.num_workers, max(1, (cores or 1) // ranks.per_node))

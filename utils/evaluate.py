@@ -1,4 +1,4 @@
-"""Validation at native size: accuracy, where the policy looks, operations actually executed."""
+"""Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
 import copy
 from argparse import Namespace
@@ -18,10 +18,12 @@ from torch.utils.data import DataLoader
 
 from dataloaders.base import derive_seed
 from utils import viz
+from utils.errors import user_errors
 from utils.logger import RunLog, progress
-from utils.losses import build_loss
+from utils.losses import task_loss
 from utils.macs import MacCounter
 from utils.metrics import SegmentationMetrics
+from utils.predict import predict, resize_labels
 from utils.ranks import ALONE, Ranks
 from utils.seeding import forked_rng
 
@@ -101,10 +103,11 @@ def evaluate(
     Operations are counted on the first `mac_images` images, None for all: counting takes some
     milliseconds each.
 
-    Logits are resized bilinearly to the label, as published. Random numbers, which only the
-    random policy draws, are those of VAL_SEED and the image, and leave the state of training as it
-    was. Several `ranks` take turns on the images (see `val_loader`); counts are added up, so every
-    rank returns the figures of one.
+    Logits are resized bilinearly to the label, as published, which may be larger than the image
+    (--val-res); blocks and pictures are of the image. Random numbers, which only the random policy
+    draws, are those of VAL_SEED and the image, and leave the state of training as it was. Several
+    `ranks` take turns on the images (see `val_loader`); counts are added up, so every rank returns
+    the figures of one.
     """
     half = use_half(args, device)
     model = inference_copy(model, half)
@@ -112,22 +115,25 @@ def evaluate(
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size)
     macs = MacCounter()
-    criterion = build_loss(args.loss, ignore_index=info.ignore_index)
+    with user_errors():
+        criterion = task_loss(args, info).to(device)
     shown: list[tuple[int, torch.Tensor]] = []
     with torch.no_grad(), forked_rng(device, VAL_SEED):
         for image, label, index in progress(loader, "validate", "img", quiet=not ranks.main):
             torch.manual_seed(derive_seed(VAL_SEED, int(index)))
             image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
             label = label.to(device, non_blocking=True)  # 1,H,W
-            options = forward_options(args, criterion, label)
+            at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
+            options = forward_options(args, criterion, at_image)
             counted = mac_images is None or int(index) < mac_images
             with macs if counted else nullcontext():
                 result = model(image, **options)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
-            blocks.update(result, label)
+            blocks.update(result, at_image)
             if int(index) < args.num_viz_images:
-                seen = (image[0], prediction[0], label[0], result.grid[0])
+                of_image = resize_labels(prediction, image.shape[-2:])
+                seen = (image[0], of_image[0], at_image[0], result.grid[0])
                 pictures = viz.pictures(*seen, info, args.segblocks_block_size)
                 name = Path(loader.dataset.dataset.name_of(int(index))).stem
                 for kind in args.viz:  # another file for every image, so each rank writes its own
@@ -157,11 +163,6 @@ def forward_options(
     if args.segblocks_policy == "oracle":
         options["pixel_loss"] = lambda logits: criterion(logits.float(), label)[1]
     return options
-
-
-def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Class indices (N,H,W) at `size`; `logits` (N,classes,h,w)."""
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
 
 
 class BlockShares:

@@ -13,7 +13,7 @@ LATEST = "checkpoint.pth"
 FREE_FLAGS = frozenset(
     "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
     "max_steps viz num_viz_images profiler debug budget fp16 speed_images speed_repeats "
-    "speed_autotune cityscapes_data_dir camvid_data_dir cache_images".split()
+    "speed_autotune cache_images".split()
 )
 
 
@@ -105,7 +105,8 @@ def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
-        if _plain(saved[name]) != _plain(now[name])
+        if not name.endswith("_data_dir")  # the same data may have moved
+        and _plain(saved[name]) != _plain(now[name])
     ]
 
 

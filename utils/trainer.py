@@ -18,7 +18,7 @@ from utils.errors import UserError, one_line
 from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
-from utils.losses import build_loss
+from utils.losses import task_loss
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
 from utils.resume import LATEST, Progress, Told
@@ -50,7 +50,7 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
-        self.criterion = build_loss(args.loss, self.dataset.info.ignore_index, ranks.replicas.total)
+        self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
