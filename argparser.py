@@ -196,11 +196,13 @@ def _training(group) -> None:
 def _network(group) -> None:
     add = group.add_argument
     add("--backbone", default="resnet18", metavar="NAME",
-        help="backbone of SwiftNet (default: %(default)s)")
+        help="backbone of SwiftNet: resnet18, resnet34, resnet50, efficientnet_lite0, "
+        "efficientnet_lite1, or timm:NAME for a network of the package timm with features at "
+        "strides 4, 8, 16 and 32 (default: %(default)s)")
     add("--pretrain-backbone", type=boolean, default=True, metavar="YES/NO",
         help="start training from ImageNet weights (default: yes); val and speed never load them")
-    add("--num-features", type=COUNT, default=128, metavar="N",
-        help="channels of the decoder (default: %(default)s)")
+    add("--num-features", type=COUNT, default=None, metavar="N",
+        help="channels of the decoder (default: 48 for EfficientNet-Lite, else 128)")
     add("--channels-last", type=boolean, default=True, metavar="YES/NO",
         help="keep activations channels-last in memory: same result, faster (default: yes)")
 

@@ -27,7 +27,7 @@ PUBLISHED = {
     "loss": "crossentropy",
     "backbone": "resnet18",
     "pretrain_backbone": True,
-    "num_features": 128,
+    "num_features": None,  # the backbone's own: 128, 48 for EfficientNet-Lite
     "fp16": True,
     "seed": 0,
     "segblocks_policy": "disabled",
