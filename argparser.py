@@ -74,6 +74,14 @@ NOT_NEGATIVE = _number(float, 0)
 SHARE = _number(float, 0, 1)
 
 
+class _Latest(argparse.Action):
+    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        namespace.resume, namespace.resume_best = "", False
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """Without the usage of all flags in front of every error."""
 
@@ -108,10 +116,12 @@ def _general(group) -> None:
         help="experiment: files go to EXP_DIR/NAME (default: %(default)s)")
     add("--exp-dir", default="exp", metavar="DIR",
         help="folder that holds all experiments (default: %(default)s)")
-    add("--resume", default="", metavar="WHAT",
+    add("--resume", default="", action=_Latest, metavar="WHAT",
         help="auto (the default): the experiment's checkpoint.pth, which val and speed require and "
-        "train continues from if it is there; none: start afresh (train only); or a file")
-    add("--resume-best", type=boolean, default=False, metavar="YES/NO",
+        "train continues from if it is there; none: start afresh (train only); or a file or an "
+        "http(s) address, published checkpoints included, where #sha256=... is checked; of "
+        "--resume and --resume-best the later counts")
+    add("--resume-best", type=boolean, default=False, action=_Latest, metavar="YES/NO",
         help="use the experiment's checkpoint_best.pth (default: no)")
     add("--device", default="auto", metavar="DEVICE",
         help="auto, cpu, cuda or cuda:INDEX; auto takes CUDA where there is one")
@@ -224,8 +234,9 @@ def _blocks(group) -> None:
         help="learning rate of the policy relative to LR (default: 1)")
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
-    add("--segblocks-legacy-upsample", type=boolean, default=False, metavar="YES/NO",
-        help="resize each block on its own, as the published weights were trained (default: no)")
+    add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
+        help="resize each block on its own, as the published weights were trained (default: as the "
+        "checkpoint was trained, else no)")
 
 
 def _evaluation(group) -> None:
@@ -269,8 +280,6 @@ def _conflict(args: argparse.Namespace) -> str | None:
     name, policy = args.name, args.segblocks_policy
     if not name or os.path.isabs(name) or ".." in name.split("/"):
         return f"--name {name!r} must be a relative path inside --exp-dir, without '..'"
-    if args.resume and args.resume_best:
-        return f"--resume {args.resume} and --resume-best yes exclude each other: give one of them"
     if args.mode != "train" and args.resume == "none":
         return f"--mode {args.mode} needs a checkpoint: leave out --resume none"
     if len(args.crop_res) > 2:

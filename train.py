@@ -33,6 +33,7 @@ from utils.data import build_train_set, build_val_set, train_loader, val_loader
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
 from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
+from utils.published import settle_upsampling
 from utils.resume import find_checkpoint, folder_of
 from utils.seeding import seed_everything
 from utils.signals import Stopped
@@ -44,12 +45,17 @@ def train(args: Namespace) -> None:
     with user_errors():  # nothing is written before all of this has worked
         device = choose_device(args.device)
         train_set, val_set = build_train_set(args), build_val_set(args)
-        model = build(args, train_set, pretrained=args.pretrain_backbone).to(device)
+        path = find_checkpoint(args)
+        pretrained = args.pretrain_backbone and path is None
+        model = build(args, train_set, pretrained).to(device)
         trainer = Trainer(
             model, train_loader(train_set, args), val_loader(val_set, args), args, device
         )
-        path = find_checkpoint(args)
-        told = trainer.load(path) if path else ["training from the start"]
+        if path:
+            told = trainer.load(path)
+        else:
+            settle_upsampling(model, args, checkpoint={})
+            told = ["training from the start"]
         log = RunLog(folder_of(args), tensorboard=True)
     with log:
         log.command()
@@ -65,7 +71,6 @@ def train(args: Namespace) -> None:
 def validate(args: Namespace) -> None:
     device, val_set, model, path, log = trained(args)
     with log:
-        log.command()
         log.info(f"validating {path} on {len(val_set)} images; {device}")
         evaluation = evaluate(model, val_loader(val_set, args), args, device, log)
         for line in evaluation.lines():
@@ -77,7 +82,6 @@ def validate(args: Namespace) -> None:
 def speed(args: Namespace) -> None:
     device, val_set, model, path, log = trained(args)
     with log:
-        log.command()
         log.info(f"timing {path}; {device}")
         figures = origin(path, device) | benchmark(model, val_set, args, device, log)
         log.info(f"figures: {log.json('speed.json', figures)}")
@@ -85,19 +89,24 @@ def speed(args: Namespace) -> None:
 
 def trained(
     args: Namespace,
-) -> tuple[torch.device, SegmentationDataset, nn.Module, Path, RunLog]:
+) -> tuple[torch.device, SegmentationDataset, nn.Module, Path | str, RunLog]:
     """What val and speed start from: device, validation set, model with its weights, the
-    checkpoint they came from, and the log, which is made last."""
+    checkpoint they came from, and the log, which is made last and holds the command."""
     with user_errors():
         device = choose_device(args.device)
         val_set = build_val_set(args)
         model = build(args, val_set)
         path = find_checkpoint(args)
-        load_weights(model, path)
-        return device, val_set, model.to(device), path, RunLog(folder_of(args))
+        told = settle_upsampling(model, args, load_weights(model, path))
+        model = model.to(device)
+        log = RunLog(folder_of(args))
+    log.command()
+    for line in told:
+        log.info(line)
+    return device, val_set, model, path, log
 
 
-def origin(path: Path, device: torch.device) -> dict[str, Any]:
+def origin(path: Path | str, device: torch.device) -> dict[str, Any]:
     """How figures came about, for their JSON."""
     return {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
 
@@ -112,7 +121,8 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         quantize_percentage=args.segblocks_quantize_percentage,
         sparsity_weight=args.segblocks_sparsity_weight,
     )
-    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=args.segblocks_legacy_upsample)
+    legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it
+    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=legacy)
     if args.segblocks_policy != "disabled":
         check_block_size(net, args.segblocks_block_size)
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
@@ -162,7 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {OUT_OF_MEMORY if memory else one_line(error)}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print(f"{stop}: the same command goes on from there", file=sys.stderr)
+        how = "the same command" if args.resume in ("", "auto") else "--resume auto"
+        print(f"{stop}: {how} goes on from there", file=sys.stderr)
         return stop.exit_status
     except KeyboardInterrupt:
         print("interrupted: training goes on from its last checkpoint", file=sys.stderr)

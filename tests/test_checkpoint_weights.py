@@ -215,7 +215,11 @@ def without(weights: dict, name: str) -> dict:
         ),
         (
             lambda w: {f"module.{n}": v for n, v in w.items()},
-            r"4 missing \(.*, …\); 4 unexpected \(module\..*, …\)",
+            r"4 missing \(net\..*\); 4 unexpected \(module\..*\)",
+        ),
+        (
+            lambda w: w | {f"net.x{i}": torch.ones(1) for i in range(12)},
+            r"12 unexpected \(net\.x0, .*net\.x9 and 2 more\)",
         ),
     ],
 )

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.download import is_url
+
 # Flags that may differ when a run continues: its result does not depend on them.
 FREE_FLAGS = frozenset(
     "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
@@ -32,8 +34,9 @@ def folder_of(args: Namespace) -> Path:
     return Path(args.exp_dir) / args.name
 
 
-def find_checkpoint(args: Namespace) -> Path | None:
-    """The file that --resume and --resume-best name; None where training starts afresh.
+def find_checkpoint(args: Namespace) -> Path | str | None:
+    """The file, or its address, that --resume and --resume-best name; None where training starts
+    afresh.
 
     Raises FileNotFoundError for a file that must be there.
     """
@@ -45,6 +48,8 @@ def find_checkpoint(args: Namespace) -> Path | None:
             return None
     elif args.resume == "none":
         return None
+    elif is_url(args.resume):
+        return args.resume
     else:
         path = Path(args.resume)
     if not path.is_file():
@@ -56,12 +61,15 @@ def find_checkpoint(args: Namespace) -> Path | None:
 
 
 def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
-    """Flags that change the result and differ from those of the checkpoint, one text each."""
+    """Flags that change the result and differ from those of the checkpoint, one text each.
+
+    None stands for a default that depends on other flags.
+    """
     now = vars(args)
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
-        if _plain(saved[name]) != _plain(now[name])
+        if None not in (saved[name], now[name]) and _plain(saved[name]) != _plain(now[name])
     ]
 
 

@@ -17,6 +17,7 @@ from utils.logger import Means, RunLog, progress
 from utils.losses import build_loss
 from utils.optim import build_optimizer, build_scheduler
 from utils.profiler import profiler
+from utils.published import is_published, settle_upsampling
 from utils.resume import Progress, changed_flags
 from utils.seeding import rng_state, set_rng_state
 from utils.signals import Stopped, stop_requests
@@ -89,13 +90,16 @@ class Trainer:
             "args": vars(self.args),
         }
 
-    def load(self, path: Path) -> list[str]:
-        """Continue from a checkpoint of a training run.
+    def load(self, path: Path | str) -> list[str]:
+        """Continue from a checkpoint of a training run, or begin with published weights.
 
         Returns what to tell its user: where it goes on, and flags that have changed since. Raises
         ValueError if the file holds no training state or that of another architecture.
         """
         state = load_weights(self.model, path)
+        told = settle_upsampling(self.model, self.args, state)
+        if is_published(state):
+            return [f"published weights {path}: optimiser and schedule start afresh", *told]
         missing = sorted(self.state().keys() - state.keys())
         if missing:
             raise ValueError(
@@ -108,7 +112,7 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         set_rng_state(state["rng"], self.device)
         at = self.progress
-        told = [f"resumed {path}: epoch {at.epoch + 1}, step {at.step} of {self.steps_per_epoch}"]
+        told += [f"resumed {path}: epoch {at.epoch + 1}, step {at.step} of {self.steps_per_epoch}"]
         return told + [f"changed since: {text}" for text in changed_flags(state["args"], self.args)]
 
     def save(self, log: RunLog, name: str = "checkpoint.pth") -> None:
