@@ -124,7 +124,13 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
     legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it
     model = segblocks.SegBlocksModel(net, policy, legacy_upsample=legacy)
     if args.segblocks_policy != "disabled":
-        check_block_size(net, args.segblocks_block_size)
+        try:
+            check_block_size(net, args.segblocks_block_size)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"--backbone {args.backbone} cannot run on blocks ({error}); choose another, or "
+                "--segblocks-policy disabled"
+            ) from error
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 

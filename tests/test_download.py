@@ -1,6 +1,7 @@
 """Downloads from a server on this machine: once, whole, checked, continued where they broke."""
 
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -123,6 +124,23 @@ def test_a_full_disk_is_no_broken_connection(server, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         fetch(server.url("/a.pth"))
     assert server.asked() == [None]
+
+
+def test_a_bar_shows_what_is_there_and_what_arrives(server, monkeypatch):
+    bars = []
+
+    class Bar(download.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(download, "tqdm", Bar)
+    server.breaks_after = 60_000
+    fetch(server.url("/some.pth"))
+    assert [(bar.desc, bar.initial, bar.n, bar.total) for bar in bars] == [
+        ("some.pth", 0, 60_000, len(PAYLOAD)),
+        ("some.pth", 60_000, len(PAYLOAD), len(PAYLOAD)),
+    ]
 
 
 # ---- hashes and addresses ----

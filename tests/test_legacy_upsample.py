@@ -32,13 +32,17 @@ def device(request, monkeypatch):
 
 
 def build(backbone: str) -> segblocks.SegBlocksModel:
-    """Single precision, with statistics that are no longer the initial ones."""
+    """Single precision, with statistics that are no longer the initial ones.
+
+    The variances are above one: normalising by smaller ones, untrained weights magnify the
+    rounding of single precision beyond the bound, by the definition itself too.
+    """
     torch.manual_seed(0)
     net = build_model(backbone, num_classes=19).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 1, 2)
     policy = segblocks.build_policy("reinforce", block_size=BLOCK)
     return segblocks.SegBlocksModel(net, policy, legacy_upsample=True).eval()
 

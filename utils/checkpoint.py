@@ -128,7 +128,9 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     weights = without_classifier(_find_weights(checkpoint, path), own)
     if _has_bare_policy(model) and any(name.startswith(POLICY_PREFIX) for name in weights):
         weights = {n: value for n, value in weights.items() if not n.startswith(POLICY_PREFIX)}
-        log.info("%s: its policy network is not used; this model's policy has no parameters", path)
+        log.warning(
+            "%s: its policy network is not used; this model's policy has no parameters", path
+        )
     _check_fit(own, weights, path)
     model.load_state_dict(weights)
     return checkpoint
