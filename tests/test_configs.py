@@ -7,7 +7,7 @@ import pytest
 from experiments import EXPERIMENTS, MODES, ROOT, SCRIPTS, called, command_line, label, run_script
 from tiny import figures, make_camvid, make_cityscapes
 
-from argparser import DATA_DIR_VARIABLES, parse_args
+from argparser import parse_args
 
 TINY = {
     "cityscapes": "--res 256 --crop-res 128",
@@ -24,8 +24,8 @@ BACKBONES = {"rn18": "resnet18", "rn50": "resnet50", "effl1": "efficientnet_lite
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    for variable in DATA_DIR_VARIABLES.values():
-        monkeypatch.setenv(variable, "/nowhere")
+    for dataset in MAKE:
+        monkeypatch.setenv(f"SEGBLOCKS_{dataset.upper()}_DIR", "/nowhere")
     monkeypatch.setenv("CXX", "no-such-compiler")  # compiling the dense baseline has its own test
 
 

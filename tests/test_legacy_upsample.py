@@ -100,4 +100,4 @@ def test_compiled_on_cuda_is_as_exact_as_eager_half_precision(case):
         grid = torch.tensor(grid, device="cuda")
         found = fast.execute(image.cuda(), grid)
         eager = segblocks.execute_with_grid(half, image.half().cuda(), grid, legacy_upsample=True)
-        assert error(found, logits[kind]) < 2 * error(eager, logits[kind])
+        assert error(found, logits[kind]) < 2 * error(eager, logits[kind]) + 1e-3
