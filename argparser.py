@@ -46,6 +46,14 @@ def budget(text: str) -> float | int:
     return value
 
 
+class _Latest(argparse.Action):
+    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        namespace.resume, namespace.resume_best = "", False
+        setattr(namespace, self.dest, values)
+
+
 def _number(kind: type, low: float, high: float = math.inf, above: bool = False):
     """An argparse type: a number from `low` (or above it) to `high`; floats may be fractions."""
 
@@ -72,14 +80,6 @@ WHOLE = _number(int, 0)
 POSITIVE = _number(float, 0, above=True)
 NOT_NEGATIVE = _number(float, 0)
 SHARE = _number(float, 0, 1)
-
-
-class _Latest(argparse.Action):
-    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        namespace.resume, namespace.resume_best = "", False
-        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -65,13 +65,17 @@ def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
 
     None stands for a default that depends on other flags.
     """
-    now = vars(args)
+    saved, now = _given(saved), _given(vars(args))
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
-        if None not in (saved[name], now[name]) and _plain(saved[name]) != _plain(now[name])
+        if _plain(saved[name]) != _plain(now[name])
     ]
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
