@@ -50,7 +50,8 @@ class _Latest(argparse.Action):
     """--resume and --resume-best: the one further right counts, as for a flag given twice."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        namespace.resume, namespace.resume_best = "", False
+        if values:  # --resume-best no takes nothing back
+            namespace.resume, namespace.resume_best = "", False
         setattr(namespace, self.dest, values)
 
 

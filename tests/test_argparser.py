@@ -85,7 +85,9 @@ def test_data_folders_come_from_flag_before_environment(monkeypatch):
     [
         ("--resume-best yes --resume a.pth", "a.pth", False),
         ("--resume a.pth --resume-best yes", "", True),
-        ("--resume a.pth --resume-best no --resume b.pth", "b.pth", False),
+        ("--resume a.pth --resume b.pth", "b.pth", False),
+        ("--resume a.pth --resume-best no", "a.pth", False),
+        ("--resume-best yes --resume-best no", "", False),
     ],
 )
 def test_the_later_of_resume_and_resume_best_counts(line, resume, best):

@@ -8,6 +8,7 @@ from experiments import EXPERIMENTS, MODES, ROOT, SCRIPTS, called, command_line,
 from tiny import figures, make_camvid, make_cityscapes
 
 from argparser import parse_args
+from utils import benchmark
 
 TINY = {
     "cityscapes": "--res 256 --crop-res 128",
@@ -27,6 +28,7 @@ def surroundings(monkeypatch):
     for dataset in MAKE:
         monkeypatch.setenv(f"SEGBLOCKS_{dataset.upper()}_DIR", "/nowhere")
     monkeypatch.setenv("CXX", "no-such-compiler")  # compiling the dense baseline has its own test
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
 
 
 def parsed(script):
