@@ -107,13 +107,11 @@ def make_camvid(root: Path, train: int = 2, val: int = 1) -> Path:
     return root
 
 
-def make_cityscapes(
-    root: Path, train: int = 2, val: int = 1, height: int = 256, width: int = 512
-) -> Path:
-    """The official folders with made-up frames and official label ids."""
+def make_cityscapes(root: Path, train: int = 2, val: int = 1) -> Path:
+    """The official folders with made-up frames of 512×256 and official label ids."""
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
-            image, label = _scene(i, height, width, classes=34)
+            image, label = _scene(i, height=256, width=512, classes=34)
             stem = f"town_{i:06d}_000019"
             _save(root / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png", image)
             _save(root / "gtFine" / split / "town" / f"{stem}_gtFine_labelIds.png", label)
