@@ -46,15 +46,6 @@ def budget(text: str) -> float | int:
     return value
 
 
-class _Latest(argparse.Action):
-    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
-
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        if values:  # --resume-best no takes nothing back
-            namespace.resume, namespace.resume_best = "", False
-        setattr(namespace, self.dest, values)
-
-
 def _number(kind: type, low: float, high: float = math.inf, above: bool = False):
     """An argparse type: a number from `low` (or above it) to `high`; floats may be fractions."""
 
@@ -88,6 +79,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists all flags\n")
+
+
+class _Latest(argparse.Action):
+    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values:  # --resume-best no takes nothing back
+            namespace.resume, namespace.resume_best = "", False
+        setattr(namespace, self.dest, values)
 
 
 def build_parser() -> argparse.ArgumentParser:
