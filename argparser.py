@@ -46,8 +46,15 @@ def budget(text: str) -> float | int:
     return value
 
 
-def _number(kind: type, low: float, high: float = math.inf, above: bool = False):
-    """An argparse type: a number from `low` (or above it) to `high`; floats may be fractions."""
+def _number(
+    kind: type,
+    low: float,
+    high: float = math.inf,
+    above: bool = False,
+    below: float = math.inf,
+):
+    """An argparse type: a number from `low` (or above it) to `high` (or below `below`); floats may
+    be fractions."""
 
     def read(text: str):
         try:
@@ -56,11 +63,12 @@ def _number(kind: type, low: float, high: float = math.inf, above: bool = False)
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a number ({kind.__name__})"
             ) from None
-        if not (low < value if above else low <= value) or not value <= high:
+        if not (low < value if above else low <= value) or not (value <= high and value < below):
             bound = f"above {low:g}" if above else f"at least {low:g}"
             raise argparse.ArgumentTypeError(
                 f"{text} is out of range: accepted are values {bound}"
                 + (f" and at most {high:g}" if high < math.inf else "")
+                + (f" and below {below:g}" if below < math.inf else "")
             )
         return value
 
@@ -150,8 +158,11 @@ def _data(group) -> None:
     add("--synthetic-val-images", type=COUNT, default=100, metavar="N",
         help="number of synthetic validation scenes (default: %(default)s)")
     add("--num-workers", type=WHOLE, default=7, metavar="N",
-        help="processes that load data, never more than there are cores; the result does not "
-        "depend on it (default: %(default)s)")
+        help="processes that load data for each training process, never more than there are cores; "
+        "the result does not depend on it (default: %(default)s)")
+    add("--cache-images", choices=("auto", "yes", "no"), default="auto",
+        help="keep decoded images in memory after their first use; auto: where all of them take at "
+        "most half of what is free (default: %(default)s)")
 
 
 def _training(group) -> None:
@@ -175,8 +186,8 @@ def _training(group) -> None:
         help="stop after N optimiser steps in all, then validate; the schedule stays that of "
         "EPOCHS (default: 0, no limit)")
     add("--batch-size", type=COUNT, default=None, metavar="N",
-        help="images per training batch, or per timed forward pass; validation runs one image at a "
-        "time (default: 8, in speed mode 1)")
+        help="images per training batch, shared by all processes of a run, or per timed forward "
+        "pass; validation runs one image at a time (default: 8, in speed mode 1)")
     add("--accumulate", type=COUNT, default=1, metavar="N",
         help="batches whose gradients make one optimiser step (default: 1)")
     add("--lr", type=POSITIVE, default=4e-4, metavar="LR",
@@ -194,6 +205,9 @@ def _training(group) -> None:
         help="task loss (default: %(default)s)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
         help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
+    add("--ema", type=_number(float, 0, below=1), default=0.0, metavar="DECAY",
+        help="keep an exponential moving average of the weights with this decay a step, such as "
+        "0.999, validated and saved beside them (default: 0, none)")
     add("--log-every", type=COUNT, default=100, metavar="STEPS",
         help="optimiser steps between two log lines (default: %(default)s)")
     add("--val-every", type=WHOLE, default=1, metavar="EPOCHS",

@@ -6,7 +6,7 @@ from dataloaders.info import DatasetInfo
 from dataloaders.loader import build_loader
 from dataloaders.registry import DATASETS, build_dataset
 from dataloaders.sampler import ResumableSampler
-from dataloaders.transforms import denormalise, train_transform, val_transform
+from dataloaders.transforms import denormalise, to_network, train_transform, val_transform
 
 __all__ = [
     "DATASETS",
@@ -17,6 +17,7 @@ __all__ = [
     "build_dataset",
     "build_loader",
     "denormalise",
+    "to_network",
     "train_transform",
     "val_transform",
 ]

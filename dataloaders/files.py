@@ -34,7 +34,8 @@ def label_table(ids: Mapping[int, int]) -> np.ndarray:
 
 
 def _decode(path: Path, what: str) -> Image.Image:
-    """Read a whole image file with PIL, which, unlike libjpeg itself, refuses truncated files."""
+    """Read a whole image file with PIL. torchvision's decoders are no choice: they accept truncated
+    JPEG files, and a damaged PNG file ends the process."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -47,7 +48,9 @@ def _decode(path: Path, what: str) -> Image.Image:
 
 def read_image(path: Path) -> tv_tensors.Image:
     """(3,H,W) uint8 RGB. Raises DataError naming a file that is missing, truncated or no image."""
-    pixels = np.array(_decode(path, "image").convert("RGB"))  # H,W,3
+    image = _decode(path, "image")
+    image = image if image.mode == "RGB" else image.convert("RGB")  # would copy in any case
+    pixels = np.array(image)  # H,W,3
     # A permuted view: crops and resizes are fastest on interleaved channels.
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))  # 3,H,W
 

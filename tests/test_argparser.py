@@ -120,6 +120,8 @@ REFUSED = {
     "--segblocks-quantize-percentage 1/0": "not a number",
     "--segblocks-policy clever": "invalid choice",
     "--loss l2": "invalid choice",
+    "--ema 1": "below 1",
+    "--cache-images some": "invalid choice",
     "--mode sleep": "invalid choice",
     "--no-such-flag 1": "unrecognized",
     "--name ../outside": "relative path",

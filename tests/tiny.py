@@ -47,12 +47,14 @@ class TinyEncoder(nn.Module):
         return features
 
 
+TINY = Backbone(TinyEncoder, num_features=12, bn_momentum=0.05, bn_eps=1e-5)
+
+
 @pytest.fixture(scope="module")
 def tiny_backbone():
     """--backbone tiny, for runs in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        entry = Backbone(TinyEncoder, num_features=12, bn_momentum=0.05, bn_eps=1e-5)
-        patch.setitem(BACKBONES, "tiny", entry)
+        patch.setitem(BACKBONES, "tiny", TINY)
         yield
 
 

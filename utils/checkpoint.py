@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,11 +42,21 @@ LOGITS_WEIGHT = "logits.conv.weight"
 NAMES_SHOWN = 10
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+class DamagedCheckpoint(ValueError):
+    """A checkpoint file that is truncated, changed, or none at all."""
+
+
+def previous(path: Path) -> Path:
+    """Where `save_checkpoint` keeps the checkpoint before that at `path`."""
+    return path.with_name(f"{path.stem}_previous{path.suffix}")
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any], keep_previous: bool = False) -> None:
     """Write `state` to `path`, replacing what was there in one step.
 
     The file is complete on disk before it takes the name, so a run that is killed or a disk that
-    fills up leaves the previous checkpoint as it was. Raises TypeError if `state` holds anything
+    fills up leaves the previous checkpoint as it was; `keep_previous` keeps it under the name that
+    `previous` gives, too. Raises TypeError if `state` holds anything
     but tensors, plain values and plain containers, which `load_checkpoint` would refuse, and
     OSError if the file cannot be written.
     """
@@ -53,12 +64,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     _check_plain(state, "state")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files can be read by their owner alone, and the mode survives the rename.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The name is always the same: what a killed process has left is written over by the next.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _replace_by_link(path, previous(path))
         os.replace(temporary, path)
     except RuntimeError as error:
         # torch.save turns a failed write into a RuntimeError about archive positions.
@@ -70,14 +84,30 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _replace_by_link(path: Path, other: Path) -> None:
+    """Make `other` a second name of the file at `path`; at no time is either name without a file,
+    save on file systems without hard links, where `path` is for the moment between two renames."""
+    second = other.with_name(f".{other.name}.tmp")
+    try:
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+    except OSError:
+        os.replace(path, other)
+        return
+    try:
+        os.replace(second, other)
+    finally:
+        second.unlink(missing_ok=True)
+
+
 def load_checkpoint(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this program or of the published release; tensors arrive on the CPU.
 
     `source` is a file, or an http(s) address that is downloaded once (see `utils.download.fetch`).
     Mappings arrive as plain dicts (the release's `easydict.EasyDict` included), NumPy scalars as
-    Python numbers. Nothing in the file is run: raises ValueError for a file that asks for code,
-    for one that is truncated and for one that is no checkpoint, FileNotFoundError if there is none,
-    OSError for a download that stays incomplete.
+    Python numbers. Nothing in the file is run: raises ValueError for a file that asks for code, its
+    subclass DamagedCheckpoint for one that is truncated, has changed or is no checkpoint,
+    FileNotFoundError if there is none, and OSError for a download that stays incomplete.
     """
     if not is_url(source):
         return _read(Path(source))
@@ -85,7 +115,8 @@ def load_checkpoint(source: str | Path) -> dict[str, Any]:
     try:
         return _read(path)
     except ValueError as error:
-        raise ValueError(f"{error}; it came from {source}, delete it to download again") from error
+        text = f"{error}; it came from {source}, delete it to download again"
+        raise type(error)(text) from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -94,23 +125,42 @@ def _read(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         start = file.read(len(max(TORCH_FILE_STARTS, key=len)))
     if not start.startswith(TORCH_FILE_STARTS):
-        raise ValueError(f"{path} is not a checkpoint: torch.save did not write it")
+        raise DamagedCheckpoint(f"{path} is not a checkpoint: torch.save did not write it")
+    _check_sums(path)
     try:
         with torch.serialization.safe_globals(STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise ValueError(f"{path} is not a checkpoint, or is truncated or damaged") from error
+            raise DamagedCheckpoint(_damaged(path)) from error
         raise ValueError(
             f"{path} is refused: it asks to run code ({code[1]}), and only tensors and plain "
             "containers are loaded; save state dicts, not whole objects"
         ) from error
     except DAMAGE as error:
-        raise ValueError(f"{path} is not a checkpoint, or is truncated or damaged") from error
+        raise DamagedCheckpoint(_damaged(path)) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, no dict")
     return _to_plain(state)
+
+
+def _damaged(path: Path) -> str:
+    return f"{path} is not a checkpoint, or is truncated or damaged"
+
+
+def _check_sums(path: Path) -> None:
+    """Raise DamagedCheckpoint where the content of a zip archive does not fit its checksums, which
+    PyTorch does not look at."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # of the older format, or truncated: reading it will tell
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is None:
+                return
+    except (zipfile.BadZipFile, *DAMAGE) as error:
+        raise DamagedCheckpoint(_damaged(path)) from error
+    raise DamagedCheckpoint(_damaged(path))
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:

@@ -1,11 +1,20 @@
 """Segmentation losses: a scalar to train on and a per-pixel map that policies learn from.
 
-Every loss is called as `loss(logits, target) -> (scalar, loss_map)`.
+Every loss is called as `loss(logits, target) -> (scalar, loss_map)`. Where several processes share
+a batch, the scalars of all of them add up to the loss of the whole batch.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Total = Callable[[Tensor], Tensor]
+
+
+def _own(count: Tensor) -> Tensor:
+    return count
 
 
 def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255) -> Tensor:
@@ -30,16 +39,18 @@ class CrossEntropy(nn.Module):
 
     (logits (N,classes,h,w), target (N,H,W) int64) -> (loss (), loss_map (N,H,W)). The map is
     0 at ignored pixels and carries no gradient. A batch without a valid pixel has loss 0.
+    `total` adds a count up over the processes that share the batch.
     """
 
-    def __init__(self, ignore_index: int = 255):
+    def __init__(self, ignore_index: int = 255, total: Total = _own):
         super().__init__()
         self.ignore_index = ignore_index
+        self.total = total
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         loss_map = pixel_cross_entropy(logits, target, self.ignore_index)
-        valid = (target != self.ignore_index).sum().clamp(min=1)
-        return loss_map.sum() / valid, loss_map.detach()
+        valid = self.total((target != self.ignore_index).sum())
+        return loss_map.sum() / valid.clamp(min=1), loss_map.detach()
 
 
 class BootstrappedCrossEntropy(nn.Module):
@@ -52,7 +63,13 @@ class BootstrappedCrossEntropy(nn.Module):
     Semantic Image Segmentation", 2016, section 2.2.)
     """
 
-    def __init__(self, k: int = 4096, threshold: float = 0.3, ignore_index: int = 255):
+    def __init__(
+        self,
+        k: int = 4096,
+        threshold: float = 0.3,
+        ignore_index: int = 255,
+        total: Total = _own,
+    ):
         super().__init__()
         if k < 1:
             raise ValueError(f"k is {k}; the bootstrapped loss needs at least one pixel per image")
@@ -61,6 +78,7 @@ class BootstrappedCrossEntropy(nn.Module):
         self.k = k
         self.threshold = threshold
         self.ignore_index = ignore_index
+        self.total = total
 
     def forward(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         loss_map = pixel_cross_entropy(logits, target, self.ignore_index)
@@ -73,8 +91,8 @@ class BootstrappedCrossEntropy(nn.Module):
         by_rank = _masked_mean(hardest, hardest >= 0)
         enough = hardest[:, -1] > self.threshold
         per_image = torch.where(enough, by_threshold, by_rank)  # N
-        images = valid.any(dim=1).sum().clamp(min=1)
-        return per_image.sum() / images, loss_map.detach()
+        images = self.total(valid.any(dim=1).sum())
+        return per_image.sum() / images.clamp(min=1), loss_map.detach()
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -85,11 +103,11 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 LOSSES = {"crossentropy": CrossEntropy, "bootstrap_ce": BootstrappedCrossEntropy}
 
 
-def build_loss(name: str, ignore_index: int = 255) -> nn.Module:
+def build_loss(name: str, ignore_index: int = 255, total: Total = _own) -> nn.Module:
     """The loss called `name`; raises ValueError for an unknown name."""
     if name not in LOSSES:
         raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(LOSSES)}")
-    return LOSSES[name](ignore_index=ignore_index)
+    return LOSSES[name](ignore_index=ignore_index, total=total)
 
 
 def _check(logits: Tensor, target: Tensor, ignore_index: int) -> None:
