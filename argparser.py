@@ -88,6 +88,15 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}; --help lists all flags\n")
 
 
+class _Latest(argparse.Action):
+    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values:  # --resume-best no takes nothing back
+            namespace.resume, namespace.resume_best = "", False
+        setattr(namespace, self.dest, values)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser alone; `parse_args` also checks how flags go together."""
     parser = Parser(
@@ -115,10 +124,12 @@ def _general(group) -> None:
         help="experiment: files go to EXP_DIR/NAME (default: %(default)s)")
     add("--exp-dir", default="exp", metavar="DIR",
         help="folder that holds all experiments (default: %(default)s)")
-    add("--resume", default="", metavar="WHAT",
+    add("--resume", default="", action=_Latest, metavar="WHAT",
         help="auto (the default): the experiment's checkpoint.pth, which val and speed require and "
-        "train continues from if it is there; none: start afresh (train only); or a file")
-    add("--resume-best", type=boolean, default=False, metavar="YES/NO",
+        "train continues from if it is there; none: start afresh (train only); or a file or an "
+        "http(s) address, published checkpoints included, where #sha256=... is checked; of "
+        "--resume and --resume-best the later counts")
+    add("--resume-best", type=boolean, default=False, action=_Latest, metavar="YES/NO",
         help="use the experiment's checkpoint_best.pth (default: no)")
     add("--device", default="auto", metavar="DEVICE",
         help="auto, cpu, cuda or cuda:INDEX; auto takes CUDA where there is one")
@@ -217,11 +228,13 @@ def _training(group) -> None:
 def _network(group) -> None:
     add = group.add_argument
     add("--backbone", default="resnet18", metavar="NAME",
-        help="backbone of SwiftNet (default: %(default)s)")
+        help="backbone of SwiftNet: resnet18, resnet34, resnet50, efficientnet_lite0, "
+        "efficientnet_lite1, or timm:NAME for a network of the package timm with features at "
+        "strides 4, 8, 16 and 32 (default: %(default)s)")
     add("--pretrain-backbone", type=boolean, default=True, metavar="YES/NO",
         help="start training from ImageNet weights (default: yes); val and speed never load them")
-    add("--num-features", type=COUNT, default=128, metavar="N",
-        help="channels of the decoder (default: %(default)s)")
+    add("--num-features", type=COUNT, default=None, metavar="N",
+        help="channels of the decoder (default: 48 for EfficientNet-Lite, else 128)")
     add("--channels-last", type=boolean, default=True, metavar="YES/NO",
         help="keep activations channels-last in memory: same result, faster (default: yes)")
 
@@ -243,8 +256,9 @@ def _blocks(group) -> None:
         help="learning rate of the policy relative to LR (default: 1)")
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
-    add("--segblocks-legacy-upsample", type=boolean, default=False, metavar="YES/NO",
-        help="resize each block on its own, as the published weights were trained (default: no)")
+    add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
+        help="resize each block on its own, as the published weights were trained (default: as the "
+        "checkpoint was trained, else no)")
 
 
 def _evaluation(group) -> None:
@@ -291,8 +305,6 @@ def _conflict(args: argparse.Namespace) -> str | None:
     name, policy = args.name, args.segblocks_policy
     if not name or os.path.isabs(name) or ".." in name.split("/"):
         return f"--name {name!r} must be a relative path inside --exp-dir, without '..'"
-    if args.resume and args.resume_best:
-        return f"--resume {args.resume} and --resume-best yes exclude each other: give one of them"
     if args.mode != "train" and args.resume == "none":
         return f"--mode {args.mode} needs a checkpoint: leave out --resume none"
     if len(args.crop_res) > 2:

@@ -34,6 +34,7 @@ from utils.data import build_train_set, build_val_set, train_loader, val_loader
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
 from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
+from utils.published import settle_upsampling
 from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
 from utils.resume import find_checkpoint, folder_of, resume
 from utils.seeding import seed_everything
@@ -46,7 +47,8 @@ def train(args: Namespace) -> None:
     with user_errors():  # nothing is written before all of this has worked
         device, ranks = place(args)
         train_set, val_set = build_train_set(args), build_val_set(args)
-        model = build(args, train_set, pretrained=args.pretrain_backbone).to(device)
+        pretrained = args.pretrain_backbone and find_checkpoint(args) is None
+        model = build(args, train_set, pretrained).to(device)
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
         trainer = Trainer(model, *loaders, args, device, ranks)
         told = resume(trainer, args)
@@ -74,7 +76,6 @@ def train(args: Namespace) -> None:
 def validate(args: Namespace) -> None:
     device, ranks, val_set, model, path, log = trained(args)
     with log:
-        log.command()
         log.info(f"validating {path} on {len(val_set)} images; {device}")
         loader = val_loader(val_set, args, ranks)
         evaluation = evaluate(model, loader, args, device, log, ranks=ranks)
@@ -88,7 +89,6 @@ def validate(args: Namespace) -> None:
 def speed(args: Namespace) -> None:
     device, _, val_set, model, path, log = trained(args)
     with log:
-        log.command()
         log.info(f"timing {path}; {device}")
         figures = origin(path, device) | benchmark(model, val_set, args, device, log)
         log.info(f"figures: {log.json('speed.json', figures)}")
@@ -96,17 +96,21 @@ def speed(args: Namespace) -> None:
 
 def trained(
     args: Namespace,
-) -> tuple[torch.device, Ranks, SegmentationDataset, nn.Module, Path, RunLog]:
+) -> tuple[torch.device, Ranks, SegmentationDataset, nn.Module, Path | str, RunLog]:
     """What val and speed start from: device, ranks, validation set, model with its weights, the
-    checkpoint they came from, and the log, which is made last."""
+    checkpoint they came from, and the log, which is made last and holds the command."""
     with user_errors():
         device, ranks = place(args)
         val_set = build_val_set(args)
         model = build(args, val_set)
         path = find_checkpoint(args)
-        load_weights(model, path)
+        told = settle_upsampling(model, args, load_weights(model, path))
+        model = model.to(device)
         log = RunLog(folder_of(args), quiet=not ranks.main)
-        return device, ranks, val_set, model.to(device), path, log
+    log.command()
+    for line in told:
+        log.info(line)
+    return device, ranks, val_set, model, path, log
 
 
 def place(args: Namespace) -> tuple[torch.device, Ranks]:
@@ -129,7 +133,7 @@ def check_same_start(trainer: Trainer, ranks: Ranks) -> None:
         )
 
 
-def origin(path: Path, device: torch.device) -> dict[str, Any]:
+def origin(path: Path | str, device: torch.device) -> dict[str, Any]:
     """How figures came about, for their JSON."""
     return {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
 
@@ -144,9 +148,16 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         quantize_percentage=args.segblocks_quantize_percentage,
         sparsity_weight=args.segblocks_sparsity_weight,
     )
-    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=args.segblocks_legacy_upsample)
+    legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it
+    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=legacy)
     if args.segblocks_policy != "disabled":
-        check_block_size(net, args.segblocks_block_size)
+        try:
+            check_block_size(net, args.segblocks_block_size)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"--backbone {args.backbone} cannot run on blocks ({error}); choose another, or "
+                "--segblocks-policy disabled"
+            ) from error
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
@@ -208,7 +219,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Stopped as stop:
         leave()
-        print(f"{stop}: the same command goes on from there", file=sys.stderr)
+        how = "the same command" if args.resume in ("", "auto") else "--resume auto"
+        print(f"{stop}: {how} goes on from there", file=sys.stderr)
         return stop.exit_status
     except KeyboardInterrupt:
         print("interrupted: training goes on from its last checkpoint", file=sys.stderr)

@@ -27,7 +27,7 @@ PUBLISHED = {
     "loss": "crossentropy",
     "backbone": "resnet18",
     "pretrain_backbone": True,
-    "num_features": 128,
+    "num_features": None,  # the backbone's own: 128, 48 for EfficientNet-Lite
     "fp16": True,
     "seed": 0,
     "segblocks_policy": "disabled",
@@ -82,6 +82,21 @@ def test_data_folders_come_from_flag_before_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("line", "resume", "best"),
+    [
+        ("--resume-best yes --resume a.pth", "a.pth", False),
+        ("--resume a.pth --resume-best yes", "", True),
+        ("--resume a.pth --resume b.pth", "b.pth", False),
+        ("--resume a.pth --resume-best no", "a.pth", False),
+        ("--resume-best yes --resume-best no", "", False),
+    ],
+)
+def test_the_later_of_resume_and_resume_best_counts(line, resume, best):
+    args = parse_args(line.split())
+    assert (args.resume, args.resume_best) == (resume, best)
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("0.4", 0.4), ("40%", 0.4), ("51", 51), ("1", 1), ("1.0", 1.0), ("0", 0)]
 )
 def test_budget(text, value):
@@ -117,7 +132,6 @@ REFUSED = {
     "--no-such-flag 1": "unrecognized",
     "--name ../outside": "relative path",
     "--name /outside": "relative path",
-    "--resume-best yes --resume auto": "exclude",
     "--mode val --resume none": "needs a checkpoint",
     "--scale-min 2 --scale-max 1": "larger than",
     "--crop-res 1 2 3": "one or two numbers",

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.download import fetch, is_url
 from utils.pickle_standins import STAND_INS
+from utils.published import without_classifier
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,9 @@ DAMAGE = (
 )
 PLAIN_TYPES = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 WEIGHT_ENTRIES = ("model", "state_dict")
-# The ImageNet classifier that published EfficientNet-Lite checkpoints carry along.
-UNUSED_CLASSIFIER = re.compile(r"(^|\.)backbone\.(head|fc)\.")
 POLICY_PREFIX = "policy."
 LOGITS_WEIGHT = "logits.conv.weight"
-NAMES_SHOWN = 3
+NAMES_SHOWN = 10
 
 
 class DamagedCheckpoint(ValueError):
@@ -100,15 +100,26 @@ def _replace_by_link(path: Path, other: Path) -> None:
         second.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this program or of the published release; tensors arrive on the CPU.
 
+    `source` is a file, or an http(s) address that is downloaded once (see `utils.download.fetch`).
     Mappings arrive as plain dicts (the release's `easydict.EasyDict` included), NumPy scalars as
     Python numbers. Nothing in the file is run: raises ValueError for a file that asks for code, its
-    subclass DamagedCheckpoint for one that is truncated, has changed or is no checkpoint, and
-    FileNotFoundError if there is none.
+    subclass DamagedCheckpoint for one that is truncated, has changed or is no checkpoint,
+    FileNotFoundError if there is none, and OSError for a download that stays incomplete.
     """
-    path = Path(path)
+    if not is_url(source):
+        return _read(Path(source))
+    path = fetch(str(source))
+    try:
+        return _read(path)
+    except ValueError as error:
+        text = f"{error}; it came from {source}, delete it to download again"
+        raise type(error)(text) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or correct the path")
     with open(path, "rb") as file:
@@ -155,22 +166,21 @@ def _check_sums(path: Path) -> None:
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """Load the weights at `path` into `model`, in place, and return the whole checkpoint.
 
-    The file may hold them under "model" or "state_dict" (as published), or be a bare state dict.
-    Every name and shape must agree, else ValueError is raised and the model is left as it was.
-    Two kinds of entries are dropped: the unused ImageNet classifier of published
-    EfficientNet-Lite checkpoints, and a policy network if the model's policy has no parameters.
+    `path` is a file or an http(s) address, see `load_checkpoint`. It may hold the weights under
+    "model" or "state_dict" (as published), or be a bare state dict. Every name and shape must
+    agree, else ValueError is raised and the model is left as it was. Two kinds of entries are
+    dropped: the unused ImageNet classifier of published EfficientNet-Lite checkpoints, and a policy
+    network if the model's policy has no parameters. Published weights were trained with the
+    `legacy_upsample` of SegBlocksModel, which is not set here.
     """
     checkpoint = load_checkpoint(path)
-    weights = _find_weights(checkpoint, path)
     own = model.state_dict()
-    weights = {
-        name: value
-        for name, value in weights.items()
-        if name in own or not UNUSED_CLASSIFIER.search(name)
-    }
+    weights = without_classifier(_find_weights(checkpoint, path), own)
     if _has_bare_policy(model) and any(name.startswith(POLICY_PREFIX) for name in weights):
         weights = {n: value for n, value in weights.items() if not n.startswith(POLICY_PREFIX)}
-        log.info("%s: its policy network is not used; this model's policy has no parameters", path)
+        log.warning(
+            "%s: its policy network is not used; this model's policy has no parameters", path
+        )
     _check_fit(own, weights, path)
     model.load_state_dict(weights)
     return checkpoint
@@ -226,7 +236,8 @@ def _check_fit(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | P
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import DamagedCheckpoint, previous
+from utils.download import is_url
+from utils.published import settle_upsampling
 
 LATEST = "checkpoint.pth"
 
@@ -38,8 +40,9 @@ def folder_of(args: Namespace) -> Path:
     return Path(args.exp_dir) / args.name
 
 
-def find_checkpoint(args: Namespace) -> Path | None:
-    """The file that --resume and --resume-best name; None where training starts afresh.
+def find_checkpoint(args: Namespace) -> Path | str | None:
+    """The file, or its address, that --resume and --resume-best name; None where training starts
+    afresh.
 
     Raises FileNotFoundError for a file that must be there.
     """
@@ -53,6 +56,8 @@ def find_checkpoint(args: Namespace) -> Path | None:
             return previous(path)
     elif args.resume == "none":
         return None
+    elif is_url(args.resume):
+        return args.resume
     else:
         path = Path(args.resume)
     if not path.is_file():
@@ -84,11 +89,12 @@ def resume(trainer: Any, args: Namespace) -> Told:
     """
     path = find_checkpoint(args)
     if path is None:
+        settle_upsampling(trainer.model, args, checkpoint={})
         return Told(["training from the start"])
     try:
         return trainer.load(path)
     except DamagedCheckpoint as error:
-        before = previous(path)
+        before = previous(Path(path))
         if not (is_auto(args) and before.is_file()):
             raise DamagedCheckpoint(
                 f"{error}; --resume names another file, --resume none starts afresh"
@@ -100,8 +106,8 @@ def resume(trainer: Any, args: Namespace) -> Told:
 
 def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
     """Flags that change the result and differ from those of the checkpoint, one text each. The new
-    values are those that count."""
-    now = vars(args)
+    values are those that count. None stands for a default that depends on other flags."""
+    saved, now = _given(saved), _given(vars(args))
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
@@ -112,3 +118,7 @@ def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}

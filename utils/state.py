@@ -11,6 +11,7 @@ from torch import nn
 from utils.checkpoint import load_weights
 from utils.ema import WeightAverage
 from utils.optim import CosineSchedule, build_optimizer, restore
+from utils.published import is_published, settle_upsampling
 from utils.resume import Progress, Told, changed_flags
 from utils.seeding import rng_state, set_rng_state
 
@@ -47,13 +48,19 @@ class TrainingState:
         }
         return state | {"ema": self.average.state_dict()} if self.average else state
 
-    def load(self, path: Path) -> Told:
-        """Continue from a checkpoint of a training run.
+    def load(self, path: Path | str) -> Told:
+        """Continue from a checkpoint of a training run, or begin with published weights.
 
         Returns what to tell its user: where it goes on, and flags that have changed since. Raises
         ValueError if the file holds no training state or that of another architecture.
         """
         state = load_weights(self.model, path)
+        resizing = settle_upsampling(self.model, self.args, state)
+        if is_published(state):
+            if self.average:
+                self.average.restart()
+            told = f"published weights {path}: optimiser and schedule start afresh, epoch 1, step 0"
+            return Told([told, *resizing])
         missing = sorted(self.to_dict().keys() - state.keys() - {"ema"})
         if missing:
             raise ValueError(
@@ -75,4 +82,6 @@ class TrainingState:
         at = self.progress
         told = f"resumed {path}: epoch {at.epoch + 1}, step {at.step}"
         changed = changed_flags(state["args"], self.args)
-        return Told([told], [f"changed since the checkpoint: {text}" for text in changed])
+        return Told(
+            [told, *resizing], [f"changed since the checkpoint: {text}" for text in changed]
+        )

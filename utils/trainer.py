@@ -64,13 +64,14 @@ class Trainer:
 
     # ---- stop and go ----
 
-    def load(self, path: Path) -> Told:
-        """Continue from a checkpoint of a training run (see TrainingState)."""
+    def load(self, path: Path | str) -> Told:
+        """Continue from a checkpoint of a training run, or begin with published weights; see
+        TrainingState."""
         told = self.run.load(path)
         self.progress.step = min(self.progress.step, self.steps_per_epoch)
         told.lines[0] += f" of {self.steps_per_epoch}"
         # A checkpoint.pth that could not be used must not push out the good one before it.
-        self._keep_previous = path.name != previous(Path(LATEST)).name
+        self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told
 
     def save(self, log: RunLog, name: str = LATEST) -> None:
