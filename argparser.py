@@ -6,10 +6,9 @@ import os
 from fractions import Fraction
 from typing import NoReturn
 
-DATA_DIR_VARIABLES = {
-    "cityscapes": "SEGBLOCKS_CITYSCAPES_DIR",
-    "camvid": "SEGBLOCKS_CAMVID_DIR",
-}
+from dataloaders import DATASETS, file_datasets
+from utils.losses import LOSSES
+
 POLICIES = ("disabled", "reinforce", "random", "middle", "heuristic", "oracle")
 _YES = ("yes", "true", "t", "y", "1")
 _NO = ("no", "false", "f", "n", "0")
@@ -74,7 +73,7 @@ NOT_NEGATIVE = _number(float, 0)
 SHARE = _number(float, 0, 1)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Without the usage of all flags in front of every error."""
 
     def error(self, message: str) -> NoReturn:
@@ -92,14 +91,14 @@ class _Latest(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser alone; `parse_args` also checks how flags go together."""
-    parser = _Parser(
+    parser = Parser(
         prog="train.py",
         description="Train, validate or time a segmentation network that spends full resolution "
         "only on the blocks of an image that need it.",
         epilog="Ready experiments: configs/<dataset>/<model>/*.sh. Booleans: yes or no.",
     )
     _general(parser.add_argument_group("general"))
-    _data(parser.add_argument_group("data"))
+    data_flags(parser.add_argument_group("data"))
     _training(parser.add_argument_group("training"))
     _network(parser.add_argument_group("network"))
     _blocks(parser.add_argument_group("blocks"))
@@ -136,13 +135,14 @@ def _general(group) -> None:
         help="show where in the code a wrong input was noticed (default: no)")
 
 
-def _data(group) -> None:
+def data_flags(group) -> None:
+    """Which data set, and where it is; for `dataloaders.check` too."""
     add = group.add_argument
     add("--dataset", default="cityscapes", metavar="NAME",
-        help="cityscapes, camvid or synthetic, the last drawn on the fly (default: %(default)s)")
-    for name, variable in DATA_DIR_VARIABLES.items():
-        add(f"--{name}-data-dir", default=os.environ.get(variable, ""), metavar="DIR",
-            help=f"folder of the {name} data (default: ${variable})")
+        help=f"{', '.join(DATASETS)}; synthetic is drawn on the fly (default: %(default)s)")
+    for name, kind in file_datasets().items():
+        add(kind.flag, default=os.environ.get(kind.variable, ""), metavar="DIR",
+            help=f"folder of the {name} data (default: ${kind.variable})")
     add("--synthetic-size", type=COUNT, nargs=2, default=(512, 1024), metavar=("H", "W"),
         help="height and width of synthetic scenes in pixels (default: 512 1024)")
     add("--synthetic-train-images", type=COUNT, default=1000, metavar="N",
@@ -157,8 +157,8 @@ def _data(group) -> None:
 def _training(group) -> None:
     add = group.add_argument
     add("--res", type=COUNT, default=2048, metavar="PIXELS",
-        help="training images are first resized to this width, aspect ratio kept; validation is at "
-        "native size (default: %(default)s)")
+        help="training images are first resized to this width, aspect ratio kept; see --val-res "
+        "for validation (default: %(default)s)")
     add("--crop-res", type=COUNT, nargs="+", default=[1024], metavar="PIXELS",
         help="side of the square training crop, or its height and width (default: 1024)")
     add("--scale-min", type=POSITIVE, default=0.5, metavar="S",
@@ -190,8 +190,15 @@ def _training(group) -> None:
         help="weight decay of the decoder (default: %(default)s)")
     add("--grad-clip", type=NOT_NEGATIVE, default=0.0, metavar="NORM",
         help="largest gradient norm over all parameters (default: 0, no clipping)")
-    add("--loss", choices=("crossentropy", "bootstrap_ce"), default="crossentropy",
-        help="task loss (default: %(default)s)")
+    add("--loss", choices=tuple(LOSSES), default="crossentropy",
+        help="task loss; bootstrap_ce and ohem train on the hardest pixels (default: %(default)s)")
+    add("--ohem-threshold", type=_number(float, 0, 1, above=True), default=0.7, metavar="P",
+        help="ohem keeps pixels whose true class has a probability below P (default: %(default)s)")
+    add("--ohem-min-kept", type=COUNT, default=100_000, metavar="PIXELS",
+        help="ohem keeps at least this many pixels per image of a batch (default: %(default)s)")
+    add("--class-weights", nargs="+", default=None, metavar="W|FILE",
+        help="weight of each class in the loss: one number a class, or the JSON file that python "
+        "-m dataloaders.check --json writes (default: all equal)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
         help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
     add("--log-every", type=COUNT, default=100, metavar="STEPS",
@@ -248,6 +255,9 @@ def _evaluation(group) -> None:
     add("--budget", type=budget, default=None, metavar="SHARE|N",
         help="val, speed: run exactly this share (0.4, 40%%) or number (51) of blocks at full "
         "resolution, whatever the policy was trained for")
+    add("--val-res", type=WHOLE, default=0, metavar="PIXELS",
+        help="width to which validation and timing resize images, aspect ratio kept; scores are at "
+        "the labels' own size all the same (default: 0, native size)")
     add("--viz", nargs="+", choices=("policy", "pred"), default=[],
         help="write pictures to EXP_DIR/NAME/viz: where the policy looks, what the network sees")
     add("--num-viz-images", type=WHOLE, default=5, metavar="N",
@@ -293,10 +303,12 @@ def _conflict(args: argparse.Namespace) -> str | None:
         return "--budget needs blocks: choose a --segblocks-policy other than disabled"
     if args.mode == "speed" and policy == "oracle":
         return "--mode speed cannot time --segblocks-policy oracle: it looks at the labels"
-    directory = f"{args.dataset}_data_dir"
-    if hasattr(args, directory) and not getattr(args, directory):
-        return (
-            f"--dataset {args.dataset} needs its folder: give --{args.dataset}-data-dir DIR "
-            f"or set {DATA_DIR_VARIABLES[args.dataset]}"
-        )
-    return None
+    return missing_folder(args)
+
+
+def missing_folder(args: argparse.Namespace) -> str | None:
+    """That the data set's folder was not given, or None."""
+    kind = file_datasets().get(args.dataset)
+    if kind is None or kind.options(args, "train")["data_dir"]:
+        return None
+    return f"--dataset {args.dataset} needs its folder: give {kind.flag} DIR or set {kind.variable}"

@@ -1,6 +1,8 @@
 """What every data set has in common: names, sizes, and augmentation that repeats."""
 
+from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,11 @@ class SegmentationDataset(Dataset):
         self.split = split
         self.transform = transform
         self.seed = seed
+
+    @classmethod
+    def options(cls, args: Namespace, split: str) -> dict[str, Any]:
+        """What a command line says of this data set, as keyword arguments of its constructor."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         raise NotImplementedError

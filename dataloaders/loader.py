@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataloaders.base import SegmentationDataset
-from dataloaders.files import DataError
+from dataloaders.decode import DataError
 from dataloaders.sampler import ResumableSampler, SampleKey
 
 Sample = tuple[Tensor, Tensor, int]

@@ -51,18 +51,22 @@ def _image_size(flat_inputs: list[Any]) -> tuple[int, int]:
 
 
 class ResizeWidth(v2.Transform):
-    """Resize image and label to a width, keeping the aspect ratio: (res/2, res) for 2:1 images."""
+    """Resize image and, unless `labels` is False, label to a width, keeping the aspect ratio:
+    (res/2, res) for 2:1 images."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, labels: bool = True) -> None:
         super().__init__()
         self.width = width
+        self.labels = labels
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         h, w = _image_size(flat_inputs)
         return {"size": (max(1, round(h * self.width / w)), self.width), "same": w == self.width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return inpt if params["same"] else _resize(inpt, params["size"])
+        if params["same"] or (isinstance(inpt, tv_tensors.Mask) and not self.labels):
+            return inpt
+        return _resize(inpt, params["size"])
 
 
 class RandomCropScale(v2.Transform):
@@ -154,9 +158,16 @@ def train_transform(
     return v2.Compose(steps + _to_tensors())
 
 
-def val_transform() -> v2.Transform:
-    """Native size, no augmentation: only to float, normalised, and int64 labels."""
-    return v2.Compose(_to_tensors())
+def val_transform(width: int | None = None) -> v2.Transform:
+    """No augmentation: only to float, normalised, and int64 labels.
+
+    With `width` the image, but not its label, is resized to that width, aspect ratio kept: labels
+    stay at native size, where scores are taken. Raises ValueError for a width below 1.
+    """
+    if width is not None and width < 1:
+        raise ValueError(f"width is {width}; give at least 1 pixel")
+    resize = [] if width is None else [ResizeWidth(width, labels=False)]
+    return v2.Compose(resize + _to_tensors())
 
 
 def denormalise(image: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ PUBLISHED = {
 @pytest.fixture(autouse=True)
 def data_folder(monkeypatch):
     monkeypatch.setenv("SEGBLOCKS_CITYSCAPES_DIR", "/somewhere/cityscapes")
-    monkeypatch.delenv("SEGBLOCKS_CAMVID_DIR", raising=False)
+    for name in ("CAMVID", "CAMVID_FULL", "MAPILLARY"):
+        monkeypatch.delenv(f"SEGBLOCKS_{name}_DIR", raising=False)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -120,6 +121,11 @@ REFUSED = {
     "--segblocks-quantize-percentage 1/0": "not a number",
     "--segblocks-policy clever": "invalid choice",
     "--loss l2": "invalid choice",
+    "--loss ohem --ohem-threshold 0": "above 0",
+    "--loss ohem --ohem-min-kept 0": "at least 1",
+    "--val-res -1": "at least 0",
+    "--dataset mapillary": "SEGBLOCKS_MAPILLARY_DIR",
+    "--dataset camvid_full": "give --camvid-full-data-dir DIR or set SEGBLOCKS_CAMVID_FULL_DIR",
     "--mode sleep": "invalid choice",
     "--no-such-flag 1": "unrecognized",
     "--name ../outside": "relative path",

@@ -9,6 +9,7 @@ from dataloaders import (
     SegmentationDataset,
     build_dataset,
     build_loader,
+    find_dataset,
     train_transform,
     val_transform,
 )
@@ -32,30 +33,26 @@ def build_train_set(args: Namespace) -> SegmentationDataset:
 
 
 def build_val_set(args: Namespace) -> SegmentationDataset:
-    """The validation split at native size."""
-    return build_dataset(args.dataset, "val", transform=val_transform(), **_source(args, "val"))
+    """The validation split: images at native size or --val-res wide, labels at native size."""
+    transform = val_transform(args.val_res or None)
+    return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
 def train_loader(dataset: SegmentationDataset, args: Namespace) -> DataLoader:
     """Shuffled batches; call `loader.sampler.set_epoch` before each pass."""
-    return build_loader(dataset, args.batch_size, True, _workers(args), args.seed)
+    return build_loader(dataset, args.batch_size, True, workers(args), args.seed)
 
 
 def val_loader(dataset: SegmentationDataset, args: Namespace) -> DataLoader:
     """Every image once, in order, one at a time, so that no figure depends on a batch size."""
-    return build_loader(dataset, 1, False, _workers(args), args.seed)
+    return build_loader(dataset, 1, False, workers(args), args.seed)
 
 
 def _source(args: Namespace, split: str) -> dict:
-    common = {"seed": args.seed}
-    if args.dataset == "synthetic":
-        height, width = args.synthetic_size
-        length = getattr(args, f"synthetic_{split}_images")
-        return common | {"height": height, "width": width, "length": length}
-    return common | {"data_dir": getattr(args, f"{args.dataset}_data_dir", None)}
+    return {"seed": args.seed} | find_dataset(args.dataset).options(args, split)
 
 
-def _workers(args: Namespace) -> int:
+def workers(args: Namespace) -> int:
     """Not more processes than cores: they would only wait for one another."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(args.num_workers, cores or 1)

@@ -1,4 +1,4 @@
-"""Validation at native size: accuracy, where the policy looks, operations actually executed."""
+"""Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
 import copy
 from argparse import Namespace
@@ -15,10 +15,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from utils import viz
+from utils.errors import user_errors
 from utils.logger import RunLog, progress
-from utils.losses import build_loss
+from utils.losses import task_loss
 from utils.macs import MacCounter
 from utils.metrics import SegmentationMetrics
+from utils.predict import predict, resize_labels
 from utils.seeding import forked_rng
 
 VAL_SEED = 1  # of random placement in validation, so that a second validation gives the same
@@ -96,7 +98,8 @@ def evaluate(
     Operations are counted on the first `mac_images` images, None for all: counting takes some
     milliseconds each.
 
-    Logits are resized bilinearly to the label, as published. Random numbers, which only the
+    Logits are resized bilinearly to the label, as published, which may be larger than the image
+    (--val-res); blocks and pictures are of the image. Random numbers, which only the
     random policy draws, are those of VAL_SEED and leave the state of training as it was.
     """
     half = use_half(args, device)
@@ -105,20 +108,23 @@ def evaluate(
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size)
     macs = MacCounter()
-    criterion = build_loss(args.loss, ignore_index=info.ignore_index)
+    with user_errors():
+        criterion = task_loss(args, info).to(device)
     with torch.no_grad(), forked_rng(device, VAL_SEED):
         for image, label, index in progress(loader, "validate", "img"):
             image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
             label = label.to(device, non_blocking=True)  # 1,H,W
-            options = forward_options(args, criterion, label)
+            at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
+            options = forward_options(args, criterion, at_image)
             counted = mac_images is None or int(index) < mac_images
             with macs if counted else nullcontext():
                 result = model(image, **options)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
-            blocks.update(result, label)
+            blocks.update(result, at_image)
             if int(index) < args.num_viz_images:
-                shown = (image[0], prediction[0], label[0], result.grid[0])
+                seen = resize_labels(prediction, image.shape[-2:])
+                shown = (image[0], seen[0], at_image[0], result.grid[0])
                 pictures = viz.pictures(*shown, info, args.segblocks_block_size)
                 log.picture(step, f"val/{int(index)}", viz.side_by_side(list(pictures.values())))
                 name = Path(loader.dataset.dataset.name_of(int(index))).stem
@@ -143,11 +149,6 @@ def forward_options(
     if args.segblocks_policy == "oracle":
         options["pixel_loss"] = lambda logits: criterion(logits.float(), label)[1]
     return options
-
-
-def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Class indices (N,H,W) at `size`; `logits` (N,classes,h,w)."""
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
 
 
 class BlockShares:

@@ -11,7 +11,7 @@ from utils.download import is_url
 FREE_FLAGS = frozenset(
     "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
     "max_steps viz num_viz_images profiler debug budget fp16 speed_images speed_repeats "
-    "speed_autotune cityscapes_data_dir camvid_data_dir".split()
+    "speed_autotune".split()
 )
 
 
@@ -69,7 +69,8 @@ def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
-        if _plain(saved[name]) != _plain(now[name])
+        if not name.endswith("_data_dir")  # the same data may have moved
+        and _plain(saved[name]) != _plain(now[name])
     ]
 
 

@@ -14,7 +14,7 @@ from utils.checkpoint import load_weights, save_checkpoint
 from utils.errors import UserError
 from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.logger import Means, RunLog, progress
-from utils.losses import build_loss
+from utils.losses import task_loss
 from utils.optim import build_optimizer, build_scheduler
 from utils.profiler import profiler
 from utils.published import is_published, settle_upsampling
@@ -69,7 +69,7 @@ class Trainer:
         self.model, self.args, self.device = model, args, device
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
-        self.criterion = build_loss(args.loss, ignore_index=self.dataset.info.ignore_index)
+        self.criterion = task_loss(args, self.dataset.info).to(device)
         self.optimizer = build_optimizer(model, args)
         self.scheduler = build_scheduler(self.optimizer, args)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
