@@ -4,6 +4,7 @@ import os
 
 import pytest
 from experiments import EXPERIMENTS, MODES, ROOT, SCRIPTS, called, command_line, label, run_script
+from layouts import make_mapillary
 from PIL import Image
 from tiny import figures, make_camvid, make_cityscapes
 
@@ -13,6 +14,7 @@ from utils import benchmark
 TINY = {
     "cityscapes": "--res 256 --crop-res 128",
     "camvid": "--res 128 --crop-res 64",
+    "mapillary": "--res 256 --crop-res 128 --val-res 128",
     "synthetic": "--synthetic-size 64 128 --synthetic-train-images 2 --synthetic-val-images 1 "
     "--res 128 --crop-res 64",
 }
@@ -23,7 +25,11 @@ def make_small_cityscapes(root):
         Image.open(path).resize((256, 128), Image.Resampling.NEAREST).save(path)
 
 
-MAKE = {"camvid": make_camvid, "cityscapes": make_small_cityscapes}
+MAKE = {
+    "camvid": make_camvid,
+    "cityscapes": make_small_cityscapes,
+    "mapillary": make_mapillary,
+}
 BACKBONES = {"rn18": "resnet18", "rn50": "resnet50", "effl1": "efficientnet_lite1"}
 
 
