@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(ROOT.glob("configs/*/*/*.sh"))
 EXPERIMENTS = sorted({script.parent / script.stem.rpartition("_")[0] for script in SCRIPTS})
 MODES = ("train", "val", "speed")
+OF_TRAINING = ("factor", "weight", "budgets", "reward", "normalise", "warmup", "calibrate")
 TINY = {
     "cityscapes": "--res 512 --crop-res 128",
     "camvid": "--res 128 --crop-res 64",
@@ -65,10 +66,11 @@ def test_script_is_its_experiment(script):
     assert args.resume_best is (mode != "train")
     for name in vars(args):  # what builds the network agrees among the three scripts
         if name in ("backbone", "num_features", "synthetic_size") or name.startswith("segblocks"):
-            if mode != "train" and ("factor" in name or "weight" in name):
-                continue  # of training only
+            if mode != "train" and any(word in name for word in OF_TRAINING):
+                continue
             assert getattr(args, name) == getattr(train, name), name
-    target = {"baseline": 0.5, "reinforce40": 0.4, "reinforce20": 0.2}[experiment]
+    targets = {"baseline": 0.5, "reinforce40": 0.4, "reinforce20": 0.2, "reinforce_any": 0.4}
+    target = targets[experiment]
     assert args.segblocks_percent_target == target
     assert args.segblocks_policy == ("disabled" if experiment == "baseline" else "reinforce")
 
@@ -102,7 +104,14 @@ def test_script_runs_from_anywhere(experiment, tmp_path):
         assert done.returncode == 0, done.stderr
     folder = tmp_path / "experiments" / experiment.relative_to(ROOT / "configs")
     assert {"run.log", "checkpoint.pth", "checkpoint_best.pth"} <= set(os.listdir(folder))
-    assert 0 <= figures(folder, "val.json")["miou"] <= 1
-    engines = [row["engine"] for row in figures(folder, "speed.json")["rows"]]
+    if experiment.name == "reinforce_any":
+        validated = figures(folder, "curve.json")["budgets"]
+        timed = figures(folder, "speed.json")["budgets"]
+        assert (len(validated), len(timed)) == (10, 3)
+    else:
+        validated = [figures(folder, "val.json")]
+        timed = [figures(folder, "speed.json")]
+    assert all(0 <= found["miou"] <= 1 for found in validated)
+    engines = [row["engine"] for row in timed[-1]["rows"]]
     blocks = [] if experiment.name == "baseline" else ["blocks eager", "blocks fast"]
     assert engines == ["dense eager", "dense best", *blocks]

@@ -41,6 +41,11 @@ def build_val_set(args: Namespace) -> SegmentationDataset:
     return build_dataset(args.dataset, "val", transform=val_transform(), **_source(args, "val"))
 
 
+def build_calibration_set(args: Namespace) -> SegmentationDataset:
+    """The training split as validation would see it: native size, no augmentation."""
+    return build_dataset(args.dataset, "train", transform=val_transform(), **_source(args, "train"))
+
+
 def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
     """Shuffled batches of this rank; call `loader.sampler.set_epoch` before each pass.
 

@@ -12,8 +12,8 @@ LATEST = "checkpoint.pth"
 # Flags that may differ when a run continues: its result does not depend on them.
 FREE_FLAGS = frozenset(
     "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
-    "max_steps viz num_viz_images profiler debug budget fp16 speed_images speed_repeats "
-    "speed_autotune cityscapes_data_dir camvid_data_dir cache_images".split()
+    "max_steps viz num_viz_images profiler debug budget budgets policy_metrics fp16 speed_images "
+    "speed_repeats speed_autotune cityscapes_data_dir camvid_data_dir cache_images".split()
 )
 
 
