@@ -124,10 +124,11 @@ class ReinforcePolicy(Policy):
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
         scale = self._scale(task, known)
         if self.critic is None:
-            task_advantage = self._centred(task, known) / scale
+            worth = task
         else:
             low, high = result.expected.detach().float().unbind(1)  # N,Gh,Gw each
-            task_advantage = self._centred(low - high, known) / scale
+            worth = low - high
+        task_advantage = self._centred(worth, known) / scale
         replicas = self.replicas
         share = replicas.total(result.share) / replicas.count
         sparsity = self._sparsity(share)
@@ -148,18 +149,26 @@ class ReinforcePolicy(Policy):
             stats["entropy"] = entropy(result.scores.float()).mean() / replicas.count
             loss = loss - self.entropy_weight * stats["entropy"]
         loss = loss + stats.get("loss_critic", 0)
-        probs = result.probs.detach()
-        means = [advantage.abs().mean(), task_advantage.abs().mean(), probs.mean()]
-        advantage_mean, task_mean, prob_mean = replicas.total(torch.stack(means)) / replicas.count
-        variance = replicas.total((probs - prob_mean).square().mean()) / replicas.count
         return loss, {
             "share": share,
             "sparsity_reward": sparsity,
+            **self._averages(advantage, task_advantage, result.probs.detach()),
+            **{name: replicas.total(value) for name, value in stats.items()},
+        }
+
+    def _averages(
+        self, advantage: Tensor, task_advantage: Tensor, probs: Tensor
+    ) -> dict[str, Tensor]:
+        """To log, over the blocks of all processes."""
+        total, count = self.replicas.total, self.replicas.count
+        means = torch.stack([advantage.abs().mean(), task_advantage.abs().mean(), probs.mean()])
+        advantage_mean, task_mean, prob_mean = total(means) / count
+        variance = total((probs - prob_mean).square().mean()) / count
+        return {
             "advantage": advantage_mean,
             "task_advantage": task_mean,
             "prob_mean": prob_mean,
             "prob_std": variance.sqrt(),
-            **{name: replicas.total(value) for name, value in stats.items()},
         }
 
     def _scale(self, task: Tensor, known: Tensor) -> Tensor | float:
