@@ -92,7 +92,7 @@ def test_recipes_build_on_each_other(tmp_path):
         "segblocks_budgets",
     )  # fmt: skip
     expected = {
-        "normalised": (True, True, 0.1, "loss", 0, None, None),
+        "normalised": (True, True, 0.5, "loss", 0, None, None),
         "gain": (True, True, 0.1, "gain", 0, None, None),
         "warmup": (True, True, 0.1, "gain", 6, 1, None),
         "exact": (True, True, 0.1, "gain", 6, 1, [0.4, 0.4]),

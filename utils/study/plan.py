@@ -34,9 +34,10 @@ SETUPS = {
 RECIPES = {"published": ""}
 RECIPES["calibrated"] = "--segblocks-calibrate yes"
 RECIPES["normalised"] = (
-    f"{RECIPES['calibrated']} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.1"
+    f"{RECIPES['calibrated']} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 )
-RECIPES["gain"] = f"{RECIPES['normalised']} --segblocks-reward gain"
+# What resolution saves is a fraction of the loss, so less entropy keeps probabilities as soft.
+RECIPES["gain"] = f"{RECIPES['normalised']} --segblocks-reward gain --segblocks-entropy-weight 0.1"
 RECIPES["warmup"] = (
     f"{RECIPES['gain']} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1"
 )
