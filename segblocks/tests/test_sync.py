@@ -124,7 +124,7 @@ def test_reinforce_of_two_processes_is_that_of_the_whole_batch(tmp_path):
                     value,
                     whole[name],
                     rtol=1e-5,
-                    atol=1e-6,
+                    atol=1e-5,  # of float32 terms that cancel
                     msg=f"{learning}: {name}",
                 )
 

@@ -139,10 +139,12 @@ class ReinforcePolicy(Policy):
             merit = result.log_probs * torch.where(result.sampled, advantage, -advantage)
         else:
             # The gradient of p·advantage is what the critic expects of high instead of low
-            # resolution; the score function corrects it by what the critic did not expect.
+            # resolution; the score function corrects it by what the critic did not expect. That
+            # all blocks were better than expected, as the critic lags behind, says nothing of one.
             took = torch.where(result.grid[:, None], result.expected[:, 1:], result.expected[:, :1])
             error = torch.where(known, took[:, 0].float() - task, 0)  # N,Gh,Gw
-            merit = result.probs * advantage + result.log_probs * error.detach() / scale
+            surprise = self._centred(error.detach(), known) / scale
+            merit = result.probs * advantage + result.log_probs * surprise
             stats["loss_critic"] = self._part_of_mean(error.square(), known)
         loss = -self._part_of_mean(merit, own)
         if self.entropy_weight:
