@@ -256,6 +256,25 @@ def _blocks(group) -> None:
         help="learning rate of the policy relative to LR (default: 1)")
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
+    add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
+        help="training: a budget for every batch, drawn between these shares; the policy then "
+        "learns to rank blocks for any budget (default: the policy decides how many)")
+    add("--segblocks-reward", choices=("loss", "gain"), default="loss",
+        help="what full resolution earns a block in training: its loss, as published, or the loss "
+        "that it saves, by a critic's estimate (default: %(default)s)")
+    add("--segblocks-normalise-advantage", type=boolean, default=False, metavar="YES/NO",
+        help="divide the reward's task part by its spread, so that it does not fade as the loss "
+        "falls (default: no)")
+    add("--segblocks-entropy-weight", type=NOT_NEGATIVE, default=0.0, metavar="W",
+        help="weight of the policy's entropy in its reward, against early collapse (default: 0)")
+    add("--segblocks-warmup-epochs", type=NOT_NEGATIVE, default=0.0, metavar="EPOCHS",
+        help="epochs over which training goes from random grids to the policy's own (default: 0)")
+    add("--segblocks-warmup-share", type=SHARE, default=None, metavar="SHARE",
+        help="share of full-resolution blocks with which the warm-up begins (default: the target)")
+    add("--segblocks-calibrate", type=boolean, default=None, metavar="YES/NO",
+        help="train, val: fit the policy's threshold on training images, so that evaluation "
+        "realises the target share; kept in the checkpoint (default: yes in training with "
+        "--segblocks-budgets, else no: threshold 0 or that of the checkpoint)")
     add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
         help="resize each block on its own, as the published weights were trained (default: as the "
         "checkpoint was trained, else no)")
@@ -266,9 +285,14 @@ def _evaluation(group) -> None:
     add("--fp16", type=boolean, default=True, metavar="YES/NO",
         help="validate and time on CUDA in half precision, on a copy of the weights; the CPU "
         "always uses float32 (default: yes)")
-    add("--budget", type=budget, default=None, metavar="SHARE|N",
+    add("--budget", type=budget, nargs="+", default=None, metavar="SHARE|N",
         help="val, speed: run exactly this share (0.4, 40%%) or number (51) of blocks at full "
-        "resolution, whatever the policy was trained for")
+        "resolution, whatever the policy was trained for; with several, one after the other, val "
+        "makes a curve of them: curve.json, curve.png")
+    add("--policy-metrics", type=boolean, default=False, metavar="YES/NO",
+        help="in validation too: share of full resolution by class, how the policy's scores rank "
+        "blocks beside the oracle's, mIoU near label boundaries; some three times the work "
+        "(default: no)")
     add("--val-res", type=WHOLE, default=0, metavar="PIXELS",
         help="width to which validation and timing resize images, aspect ratio kept; scores are at "
         "the labels' own size all the same (default: 0, native size)")
@@ -294,10 +318,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.batch_size is None:
         args.batch_size = 1 if args.mode == "speed" else 8
     args.synthetic_size = tuple(args.synthetic_size)
+    # One budget is a setting of the run, several are so many runs.
+    args.budgets = args.budget or []
+    args.budget = args.budgets[0] if len(args.budgets) == 1 else None
+    if args.segblocks_calibrate is None:
+        args.segblocks_calibrate = args.mode == "train" and _ranks_only(args)
     problem = _conflict(args)
     if problem:
         parser.error(problem)
     return args
+
+
+def _ranks_only(args: argparse.Namespace) -> bool:
+    """A learned policy whose training never asks for a threshold."""
+    return args.segblocks_budgets is not None and args.segblocks_policy == "reinforce"
 
 
 def _conflict(args: argparse.Namespace) -> str | None:
@@ -311,13 +345,47 @@ def _conflict(args: argparse.Namespace) -> str | None:
         return f"--crop-res takes one or two numbers, not {len(args.crop_res)}"
     if args.scale_min > args.scale_max:
         return f"--scale-min {args.scale_min} is larger than --scale-max {args.scale_max}"
-    if args.budget is not None and args.mode == "train":
-        return "--budget is for --mode val and speed; in training use --segblocks-percent-target"
-    if args.budget is not None and policy == "disabled":
+    if args.budgets and args.mode == "train":
+        return (
+            "--budget is for --mode val and speed; in training use --segblocks-percent-target or "
+            "--segblocks-budgets"
+        )
+    if args.policy_metrics and args.mode == "speed":
+        return "--policy-metrics is for --mode train and val: speed mode does not validate"
+    if args.budgets and policy == "disabled":
         return "--budget needs blocks: choose a --segblocks-policy other than disabled"
+    problem = _policy_conflict(args)
+    if problem:
+        return problem
     if args.mode == "speed" and policy == "oracle":
         return "--mode speed cannot time --segblocks-policy oracle: it looks at the labels"
     return missing_folder(args)
+
+
+def _policy_conflict(args: argparse.Namespace) -> str | None:
+    """The same, of how the policy learns."""
+    policy, budgets = args.segblocks_policy, args.segblocks_budgets
+    if budgets and budgets[0] > budgets[1]:
+        return f"--segblocks-budgets {budgets[0]} {budgets[1]}: the first is larger than the second"
+    if budgets and policy == "disabled":
+        return "--segblocks-budgets needs blocks: choose a --segblocks-policy other than disabled"
+    learns = {
+        "--segblocks-reward gain": args.segblocks_reward != "loss",
+        "--segblocks-normalise-advantage yes": args.segblocks_normalise_advantage,
+        "--segblocks-entropy-weight": args.segblocks_entropy_weight,
+        "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,
+        "--segblocks-calibrate yes": args.segblocks_calibrate,
+    }
+    given = next((flag for flag, value in learns.items() if value), None)
+    if given and policy != "reinforce":
+        return f"{given} is for a policy that learns: give --segblocks-policy reinforce"
+    if args.segblocks_warmup_share is not None and not args.segblocks_warmup_epochs:
+        return "--segblocks-warmup-share needs --segblocks-warmup-epochs above 0"
+    if args.segblocks_calibrate and args.mode == "speed":
+        return "--segblocks-calibrate is for train and val; speed uses the checkpoint's threshold"
+    if args.segblocks_calibrate and args.mode == "val" and args.budgets:
+        return "--segblocks-calibrate fits a threshold and --budget does without one: give either"
+    return None
 
 
 def missing_folder(args: argparse.Namespace) -> str | None:

@@ -29,8 +29,16 @@ from argparser import parse_args
 from dataloaders import DataError, SegmentationDataset
 from models import build_model
 from utils.benchmark import benchmark
+from utils.calibrate import calibrate
 from utils.checkpoint import load_weights
-from utils.data import build_train_set, build_val_set, train_loader, val_loader
+from utils.curve import budget_text, each_budget, write_curve
+from utils.data import (
+    build_calibration_set,
+    build_train_set,
+    build_val_set,
+    train_loader,
+    val_loader,
+)
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
 from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
@@ -51,6 +59,8 @@ def train(args: Namespace) -> None:
         model = build(args, train_set, pretrained).to(device)
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
         trainer = Trainer(model, *loaders, args, device, ranks)
+        if args.segblocks_calibrate:
+            trainer.calibration_set = build_calibration_set(args)
         told = resume(trainer, args)
         check_same_start(trainer, ranks)
         log = RunLog(folder_of(args), tensorboard=True, quiet=not ranks.main)
@@ -78,11 +88,21 @@ def validate(args: Namespace) -> None:
     with log:
         log.info(f"validating {path} on {len(val_set)} images; {device}")
         loader = val_loader(val_set, args, ranks)
+        if args.segblocks_calibrate:
+            with user_errors():
+                log.info(calibrate(model, build_calibration_set(args), args, device))
+        if len(args.budgets) > 1:
+            runs = each_budget(args)
+            found = [evaluate(model, loader, one, device, log, ranks=ranks) for one in runs]
+            if ranks.main:
+                for line in write_curve(found, args, log, origin(path, device)):
+                    log.info(line)
+            return
         evaluation = evaluate(model, loader, args, device, log, ranks=ranks)
         for line in evaluation.lines():
             log.info(line)
         if ranks.main:
-            figures = origin(path, device) | evaluation.to_json()
+            figures = origin(path, device) | {"budget": args.budget} | evaluation.to_json()
             log.info(f"figures: {log.json('val.json', figures)}")
 
 
@@ -90,7 +110,12 @@ def speed(args: Namespace) -> None:
     device, _, val_set, model, path, log = trained(args)
     with log:
         log.info(f"timing {path}; {device}")
-        figures = origin(path, device) | benchmark(model, val_set, args, device, log)
+        timed = []
+        for one in each_budget(args):
+            if len(args.budgets) > 1:
+                log.info(f"budget {budget_text(one.budget)}")
+            timed.append(benchmark(model, val_set, one, device, log))
+        figures = origin(path, device) | (timed[0] if len(timed) == 1 else {"budgets": timed})
         log.info(f"figures: {log.json('speed.json', figures)}")
 
 
@@ -147,6 +172,11 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         percent_target=args.segblocks_percent_target,
         quantize_percentage=args.segblocks_quantize_percentage,
         sparsity_weight=args.segblocks_sparsity_weight,
+        budgets=args.segblocks_budgets,
+        reward=args.segblocks_reward,
+        normalise_advantage=args.segblocks_normalise_advantage,
+        entropy_weight=args.segblocks_entropy_weight,
+        warmup_share=args.segblocks_warmup_share,
     )
     legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it
     model = segblocks.SegBlocksModel(net, policy, legacy_upsample=legacy)

@@ -27,7 +27,7 @@ if command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU; 
 
 # What the environment was made from; when nothing of it has changed there is nothing to do.
 STAMP=.venv/segblocks-setup
-NOW="$(cat requirements.txt requirements-dev.txt segblocks/pyproject.toml scripts/setup.sh |
+NOW="$(cat requirements.txt requirements-study.txt requirements-dev.txt segblocks/pyproject.toml scripts/setup.sh |
     cksum) gpu=$GPU"
 if [[ -x .venv/bin/python && -f $STAMP && "$(cat $STAMP)" == "$NOW" ]]; then
     echo "setup: .venv is up to date"

@@ -113,6 +113,38 @@ def test_policy_network_is_dropped_for_a_policy_without_parameters(tmp_path, cap
     assert "its policy network is not used" in caplog.text
 
 
+def test_threshold_of_a_policy_comes_along_and_is_0_where_there_is_none(tmp_path):
+    source, target = (
+        segblocks.SegBlocksModel(Segmenter(), segblocks.build_policy("reinforce", 64))
+        for _ in range(2)
+    )
+    source.policy.threshold.fill_(0.7)
+    weights = source.state_dict()
+    save_checkpoint(tmp_path / "own.pth", {"model": weights})
+    published = without(weights, "policy.threshold")
+    save_checkpoint(tmp_path / "published.pth", {"model": published})
+    load_weights(target, tmp_path / "own.pth")
+    assert target.policy.threshold == source.policy.threshold
+    load_weights(target, tmp_path / "published.pth")
+    assert target.policy.threshold == 0
+    target.policy.threshold.fill_(0.7)
+    target.load_state_dict(published)
+    assert target.policy.threshold == 0
+
+
+def test_critic_is_left_out_where_nobody_asks_it_and_missed_where_somebody_does(tmp_path):
+    plain, critical = (
+        segblocks.SegBlocksModel(Segmenter(), segblocks.build_policy("reinforce", 64, reward=r))
+        for r in ("loss", "gain")
+    )
+    save_checkpoint(tmp_path / "critical.pth", {"model": critical.state_dict()})
+    load_weights(plain, tmp_path / "critical.pth")
+    assert_same(plain.policy.policy_net.state_dict(), critical.policy.policy_net.state_dict())
+    save_checkpoint(tmp_path / "plain.pth", {"model": plain.state_dict()})
+    with pytest.raises(ValueError, match=r"has no critic.*--segblocks-reward loss"):
+        load_weights(critical, tmp_path / "plain.pth")
+
+
 def test_policy_of_another_shape_is_an_error(tmp_path):
     source = learnt()
     source.policy.policy_net["layers"][0] = nn.Conv2d(3, 64, 5, bias=False)

@@ -11,6 +11,7 @@ from tiny import figures, make_camvid, make_cityscapes
 from argparser import parse_args
 from utils import benchmark
 
+OF_TRAINING = ("factor", "weight", "budgets", "reward", "normalise", "warmup", "calibrate")
 TINY = {
     "cityscapes": "--res 256 --crop-res 128",
     "camvid": "--res 128 --crop-res 64",
@@ -30,6 +31,8 @@ MAKE = {
     "cityscapes": make_small_cityscapes,
     "mapillary": make_mapillary,
 }
+# One checkpoint for every budget.
+ANY = {(data, "rn18"): ["reinforce_any"] for data in ("camvid", "cityscapes", "synthetic")}
 BACKBONES = {"rn18": "resnet18", "rn50": "resnet50", "effl1": "efficientnet_lite1"}
 
 
@@ -57,10 +60,11 @@ def test_script_is_its_experiment(script):
     assert args.resume_best is (mode != "train")
     for name in vars(args):  # what builds the network agrees among the three scripts
         if name in ("backbone", "num_features", "synthetic_size") or name.startswith("segblocks"):
-            if mode != "train" and ("factor" in name or "weight" in name):
-                continue  # of training only
+            if mode != "train" and any(word in name for word in OF_TRAINING):
+                continue
             assert getattr(args, name) == getattr(train, name), name
-    target = {"baseline": 0.5, "reinforce40": 0.4, "reinforce20": 0.2}[experiment]
+    targets = {"baseline": 0.5, "reinforce40": 0.4, "reinforce20": 0.2, "reinforce_any": 0.4}
+    target = targets[experiment]
     assert args.segblocks_percent_target == target
     assert args.segblocks_policy == ("disabled" if experiment == "baseline" else "reinforce")
     assert os.access(script, os.X_OK)
@@ -72,7 +76,7 @@ def test_every_experiment_has_its_three_scripts(dataset):
     expected = {
         f"{dataset}/swiftnet_{model}/{experiment}_{mode}.sh"
         for model in models.get(dataset, ["rn18", "rn50"])
-        for experiment in ("baseline", "reinforce20", "reinforce40")
+        for experiment in ("baseline", "reinforce20", "reinforce40", *ANY.get((dataset, model), ()))
         for mode in MODES
     }
     assert expected == {label(script) for script in SCRIPTS if script.parts[-3] == dataset}
@@ -114,8 +118,15 @@ def test_scripts_run(experiment, tmp_path, monkeypatch):
         assert run_script(script, *flags, *(TRAINING if mode == "train" else ())) == 0
     folder = tmp_path / "experiments" / label(experiment)
     assert {"run.log", "checkpoint.pth", "checkpoint_best.pth"} <= set(os.listdir(folder))
-    assert 0 <= figures(folder, "val.json")["miou"] <= 1
-    engines = [row["engine"] for row in figures(folder, "speed.json")["rows"]]
+    if experiment.name == "reinforce_any":
+        validated = figures(folder, "curve.json")["budgets"]
+        timed = figures(folder, "speed.json")["budgets"]
+        assert (len(validated), len(timed)) == (10, 3)
+    else:
+        validated = [figures(folder, "val.json")]
+        timed = [figures(folder, "speed.json")]
+    assert all(0 <= found["miou"] <= 1 for found in validated)
+    engines = [row["engine"] for row in timed[-1]["rows"]]
     blocks = [] if experiment.name == "baseline" else ["blocks eager", "blocks fast"]
     assert engines == ["dense eager", "dense best", *blocks]
 

@@ -88,7 +88,7 @@ def _logged(folder):
 
 
 def test_validation_on_two_ranks_is_that_of_one(tmp_path):
-    flags = [*POLICIES["random"], "--viz", "pred"]
+    flags = [*POLICIES["random"], "--viz", "pred", "--policy-metrics", "yes"]
     folder = job(tmp_path, *flags)
     found = []
     for count in (1, 2):

@@ -89,6 +89,7 @@ def benchmark(
         log.info(line)
     return {
         "batch_size": args.batch_size,
+        "budget": args.budget,
         "height": images[0].shape[-2],
         "width": images[0].shape[-1],
         "dtype": str(images[0].dtype).removeprefix("torch."),

@@ -38,6 +38,8 @@ DAMAGE = (
 PLAIN_TYPES = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 WEIGHT_ENTRIES = ("model", "state_dict")
 POLICY_PREFIX = "policy."
+POLICY_THRESHOLD = "policy.threshold"
+POLICY_CRITIC = "policy.critic."
 LOGITS_WEIGHT = "logits.conv.weight"
 NAMES_SHOWN = 10
 
@@ -168,22 +170,31 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
     `path` is a file or an http(s) address, see `load_checkpoint`. It may hold the weights under
     "model" or "state_dict" (as published), or be a bare state dict. Every name and shape must
-    agree, else ValueError is raised and the model is left as it was. Two kinds of entries are
-    dropped: the unused ImageNet classifier of published EfficientNet-Lite checkpoints, and a policy
-    network if the model's policy has no parameters. Published weights were trained with the
-    `legacy_upsample` of SegBlocksModel, which is not set here.
+    agree, else ValueError is raised and the model is left as it was. Dropped are the unused
+    ImageNet classifier of published EfficientNet-Lite checkpoints, a policy network if the model's
+    policy has no parameters, and a policy's critic, which only its training asks, if the model has
+    none. A policy without a threshold (published ones) has threshold 0. Published weights were
+    trained with the `legacy_upsample` of SegBlocksModel, which is not set here.
     """
     checkpoint = load_checkpoint(path)
     own = model.state_dict()
     weights = without_classifier(_find_weights(checkpoint, path), own)
     if _has_bare_policy(model) and any(name.startswith(POLICY_PREFIX) for name in weights):
-        weights = {n: value for n, value in weights.items() if not n.startswith(POLICY_PREFIX)}
+        weights = _without(weights, POLICY_PREFIX)
         log.warning(
             "%s: its policy network is not used; this model's policy has no parameters", path
         )
+    if not any(name.startswith(POLICY_CRITIC) for name in own):
+        weights = _without(weights, POLICY_CRITIC)
+    if POLICY_THRESHOLD in own:
+        weights.setdefault(POLICY_THRESHOLD, torch.zeros_like(own[POLICY_THRESHOLD]))
     _check_fit(own, weights, path)
     model.load_state_dict(weights)
     return checkpoint
+
+
+def _without(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: value for name, value in weights.items() if not name.startswith(prefix)}
 
 
 def _has_bare_policy(model: nn.Module) -> bool:
@@ -208,6 +219,11 @@ def _find_weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Ten
 def _check_fit(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path) -> None:
     """Raise ValueError unless both have the same names with the same shapes."""
     missing = [name for name in own if name not in weights]
+    if missing and all(name.startswith(POLICY_CRITIC) for name in missing):
+        raise ValueError(
+            f"{path} has no critic, which --segblocks-reward gain trains along; go on with "
+            "--segblocks-reward loss, or start afresh with --resume none"
+        )
     unexpected = [name for name in weights if name not in own]
     reshaped = [n for n in own if n in weights and own[n].shape != weights[n].shape]
     if missing and not unexpected and all(name.startswith(POLICY_PREFIX) for name in missing):

@@ -43,6 +43,12 @@ def build_val_set(args: Namespace) -> SegmentationDataset:
     return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
+def build_calibration_set(args: Namespace) -> SegmentationDataset:
+    """The training split as validation would see it, without augmentation."""
+    transform = val_transform(args.val_res or None)
+    return build_dataset(args.dataset, "train", transform=transform, **_source(args, "train"))
+
+
 def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
     """Shuffled batches of this rank; call `loader.sampler.set_epoch` before each pass.
 

@@ -23,6 +23,7 @@ from utils.logger import RunLog, progress
 from utils.losses import task_loss
 from utils.macs import MacCounter
 from utils.metrics import SegmentationMetrics
+from utils.policy_metrics import PolicyFigures, PolicyMetrics
 from utils.predict import predict, resize_labels
 from utils.ranks import ALONE, Ranks
 from utils.seeding import forked_rng
@@ -43,8 +44,9 @@ class Evaluation:
     share: float
     share_small: float  # among blocks that show a small class (info.small_classes)
     share_plain: float  # among the others
-    gmacs: float  # per image, policy included
+    gmacs: float  # per image, policy included (not what an oracle looks at first)
     gmacs_per_module: dict[str, float] = field(default_factory=dict)
+    policy_metrics: PolicyFigures | None = None  # with --policy-metrics
 
     def scalars(self) -> dict[str, float]:
         """By TensorBoard tag."""
@@ -53,6 +55,7 @@ class Evaluation:
             {f"val/{name}": value for name, value in single.items()}
             | {f"val_iou/{name}": value for name, value in self.iou.items()}
             | {f"val_gmacs/{name}": value for name, value in self.gmacs_per_module.items()}
+            | (self.policy_metrics.scalars() if self.policy_metrics else {})
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +77,8 @@ class Evaluation:
                 f"{100 * self.share_plain:.1f} % elsewhere"
             )
         modules = ", ".join(f"{name} {macs:.2f}" for name, macs in self.gmacs_per_module.items())
-        return [*lines, f"GMACs per image: {self.gmacs:.2f} ({modules})"]
+        lines.append(f"GMACs per image: {self.gmacs:.2f} ({modules})")
+        return lines + (self.policy_metrics.lines() if self.policy_metrics else [])
 
 
 def inference_copy(model: nn.Module, half: bool) -> nn.Module:
@@ -115,6 +119,7 @@ def evaluate(
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size)
     macs = MacCounter()
+    policy_metrics = PolicyMetrics(info, args.segblocks_block_size) if args.policy_metrics else None
     with user_errors():
         criterion = task_loss(args, info).to(device)
     shown: list[tuple[int, torch.Tensor]] = []
@@ -124,15 +129,19 @@ def evaluate(
             image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
             label = label.to(device, non_blocking=True)  # 1,H,W
             at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
-            options = forward_options(args, criterion, at_image)
+            gain = None
+            if model.policy.needs_pixel_loss or (policy_metrics and not model.is_dense):
+                gain = model.block_gain(image, pixel_loss_of(criterion, at_image))
             counted = mac_images is None or int(index) < mac_images
             with macs if counted else nullcontext():
-                result = model(image, **options)
+                result = model(image, budget=args.budget, block_gain=gain)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
             blocks.update(result, at_image)
+            of_image = resize_labels(prediction, image.shape[-2:])
+            if policy_metrics is not None:
+                policy_metrics.update(int(index), of_image, at_image, result, gain)
             if int(index) < args.num_viz_images:
-                of_image = resize_labels(prediction, image.shape[-2:])
                 seen = (image[0], of_image[0], at_image[0], result.grid[0])
                 pictures = viz.pictures(*seen, info, args.segblocks_block_size)
                 name = Path(loader.dataset.dataset.name_of(int(index))).stem
@@ -151,6 +160,7 @@ def evaluate(
         **block_shares([part[0] for part in everyones]),
         gmacs=gmacs.pop("total"),
         gmacs_per_module=gmacs,
+        policy_metrics=None if policy_metrics is None else policy_metrics.compute(ranks),
     )
 
 
@@ -161,8 +171,15 @@ def forward_options(
     the loss it looks at."""
     options: dict[str, Any] = {"budget": args.budget}
     if args.segblocks_policy == "oracle":
-        options["pixel_loss"] = lambda logits: criterion(logits.float(), label)[1]
+        options["pixel_loss"] = pixel_loss_of(criterion, label)
     return options
+
+
+def pixel_loss_of(
+    criterion: nn.Module, label: torch.Tensor
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """logits → loss of each pixel, `label` (N,H,W)."""
+    return lambda logits: criterion(logits.float(), label)[1]
 
 
 class BlockShares:

@@ -11,11 +11,14 @@ from utils.published import settle_upsampling
 
 LATEST = "checkpoint.pth"
 
+# None leaves these to the backbone or to the checkpoint.
+LEFT_OPEN = frozenset(("num_features", "segblocks_legacy_upsample"))
+
 # Flags that may differ when a run continues: its result does not depend on them.
 FREE_FLAGS = frozenset(
     "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
-    "max_steps viz num_viz_images profiler debug budget fp16 speed_images speed_repeats "
-    "speed_autotune cache_images".split()
+    "max_steps viz num_viz_images profiler debug budget budgets policy_metrics fp16 speed_images "
+    "speed_repeats speed_autotune cache_images".split()
 )
 
 
@@ -106,19 +109,16 @@ def resume(trainer: Any, args: Namespace) -> Told:
 
 def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
     """Flags that change the result and differ from those of the checkpoint, one text each. The new
-    values are those that count. None stands for a default that depends on other flags."""
-    saved, now = _given(saved), _given(vars(args))
+    values are those that count."""
+    now = vars(args)
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
         if not name.endswith("_data_dir")  # the same data may have moved
+        and not (name in LEFT_OPEN and None in (saved[name], now[name]))
         and _plain(saved[name]) != _plain(now[name])
     ]
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import to_network
+from dataloaders import SegmentationDataset, to_network
+from utils.calibrate import calibrate
 from utils.checkpoint import previous, save_checkpoint
 from utils.distributed import distributed
 from utils.errors import UserError, one_line
@@ -52,6 +53,8 @@ class Trainer:
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)
+        # Training images as validation sees them, where the policy's threshold is fitted on them.
+        self.calibration_set: SegmentationDataset | None = None
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
@@ -150,6 +153,7 @@ class Trainer:
     def _step(self, means: Means) -> None:
         """One optimiser step, on --accumulate batches."""
         args = self.args
+        self.model.policy.exploration = self._exploration()
         self.run.optimizer.zero_grad(set_to_none=True)
         for i in range(args.accumulate):
             image, label, index = next(self._batches)
@@ -214,6 +218,8 @@ class Trainer:
 
     def _evaluate(self, log: RunLog, model: nn.Module, args: Namespace, tag: str) -> Evaluation:
         started, step = time.monotonic(), self.progress.total_steps
+        if self.calibration_set is not None:
+            log.info(f"  {calibrate(model, self.calibration_set, args, self.device)}")
         evaluation = evaluate(
             model, self.val_loader, args, self.device, log, step, MAC_IMAGES, self.ranks
         )
@@ -239,6 +245,13 @@ class Trainer:
             f"epoch {at.epoch + 1}/{self.args.epochs}, step {at.step}/{self.steps_per_epoch}: "
             f"{text}; {rate:.1f} img/s"
         )
+
+    def _exploration(self) -> float:
+        """1 at the start of training, 0 once --segblocks-warmup-epochs are over."""
+        warmup, at = self.args.segblocks_warmup_epochs, self.progress
+        if not warmup:
+            return 0.0
+        return max(0.0, 1 - (at.epoch + at.step / self.steps_per_epoch) / warmup)
 
     def _out_of_steps(self) -> bool:
         return 0 < self.args.max_steps <= self.progress.total_steps

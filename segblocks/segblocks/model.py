@@ -98,6 +98,7 @@ class SegBlocksModel(nn.Module):
         image: Tensor,
         budget: float | int | None = None,
         pixel_loss: Callable[[Tensor], Tensor] | None = None,
+        block_gain: Tensor | None = None,
     ) -> SegBlocksOutput:
         """Decide, split, run the network, combine.
 
@@ -107,6 +108,7 @@ class SegBlocksModel(nn.Module):
             budget: share (float) or count (int) of blocks of each image that run high, overriding
                 what the policy was trained for; nothing is read back to the host.
             pixel_loss: for the oracle: logits → loss of each pixel (N, H, W).
+            block_gain: for the oracle, instead: what `block_gain` has found.
 
         Returns:
             SegBlocksOutput: logits, grid and the policy's record, under the names of `Decision`.
@@ -117,10 +119,9 @@ class SegBlocksModel(nn.Module):
             )
         size = tuple(image.shape[2:])
         padded = pad_to_blocks(image, self.policy.block_size)
-        gain = None
-        if self.policy.needs_pixel_loss and pixel_loss is not None:
-            gain = self._block_gain(padded, size, pixel_loss)
-        decision = self.policy(padded, budget, gain)
+        if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
+            block_gain = self.block_gain(image, pixel_loss)
+        decision = self.policy(padded, budget, block_gain)
         if self.is_dense:
             logits = self.net(padded)
         else:
@@ -137,8 +138,19 @@ class SegBlocksModel(nn.Module):
         return execute_with_grid(self.net, padded, grid)
 
     @torch.no_grad()
-    def _block_gain(self, padded: Tensor, size: tuple[int, int], pixel_loss: Callable) -> Tensor:
-        """(N, Gh, Gw): mean low-resolution loss minus mean high-resolution loss of each block."""
+    def block_gain(self, image: Tensor, pixel_loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """What full resolution would save each block: what the oracle ranks by.
+
+        Args:
+            image: (N, 3, H, W) floating point, as for `forward`.
+            pixel_loss: logits → loss of each pixel (N, H, W).
+
+        Returns:
+            (N, Gh, Gw) float: block mean of the loss with every block low, less the same with
+            every block high. Takes two passes of the network.
+        """
+        size = tuple(image.shape[2:])
+        padded = pad_to_blocks(image, self.policy.block_size)
         shape = self.policy.grid_shape(padded)
         losses, training = [], self.net.training
         self.net.eval()  # looking ahead must not move the running statistics

@@ -40,12 +40,13 @@ KEYS = {
     "policy.policy_net.layers.9.weight": (1, 64, 5, 5),
     "policy.policy_net.layers.9.bias": (1,),
 }  # fmt: skip
+THRESHOLD = {"policy.threshold": ()}  # ours
 
 
 def test_parameter_names_are_the_published_ones():
     policy = build_policy("reinforce")
     model = SegBlocksModel(nn.Identity(), policy)
-    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == KEYS
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == KEYS | THRESHOLD
     assert sum(p.numel() for p in policy.parameters()) == 216_193
     momenta = {m.momentum for m in policy.modules() if isinstance(m, nn.BatchNorm2d)}
     assert momenta == {0.02}

@@ -74,20 +74,28 @@ def test_converted_network_keeps_names_values_and_mode():
     segblocks.execute_with_grid(net.train(), image, grid)  # nor does training alone
 
 
-def _policy_step(rank: int, count: int) -> dict[str, torch.Tensor]:
+LEARNING = {
+    "published": {},
+    "gain": {"reward": "gain", "normalise_advantage": True, "entropy_weight": 0.1},
+    "budgets": {"reward": "gain", "budgets": (0.1, 0.9)},
+}
+
+
+def _policy_step(rank: int, count: int, learning: str) -> dict[str, torch.Tensor]:
     """A REINFORCE step on this process's images, its loss and gradients added up."""
     torch.manual_seed(0)
     # Without rounding up, which is each process's own.
-    policy = build_policy("reinforce", 32, quantize_percentage=0).double()
+    policy = build_policy("reinforce", 32, quantize_percentage=0, **LEARNING[learning]).double()
     image = torch.randn(4, 3, 64, 96, dtype=torch.float64)
     loss_map, valid = torch.rand(4, 64, 96), torch.rand(4, 64, 96) > 0.3
     valid[0] = False
     policy.replicas = Replicas(rank, count)
-    policy.policy_net = convert_sync_batchnorm(policy.policy_net)
+    convert_sync_batchnorm(policy)
     torch.manual_seed(5)
     decision = policy(image[rank::count])
+    names = "grid sampled scores log_probs probs expected".split()
     result = SimpleNamespace(
-        **{n: getattr(decision, n) for n in ("grid", "sampled", "log_probs", "probs")},
+        **{n: getattr(decision, n) for n in names},
         share=decision.grid.float().mean(),
     )
     loss, stats = policy.loss(result, loss_map[rank::count], valid[rank::count])
@@ -99,17 +107,26 @@ def _policy_step(rank: int, count: int) -> dict[str, torch.Tensor]:
     return found | stats | {"grid": decision.grid}
 
 
-def _policy_steps() -> dict[str, torch.Tensor]:
-    return _policy_step(dist.get_rank(), dist.get_world_size())
+def _policy_steps() -> dict[str, dict[str, torch.Tensor]]:
+    place = dist.get_rank(), dist.get_world_size()
+    return {learning: _policy_step(*place, learning) for learning in LEARNING}
 
 
 def test_reinforce_of_two_processes_is_that_of_the_whole_batch(tmp_path):
-    whole = _policy_step(0, 1)
-    assert 0 < whole["share"] < 1
-    for rank, part in enumerate(run_together(_policy_steps, 2, tmp_path)):
-        assert torch.equal(part.pop("grid"), whole["grid"][rank::2])
-        for name, value in part.items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-7, msg=name)
+    wholes = {learning: _policy_step(0, 1, learning) for learning in LEARNING}
+    assert 0 < wholes["published"]["share"] < 1
+    for rank, parts in enumerate(run_together(_policy_steps, 2, tmp_path)):
+        for learning, part in parts.items():
+            whole = wholes[learning]
+            assert torch.equal(part.pop("grid"), whole["grid"][rank::2])
+            for name, value in part.items():
+                torch.testing.assert_close(
+                    value,
+                    whole[name],
+                    rtol=1e-5,
+                    atol=1e-5,  # of float32 terms that cancel
+                    msg=f"{learning}: {name}",
+                )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

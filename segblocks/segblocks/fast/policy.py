@@ -10,7 +10,8 @@ from ..ops.cuda import geometry as geo
 from ..ops.cuda.grid import fits_one_launch
 from ..ops.cuda.module import defines, prepare
 from ..policy import Policy
-from ..policy.reinforce import NET_STRIDE, PolicyNet, ReinforcePolicy
+from ..policy.network import NET_STRIDE, PolicyNet
+from ..policy.reinforce import ReinforcePolicy
 from .small_conv import SmallConv
 
 _TILE = (4, 16)  # output pixels of a thread block of the first layer

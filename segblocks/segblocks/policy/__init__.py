@@ -2,11 +2,13 @@
 
 from .base import Decision, Policy
 from .build import POLICIES, build_policy
+from .network import PolicyNet
 from .rank import HeuristicPolicy, MiddlePolicy, OraclePolicy, RandomPolicy
-from .reinforce import PolicyNet, ReinforcePolicy
+from .reinforce import REWARDS, ReinforcePolicy
 
 __all__ = [
     "POLICIES",
+    "REWARDS",
     "Decision",
     "HeuristicPolicy",
     "MiddlePolicy",

@@ -22,6 +22,8 @@ class Decision:
         n_high: number of high blocks where the host knows it without asking the device.
         scores: (N, Gh, Gw) float, by which blocks are ranked; None for `disabled`.
         stochastic: the scores are logits of each block's probability of high resolution.
+        expected: (N, 2, Gh, Gw) float, the task loss that a critic expects of each block at low and
+            at high resolution; None without a critic, and in evaluation.
     """
 
     grid: Tensor
@@ -29,6 +31,7 @@ class Decision:
     n_high: int | None = None
     scores: Tensor | None = None
     stochastic: bool = False
+    expected: Tensor | None = None
 
     @property
     def probs(self) -> Tensor | None:
@@ -52,8 +55,12 @@ class Policy(nn.Module):
         percent_target: wanted share of high blocks, 0 to 1.
         quantize_percentage: without a budget, the number of high blocks in a batch is rounded up to
             a multiple of this share of all blocks, so that few distinct shapes occur; 0 for none.
+        budgets: lowest and highest share; every batch in training then gets a budget of its own,
+            drawn between the two and the same for all its images. None: the policy decides.
 
     Attributes:
+        exploration: 1 for grids at random, 0 for the policy's own; what lies between mixes. The
+            training loop sets it, and only training looks at it.
         replicas: set it where several processes train together: draws and the loss are then those
             of the whole batch. Rounding up stays each process's own, for its own shapes.
     """
@@ -61,12 +68,14 @@ class Policy(nn.Module):
     learns = False
     stochastic = False
     needs_pixel_loss = False
+    exploration = 0.0
 
     def __init__(
         self,
         block_size: int = 128,
         percent_target: float = 0.5,
         quantize_percentage: float = 1 / 16,
+        budgets: tuple[float, float] | None = None,
     ):
         super().__init__()
         if not isinstance(block_size, int) or block_size < 2 or block_size % 2:
@@ -77,6 +86,12 @@ class Policy(nn.Module):
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {value}")
+        if budgets is not None and not (len(budgets) == 2 and 0 <= budgets[0] <= budgets[1] <= 1):
+            raise ValueError(
+                f"budgets is {budgets}; give (lowest, highest), shares with 0 <= lowest <= highest "
+                "<= 1"
+            )
+        self.budgets = None if budgets is None else tuple(budgets)
         self.replicas = Replicas()
         self.block_size = block_size
         self.percent_target = percent_target
@@ -113,11 +128,30 @@ class Policy(nn.Module):
         """
         shape = self.grid_shape(image)
         scores = self.scores(image, block_gain)
+        if budget is None and self.training and self.budgets is not None:
+            budget = self.draw_budget(shape[1] * shape[2])
         if budget is None:
             budget = self.default_budget(*shape[1:])
         if budget is not None:
             return self.spend(scores, budget_count(budget, shape[1] * shape[2]))
         return self.promote(self.choose(scores), scores)
+
+    def draw_budget(self, blocks: int) -> int:
+        """Blocks per image for one training batch.
+
+        Drawn on the host, so that nothing is read back, and a multiple of the quantisation step
+        where several counts occur, so that few distinct shapes do.
+        """
+        share = self.draw_share()
+        step = max(1, round(blocks * self.quantize_percentage))
+        if self.budgets[0] == self.budgets[1] == share:
+            step = 1
+        return min(blocks, round(share * blocks / step) * step)
+
+    def draw_share(self) -> float:
+        """A share between the two `budgets`, from torch's CPU generator."""
+        low, high = self.budgets
+        return low if low == high else low + (high - low) * torch.rand(()).item()
 
     def default_budget(self, rows: int, columns: int) -> float | int | None:
         """The budget when none is given; None leaves the choice to `choose`."""

@@ -20,6 +20,11 @@ def build_policy(
     percent_target: float = 0.5,
     quantize_percentage: float = 1 / 16,
     sparsity_weight: float = 1.0,
+    budgets: tuple[float, float] | None = None,
+    reward: str = "loss",
+    normalise_advantage: bool = False,
+    entropy_weight: float = 0.0,
+    warmup_share: float | None = None,
 ) -> Policy:
     """A policy by name, with the published defaults.
 
@@ -30,7 +35,9 @@ def build_policy(
         percent_target: wanted share of high blocks, 0 to 1 (for heuristic and oracle: the value
             their score is compared with).
         quantize_percentage: the number of high blocks is rounded up to a multiple of this share.
-        sparsity_weight: weight of the share in the reward of `reinforce`; others have none.
+        budgets: lowest and highest share; every batch in training gets a budget between the two.
+        sparsity_weight, reward, normalise_advantage, entropy_weight, warmup_share: how `reinforce`
+            learns, see `ReinforcePolicy`; the other policies do not learn and take no notice.
 
     Raises:
         ValueError: unknown name, or a value out of range.
@@ -41,7 +48,14 @@ def build_policy(
         "block_size": block_size,
         "percent_target": percent_target,
         "quantize_percentage": quantize_percentage,
+        "budgets": budgets,
     }
     if POLICIES[name].learns:
-        settings["sparsity_weight"] = sparsity_weight
+        settings |= {
+            "sparsity_weight": sparsity_weight,
+            "reward": reward,
+            "normalise_advantage": normalise_advantage,
+            "entropy_weight": entropy_weight,
+            "warmup_share": warmup_share,
+        }
     return POLICIES[name](**settings)

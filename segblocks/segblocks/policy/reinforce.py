@@ -1,52 +1,39 @@
 """The learned policy: a small network, trained with REINFORCE (paper section 3.4)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import Policy, block_mean
+from .base import Decision, Policy, block_mean
+from .network import Critic, PolicyNet
+from .sampling import sample_count, shift_to_count
+from .threshold import fit_threshold
 
-NET_STRIDE = 32
-
-
-class PolicyNet(nn.Module):
-    """Image (N, 3, H, W) → one logit a block (N, Gh, Gw), at 32 input pixels a block side."""
-
-    def __init__(self, block_size: int):
-        super().__init__()
-        self.block_size = block_size
-
-        def norm() -> nn.BatchNorm2d:
-            return nn.BatchNorm2d(64, momentum=0.02)
-
-        self.layers = nn.Sequential(
-            nn.Conv2d(3, 64, 7, stride=4, padding=3, bias=False),
-            norm(),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 5, stride=2, padding=2, bias=False),
-            norm(),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 5, stride=2, padding=2, bias=False),
-            norm(),
-            nn.ReLU(),
-            nn.Conv2d(64, 1, 5, stride=2, padding=2),
-        )
-
-    def forward(self, image: Tensor) -> Tensor:
-        step, rest = divmod(self.block_size, NET_STRIDE)
-        if rest == 0:
-            small = image[:, :, ::step, ::step]  # what "nearest" picks, without reading the rest
-        else:
-            sides = [length // self.block_size * NET_STRIDE for length in image.shape[2:]]
-            small = F.interpolate(image, size=sides, mode="nearest")
-        return self.layers(small)[:, 0]
+REWARDS = ("loss", "gain")
 
 
 class ReinforcePolicy(Policy):
-    """Samples blocks while training; takes those with a positive logit when evaluated.
+    """Samples blocks while training; takes those with a logit above a threshold when evaluated.
+
+    With `budgets`, training draws exactly so many blocks an image (see `sampling`), the share is
+    no part of the reward, and the policy learns to rank: any budget may be asked of it.
 
     Args:
         sparsity_weight: weight of (target share - realised share) in the reward.
+        reward: what full resolution earns a block. "loss": its task loss, as published, on the
+            reasoning that what goes wrong deserves it. "gain": the task loss that it saves, by the
+            estimate of a critic that is trained along, corrected by what was observed.
+        normalise_advantage: divide the task part of the reward by the standard deviation of the
+            task loss over the batch's blocks, so that it does not fade as the loss falls.
+        entropy_weight: weight of the blocks' mean entropy in the reward, against early collapse.
+        warmup_share: share of the grids at random while `exploration` is above 0; None for
+            `percent_target`.
+
+    Attributes:
+        threshold: 0-d float buffer; 0, as published, until `calibrate` has set it.
     """
 
     learns = True
@@ -58,19 +45,72 @@ class ReinforcePolicy(Policy):
         percent_target: float = 0.5,
         quantize_percentage: float = 1 / 16,
         sparsity_weight: float = 1.0,
+        budgets: tuple[float, float] | None = None,
+        reward: str = "loss",
+        normalise_advantage: bool = False,
+        entropy_weight: float = 0.0,
+        warmup_share: float | None = None,
     ):
-        super().__init__(block_size, percent_target, quantize_percentage)
+        super().__init__(block_size, percent_target, quantize_percentage, budgets)
+        if reward not in REWARDS:
+            raise ValueError(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
+        if warmup_share is not None and not 0 <= warmup_share <= 1:
+            raise ValueError(f"warmup_share is a share between 0 and 1, got {warmup_share}")
         self.sparsity_weight = sparsity_weight
+        self.normalise_advantage = normalise_advantage
+        self.entropy_weight = entropy_weight
+        self.warmup_share = percent_target if warmup_share is None else warmup_share
         self.policy_net = PolicyNet(block_size)
+        self.critic = Critic(block_size) if reward == "gain" else None
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def forward(
+        self,
+        image: Tensor,
+        budget: float | int | None = None,
+        block_gain: Tensor | None = None,
+    ) -> Decision:
+        decision = super().forward(image, budget, block_gain)
+        if self.critic is None or not self.training:
+            return decision
+        return replace(decision, expected=self.critic(image))
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
         return self.policy_net(image)
 
     def choose(self, scores: Tensor) -> Tensor:
-        if self.training:
-            drawn = self.replicas.uniform(tuple(scores.shape), scores.device)
-            return drawn < scores.float().sigmoid()
-        return scores > 0
+        if not self.training:
+            return scores > self.threshold
+        probs = scores.float().sigmoid()
+        if self.exploration:
+            probs = torch.lerp(probs, torch.full_like(probs, self.warmup_share), self.exploration)
+        return self.replicas.uniform(tuple(probs.shape), probs.device) < probs
+
+    def spend(self, scores: Tensor, count: int) -> Decision:
+        if not self.training or self.budgets is None:
+            return super().spend(scores, count)
+        logits = scores.float()
+        logits = logits - shift_to_count(logits, count)
+        drawn = self.replicas.uniform(tuple(scores.shape), scores.device)
+        grid = sample_count((1 - self.exploration) * logits, count, drawn)
+        return Decision(grid, grid, scores.shape[0] * count, logits, self.stochastic)
+
+    def draw_share(self) -> float:
+        return (1 - self.exploration) * super().draw_share() + self.exploration * self.warmup_share
+
+    def calibrate(self, scores: Sequence[Tensor]) -> float:
+        """Set `threshold` so that evaluation realises the target share, rounding up included.
+
+        Args:
+            scores: (Gh, Gw) float of each of some images, from this policy in evaluation mode:
+                training images, as validation images must not decide.
+
+        Returns:
+            The share of high blocks that these images then have, their mean.
+        """
+        threshold, share = fit_threshold(scores, self.percent_target, self.rounded_up)
+        self.threshold.fill_(threshold)
+        return share
 
     def loss(self, result, loss_map: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """REINFORCE with the block's task loss as reward (paper equations 5 to 9).
@@ -78,27 +118,95 @@ class ReinforcePolicy(Policy):
         A high block is rewarded by its mean task loss less the mean over blocks, plus
         sparsity_weight · (target - realised share); a low block by the negative of that. Ignored
         pixels take no part in a block's mean, blocks without valid pixels have no task reward, and
-        blocks promoted by rounding earn no gradient.
+        blocks promoted by rounding earn no gradient. While exploring, grids are not the policy's
+        own, and the gradient is that of its own probabilities all the same.
         """
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
-        own = result.grid == result.sampled
-        total, count = self.replicas.total, self.replicas.count
-        sums = [(task * known).sum(), known.sum(), own.sum(), result.share]
-        task_sum, known_blocks, own_blocks, share = total(torch.stack(sums))
-        share = share / count
-        task_advantage = torch.where(known, task - task_sum / known_blocks.clamp(min=1), 0)
-        sparsity = self.sparsity_weight * (self.percent_target - share)
+        scale = self._scale(task, known)
+        if self.critic is None:
+            worth = task
+        else:
+            low, high = result.expected.detach().float().unbind(1)  # N,Gh,Gw each
+            worth = low - high
+        task_advantage = self._centred(worth, known) / scale
+        replicas = self.replicas
+        share = replicas.total(result.share) / replicas.count
+        sparsity = self._sparsity(share)
         advantage = task_advantage + sparsity
-        reward = torch.where(result.sampled, advantage, -advantage)
-        loss = -(result.log_probs * reward * own).sum() / own_blocks.clamp(min=1)
-        probs = result.probs.detach()
-        means = [advantage.abs().mean(), task_advantage.abs().mean(), probs.mean()]
-        advantage_mean, task_mean, prob_mean = total(torch.stack(means)) / count
+        own = result.grid == result.sampled
+        stats = {}
+        if self.critic is None:
+            merit = result.log_probs * torch.where(result.sampled, advantage, -advantage)
+        else:
+            # The gradient of p·advantage is what the critic expects of high instead of low
+            # resolution; the score function corrects it by what the critic did not expect. That
+            # all blocks were better than expected, as the critic lags behind, says nothing of one.
+            took = torch.where(result.grid[:, None], result.expected[:, 1:], result.expected[:, :1])
+            error = torch.where(known, took[:, 0].float() - task, 0)  # N,Gh,Gw
+            surprise = self._centred(error.detach(), known) / scale
+            merit = result.probs * advantage + result.log_probs * surprise
+            stats["loss_critic"] = self._part_of_mean(error.square(), known)
+        loss = -self._part_of_mean(merit, own)
+        if self.entropy_weight:
+            stats["entropy"] = entropy(result.scores.float()).mean() / replicas.count
+            loss = loss - self.entropy_weight * stats["entropy"]
+        loss = loss + stats.get("loss_critic", 0)
         return loss, {
             "share": share,
             "sparsity_reward": sparsity,
+            **self._averages(advantage, task_advantage, result.probs.detach()),
+            **{name: replicas.total(value) for name, value in stats.items()},
+        }
+
+    def _averages(
+        self, advantage: Tensor, task_advantage: Tensor, probs: Tensor
+    ) -> dict[str, Tensor]:
+        """To log, over the blocks of all processes."""
+        total, count = self.replicas.total, self.replicas.count
+        means = torch.stack([advantage.abs().mean(), task_advantage.abs().mean(), probs.mean()])
+        advantage_mean, task_mean, prob_mean = total(means) / count
+        variance = total((probs - prob_mean).square().mean()) / count
+        return {
             "advantage": advantage_mean,
             "task_advantage": task_mean,
             "prob_mean": prob_mean,
-            "prob_std": (total((probs - prob_mean).square().mean()) / count).sqrt(),
+            "prob_std": variance.sqrt(),
         }
+
+    def _scale(self, task: Tensor, known: Tensor) -> Tensor | float:
+        """What task rewards are divided by."""
+        if not self.normalise_advantage:
+            return 1.0
+        return self._mean(self._centred(task, known).square(), known).sqrt().clamp(min=1e-6)
+
+    def _sparsity(self, share: Tensor) -> Tensor:
+        """What the share earns every high block: nothing where the budget is imposed, and nothing
+        yet where grids are at random."""
+        if self.budgets is not None:
+            return torch.zeros_like(share)
+        weight = (1 - self.exploration) * self.sparsity_weight
+        return weight * (self.percent_target - share)
+
+    def _mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Of the blocks in `mask`, of all processes; 0 where there are none. No gradient."""
+        sums = torch.stack([(values * mask).sum(), mask.sum().to(values.dtype)])
+        total, blocks = self.replicas.total(sums)
+        return total / blocks.clamp(min=1)
+
+    def _part_of_mean(self, values: Tensor, mask: Tensor) -> Tensor:
+        """What this process adds to that mean; with gradient."""
+        return (values * mask).sum() / self.replicas.total(mask.sum()).clamp(min=1)
+
+    def _centred(self, values: Tensor, known: Tensor) -> Tensor:
+        """`values` less their mean over the known blocks; 0 at the others."""
+        return torch.where(known, values - self._mean(values, known), 0)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # Published weights have no threshold: they were trained for 0.
+        state_dict.setdefault(f"{prefix}threshold", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of a Bernoulli variable of each logit, in nats."""
+    return F.softplus(logits) - logits * logits.sigmoid()

@@ -1,0 +1,193 @@
+"""Training within budgets, a threshold that is kept, and curves of one checkpoint."""
+
+import sys
+
+import pytest
+import torch
+from tiny import (  # noqa: F401
+    REINFORCE,
+    SPEED,
+    arguments,
+    checkpoint,
+    figures,
+    make_trainer,
+    run,
+    same,
+    tiny_backbone,
+)
+
+import train
+from argparser import parse_args
+from segblocks.policy import ReinforcePolicy
+from utils.calibrate import calibrate
+from utils.curve import budget_text, each_budget
+from utils.data import build_calibration_set
+from utils.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+# Scenes of 2×4 blocks.
+WIDE = (*REINFORCE, "--synthetic-size", "128", "256", "--res", "256", "--crop-res", "128")
+LEARNING = (
+    *("--segblocks-reward", "gain", "--segblocks-normalise-advantage", "yes"),
+    *("--segblocks-entropy-weight", "0.01", "--segblocks-warmup-epochs", "1.5"),
+    *("--segblocks-warmup-share", "1"),
+)
+SHORT = ("--epochs", "2", "--val-every", "0")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (*LEARNING, "--segblocks-calibrate", "yes"),
+        (*LEARNING, "--segblocks-budgets", "0.25", "1"),
+        ("--segblocks-policy", "random", "--segblocks-budgets", "0", "1"),
+    ],
+    ids=["own-share", "any-budget", "random"],
+)
+def test_training_stops_and_goes_on_equal_to_the_last_bit(tmp_path, flags):
+    whole = checkpoint(run(tmp_path / "whole", *SHORT, *WIDE, *flags))
+    run(tmp_path / "parts", *SHORT, *WIDE, *flags, "--max-steps", "2")
+    parts = checkpoint(run(tmp_path / "parts", *SHORT, *WIDE, *flags))
+    for entry in ("state_dict", "optimizer", "rng"):
+        assert same(whole[entry], parts[entry]), entry
+
+
+def test_warm_up_ends_when_it_should(tmp_path, monkeypatch):
+    seen = []
+    step = Trainer._step
+
+    def note(self, *args):
+        step(self, *args)
+        seen.append(self.model.policy.exploration)
+
+    monkeypatch.setattr(Trainer, "_step", note)
+    run(tmp_path, *SHORT, *WIDE, *LEARNING)
+    assert seen == pytest.approx([max(0, 1 - i / 3 / 1.5) for i in range(6)])
+
+
+def test_every_budget_in_training_is_within_its_bounds(tmp_path, monkeypatch):
+    shares = []
+    loss = ReinforcePolicy.loss
+
+    def note(self, result, *args):
+        shares.append(float(result.share))
+        return loss(self, result, *args)
+
+    monkeypatch.setattr(ReinforcePolicy, "loss", note)
+    flags = ("--segblocks-budgets", "0.25", "0.75", "--segblocks-quantize-percentage", "0")
+    run(tmp_path, "--epochs", "4", "--val-every", "0", *WIDE, *flags)
+    assert set(shares) <= {0.25, 0.5, 0.75}
+    assert len(set(shares)) > 1
+
+
+# ---- the threshold ----
+
+
+def test_threshold_is_fitted_on_training_images_and_kept(tmp_path):
+    """Trained for half, all blocks would run at threshold 0."""
+    flags = ("--segblocks-percent-target", "0.5", "--synthetic-train-images", "12")
+    trainer = make_trainer(tmp_path, *WIDE, *flags)
+    policy = trainer.model.policy
+    policy.policy_net.layers[-1].bias.data.fill_(5.0)
+    images = build_calibration_set(trainer.args)
+    before = {n: v.clone() for n, v in trainer.model.state_dict().items()}
+    told = calibrate(trainer.model, images, trainer.args, trainer.device)
+    after = trainer.model.state_dict()
+    assert {n for n in before if not torch.equal(before[n], after[n])} == {"policy.threshold"}
+    assert "50.0 % of the blocks of 12 training images, target 50.0 %" in told
+    policy.eval()
+    grids = torch.cat([trainer.model(images[i][0][None]).grid for i in range(len(images))])
+    assert float(grids.float().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_threshold_travels_in_the_checkpoint_and_can_be_fitted_later(tmp_path):
+    folder = run(tmp_path, *WIDE, "--segblocks-calibrate", "yes", "--max-steps", "1")
+    kept = checkpoint(folder)["state_dict"]["policy.threshold"]
+    assert kept != 0
+    assert same(kept, checkpoint(folder, "checkpoint_best.pth")["state_dict"]["policy.threshold"])
+    run(tmp_path, *WIDE, "--mode", "val")
+    assert figures(folder, "val.json")["miou"] == checkpoint(folder)["progress"]["score_best"]
+    run(tmp_path, *WIDE, "--max-steps", "1", "--name", "plain")
+    flags = ("--mode", "val", "--segblocks-calibrate", "yes", "--segblocks-percent-target", "0")
+    plain = run(tmp_path, *WIDE, *flags, "--name", "plain")
+    assert figures(plain, "val.json")["share"] == 0
+    assert checkpoint(plain)["state_dict"]["policy.threshold"] == 0  # validation writes no weights
+
+
+def test_imposed_budgets_ask_for_a_threshold():
+    flags = ["--segblocks-budgets", "0.1", "1"]
+    synthetic = ["--dataset", "synthetic", "--segblocks-policy"]
+    assert parse_args([*synthetic, "reinforce", *flags]).segblocks_calibrate
+    assert not parse_args([*synthetic, "random", *flags]).segblocks_calibrate
+    assert not parse_args([*synthetic, "reinforce"]).segblocks_calibrate
+    assert not parse_args([*synthetic, "reinforce", "--mode", "val", *flags]).segblocks_calibrate
+
+
+# ---- curves ----
+
+
+def test_a_curve_of_one_checkpoint(tmp_path):
+    folder = run(tmp_path, *WIDE, "--segblocks-budgets", "0", "1", "--max-steps", "2")
+    run(tmp_path, *WIDE, "--mode", "val", "--budget", "0.0", "25%", "8", "--policy-metrics", "yes")
+    found = figures(folder, "curve.json")
+    assert found["checkpoint"].endswith("checkpoint.pth")
+    assert [row["budget"] for row in found["budgets"]] == [0.0, 0.25, 8]
+    assert [row["share"] for row in found["budgets"]] == [0.0, 0.25, 1.0]
+    macs = [row["gmacs"] for row in found["budgets"]]
+    assert macs == sorted(macs)
+    assert all(row["policy_metrics"] for row in found["budgets"])
+    assert not (folder / "val.json").exists()
+    run(tmp_path, *WIDE, "--mode", "val", "--budget", "0.25")
+    alone = figures(folder, "val.json")
+    assert {k: alone[k] for k in ("budget", "miou", "share", "gmacs")} == {
+        k: found["budgets"][1][k] for k in ("budget", "miou", "share", "gmacs")
+    }
+    table = [line.split()[3:] for line in (folder / "run.log").read_text().splitlines()]
+    assert ["budget", "high", "mIoU", "GMACs", "boundary", "rank"] in table
+    assert any(words[:3] == ["8", "blocks", "100.0%"] for words in table)
+
+
+def test_the_picture_of_a_curve(tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures of curves need requirements-study.txt")
+    folder = run(tmp_path, *WIDE, "--max-steps", "1")
+    run(tmp_path, *WIDE, "--mode", "val", "--budget", "0.0", "1.0")
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_without_matplotlib_says_how_to_get_its_picture(tmp_path, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    folder = run(tmp_path, *WIDE, "--max-steps", "1")
+    run(tmp_path, *WIDE, "--mode", "val", "--budget", "0.0", "1.0")
+    assert (folder / "curve.json").exists()
+    assert not (folder / "curve.png").exists()
+    assert "pip install -r requirements-study.txt" in (folder / "run.log").read_text()
+
+
+def test_speed_at_several_budgets(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    folder = run(tmp_path, *WIDE, "--max-steps", "1")
+    run(tmp_path, *WIDE, *SPEED, "--budget", "0.25", "0.5", "--speed-repeats", "1")
+    found = figures(folder, "speed.json")["budgets"]
+    assert [one["budget"] for one in found] == [0.25, 0.5]
+    for one in found:
+        shares = {row["engine"]: row["share"] for row in one["rows"]}
+        assert shares["blocks fast"] == shares["blocks eager"] == one["budget"]
+
+
+def test_each_budget_is_a_run_of_its_own():
+    flags = ["--dataset", "synthetic", "--mode", "val", "--segblocks-policy", "reinforce"]
+    args = parse_args([*flags, "--budget", "0.1", "3"])
+    assert args.budget is None
+    assert [one.budget for one in each_budget(args)] == [0.1, 3]
+    args = parse_args([*flags, "--budget", "0.1"])
+    assert (args.budget, args.budgets) == (0.1, [0.1])
+    assert [one.budget for one in each_budget(parse_args(flags))] == [None]
+    assert [budget_text(b) for b in (0.25, 3, None)] == ["25 %", "3 blocks", "own"]
+
+
+def test_an_untrained_curve_is_refused_in_one_line(tmp_path, capsys):
+    flags = arguments(tmp_path, *WIDE, "--mode", "val", "--budget", "0.1", "0.2")
+    assert train.main(flags) == 1
+    assert "no checkpoint" in capsys.readouterr().err

@@ -1,0 +1,300 @@
+"""The study: commands that train.py accepts, runs side by side that stop and go on, its report."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from argparser import parse_args
+from utils.study.command import main
+from utils.study.plan import RECIPES, SETUPS, Experiment, chosen, experiments
+from utils.study.report import gather, lines_of, markdown, rows, write_report
+from utils.study.runs import Options, Runner, Step, steps
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def data_folders(monkeypatch):
+    for name in ("CITYSCAPES", "CAMVID"):
+        monkeypatch.setenv(f"SEGBLOCKS_{name}_DIR", "/nowhere")
+
+
+def options(folder: Path, dataset: str, **settings) -> Options:
+    setup = SETUPS[dataset]
+    return Options(dataset, setup, settings.pop("epochs", setup.epochs), folder, 2, **settings)
+
+
+def parsed(step: Step):
+    environment = {**os.environ, "PYTHON": "echo"}
+    done = subprocess.run(step.command, env=environment, capture_output=True, text=True)
+    return parse_args(done.stdout.split()[1:])
+
+
+# ---- the plan ----
+
+
+@pytest.mark.parametrize("dataset", SETUPS)
+def test_every_command_is_one_that_train_accepts(tmp_path, dataset):
+    plan = experiments(dataset, "warmup")
+    names = [e.name for e in plan]
+    assert len(set(names)) == len(names)
+    for experiment in plan:
+        train, *validations = steps(experiment, 3, options(tmp_path, dataset))
+        args = parsed(train)
+        assert (args.mode, args.dataset, args.seed) == ("train", dataset, 3)
+        assert (args.val_every, args.epochs) == (0, SETUPS[dataset].epochs)
+        assert args.name == f"{experiment.name}/seed3"
+        assert args.exp_dir == str(tmp_path)
+        assert validations
+        for step in validations:
+            found = parsed(step)
+            assert found.mode == "val"
+            assert found.resume == str(tmp_path / args.name / "checkpoint.pth")
+            assert found.policy_metrics
+            assert found.segblocks_block_size == args.segblocks_block_size
+            assert found.synthetic_size == args.synthetic_size
+            assert str(step.folder) == str(tmp_path / found.name)
+
+
+def test_placements_spend_the_same(tmp_path):
+    """Whatever runs at 40 % spends exactly that, or has a policy that decides."""
+    for experiment in experiments("camvid", "warmup"):
+        if not experiment.name.endswith("40"):
+            continue
+        train, own, *_ = steps(experiment, 0, options(tmp_path, "camvid"))
+        args, found = parsed(train), parsed(own)
+        assert args.segblocks_percent_target == found.segblocks_percent_target == 0.4
+        if args.segblocks_policy == "reinforce":
+            assert found.budget is None
+        else:
+            assert args.segblocks_budgets == [0.4, 0.4]
+            assert found.budget == 0.4
+
+
+def test_recipes_build_on_each_other(tmp_path):
+    seen = {}
+    for experiment in experiments("camvid", "published"):
+        if "recipe" in experiment.groups:
+            seen[experiment.title] = parsed(steps(experiment, 0, options(tmp_path, "camvid"))[0])
+    by_recipe = {
+        name: next(args for title, args in seen.items() if f"recipe {name}," in title)
+        for name in RECIPES
+        if name not in ("published", "calibrated")
+    }
+    flags = (
+        "segblocks_calibrate", "segblocks_normalise_advantage", "segblocks_entropy_weight",
+        "segblocks_reward", "segblocks_warmup_epochs", "segblocks_warmup_share",
+        "segblocks_budgets",
+    )  # fmt: skip
+    expected = {
+        "normalised": (True, True, 0.5, "loss", 0, None, None),
+        "gain": (True, True, 0.1, "gain", 0, None, None),
+        "warmup": (True, True, 0.1, "gain", 6, 1, None),
+        "exact": (True, True, 0.1, "gain", 6, 1, [0.4, 0.4]),
+    }
+    found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
+    assert found == expected
+    published = next(args for title, args in seen.items() if "published" in title)
+    assert tuple(getattr(published, f) for f in flags) == (False, False, 0, "loss", 0, None, None)
+
+
+def test_experiments_are_chosen_by_name_and_group():
+    plan = experiments("camvid", "gain")
+    assert [e.name for e in chosen(plan, ["dense", "any"])] == ["dense", "any"]
+    recipes = [e.name for e in chosen(plan, ["recipe"])]
+    assert {"published40", "reinforce40", "recipe_warmup40"} <= set(recipes)
+    assert "recipe_gain40" not in recipes  # that is reinforce40
+    assert chosen(plan, []) == plan
+    with pytest.raises(ValueError, match="'dence'; choose from dense"):
+        chosen(plan, ["dence"])
+
+
+@pytest.mark.parametrize("words", [("mars", "gain"), ("camvid", "luck")])
+def test_unknown_data_set_or_recipe(words):
+    with pytest.raises(ValueError, match=r"unknown .*choose one of"):
+        experiments(*words)
+
+
+# ---- runs ----
+
+
+def step(folder: Path, *command: str) -> Step:
+    return Step(folder.name, command, folder)
+
+
+def shell(folder: Path, text: str) -> Step:
+    return step(folder, "bash", "-c", text)
+
+
+def test_chains_run_in_order_and_what_is_done_is_left_alone(tmp_path):
+    log = tmp_path / "log"
+    chain = [shell(tmp_path / name, f"echo {name} >>{log}") for name in "abc"]
+    assert Runner(2, 1, lambda line: None).run([chain])
+    assert log.read_text().split() == ["a", "b", "c"]
+    chain.append(shell(tmp_path / "d", f"echo d >>{log}"))
+    assert Runner(2, 1, lambda line: None).run([chain])
+    assert log.read_text().split() == ["a", "b", "c", "d"]
+
+
+def test_runs_are_side_by_side_but_not_more_than_asked(tmp_path):
+    text = f"echo x >>{tmp_path}/now; sleep 0.3; wc -l <{tmp_path}/now"
+    chains = [[shell(tmp_path / str(i), text)] for i in range(3)]
+    started = time.monotonic()
+    assert Runner(3, 1, lambda line: None).run(chains)
+    assert time.monotonic() - started < 3
+    seen = [int((tmp_path / str(i) / "study.log").read_text()) for i in range(3)]
+    assert seen == [3, 3, 3]
+    assert Runner(1, 1, lambda line: None).run([[shell(tmp_path / "4", text)]])
+
+
+def test_a_failure_stops_its_own_chain_only_and_is_told(tmp_path):
+    told: list[str] = []
+    bad = [shell(tmp_path / "bad", "echo error: no luck; exit 3"), shell(tmp_path / "after", ":")]
+    good = [shell(tmp_path / "good", ":")]
+    runner = Runner(1, 1, told.append)
+    assert not runner.run([bad, good])
+    assert runner.failed == ["bad"]
+    assert any("FAILED bad: error: no luck" in line for line in told)
+    assert not bad[1].folder.exists()
+    assert good[0].is_done()
+    assert not bad[0].is_done()
+
+
+def test_time_is_up_and_the_run_goes_on_later(tmp_path):
+    """A run that is asked to stop saves; with its marker missing, it is started again."""
+    saves = "trap 'echo saved; exit 143' TERM; echo begun; sleep 60 & wait"
+    first, second = shell(tmp_path / "a", saves), shell(tmp_path / "b", ":")
+    told: list[str] = []
+    started = time.monotonic()
+    assert not Runner(1, 1, told.append).run([[first], [second]], minutes=0.02)
+    assert time.monotonic() - started < 20
+    assert (first.folder / "study.log").read_text().split() == ["begun", "saved"]
+    assert told[-1] == "saved  a"
+    assert not first.is_done()
+    assert not second.folder.exists()
+
+
+def test_stop_from_another_thread_leaves_no_process(tmp_path):
+    runner = Runner(2, 1, lambda line: None)
+    chains = [[shell(tmp_path / name, f"echo $$ >{tmp_path}/{name}.pid; exec sleep 60")]
+              for name in "ab"]  # fmt: skip
+    threading.Timer(1.5, runner.stop).start()
+    assert not runner.run(chains)
+    assert not runner._processes
+    for name in "ab":
+        pid = int((tmp_path / f"{name}.pid").read_text())
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_figures_of_other_flags_are_never_taken_for_these(tmp_path):
+    assert Runner(1, 1, lambda line: None).run([[shell(tmp_path / "a", "true")]])
+    with pytest.raises(ValueError, match=r"other flags \(false.*give another --out"):
+        Runner(1, 1, lambda line: None).run([[step(tmp_path / "a", "bash", "-c", "false")]])
+
+
+# ---- the report ----
+
+
+PLAN = [
+    Experiment("dense", "dense", "", {"own": ""}, True),
+    Experiment("any", "any budget", "", {"own": "", "curve": "", "random": ""}),
+]
+
+
+def figures(miou, share=0.4, gmacs=5.0, **more):
+    metrics = {"boundary_miou": miou / 2, "rank_correlation": None, "rank_correlation_pooled": 0.5}
+    return {"miou": miou, "share": share, "gmacs": gmacs, "policy_metrics": metrics, **more}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(place, name, content):
+        path = tmp_path / place
+        path.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(json.dumps(content))
+        (path / "done.json").write_text(json.dumps({"command": ["x"], "seconds": 1}))
+        (path.parent / "done.json").write_text(json.dumps({"command": ["t"], "seconds": 1}))
+
+    write("dense/seed0/own", "val.json", figures(0.60, 1.0, 9.0))
+    write("dense/seed1/own", "val.json", figures(0.64, 1.0, 9.0))
+    write("any/seed0/own", "val.json", figures(0.61, budget=None))
+    write("any/seed0/random", "val.json", figures(0.55, budget=0.4))
+    budgets = [figures(0.5, 1.0, 9.0, budget=1.0), figures(0.4, 0.1, 2.0, budget=0.1)]
+    write("any/seed0/curve", "curve.json", {"command": "c", "budgets": budgets})
+    (tmp_path / "any/seed1/own").mkdir(parents=True)  # begun, not done
+    (tmp_path / "any/seed1/own/val.json").write_text("{}")
+    return tmp_path
+
+
+def test_report_of_what_is_done(folder):
+    found = rows(gather(PLAN, folder, [0, 1]))
+    settings = [(row.experiment, row.validation, row.budget, len(row.figures)) for row in found]
+    assert settings == [
+        ("dense", "own", None, 2),
+        ("any", "own", None, 1),
+        ("any", "curve", 1.0, 1),
+        ("any", "curve", 0.1, 1),
+        ("any", "random", 0.4, 1),
+    ]
+    assert found[0].mean("miou") == pytest.approx(0.62)
+    assert found[0].deviation("miou") == pytest.approx(0.0283, abs=1e-4)
+    assert found[1].deviation("miou") is None
+    assert found[1].mean("rank_correlation") is None
+    table = markdown(found, 3).splitlines()
+    assert table[0].startswith("3 training runs")
+    assert "| dense | own | 2 | 62.0 ± 2.8 | +0.0 | 100.0 ± 0.0 | 9.00 | 31.0 ± 1.4 | – |" in table
+    assert (
+        "| any budget; placed by random | 40 % | 1 | 55.0 | -7.0 | 40.0 | 5.00 | 27.5 | – |"
+        in table
+    )
+
+
+def test_picture_joins_curves_in_order_of_their_cost(folder):
+    made = {line.name: line for line in lines_of(rows(gather(PLAN, folder, [0, 1])))}
+    assert set(made) == {"dense", "any budget", "any budget: budgets"}
+    curve = made["any budget: budgets"]
+    assert curve.joined
+    assert [point[:2] for point in curve.points] == [(2.0, 40.0), (9.0, 50.0)]
+    assert made["dense"].points[0][2] == pytest.approx(2.83, abs=0.01)
+
+
+def test_report_files(folder, tmp_path):
+    into = tmp_path / "report"
+    told = write_report(PLAN, folder, [0, 1], into, "camvid")
+    assert told[0].startswith("3 runs, 5 validations")
+    raw = json.loads((into / "study_camvid.json").read_text())
+    assert raw["runs"] == 3
+    assert raw["validations"][0]["training"] == ["t"]
+    assert (into / "study_camvid.md").read_text().startswith("3 training runs")
+    assert write_report(PLAN, tmp_path / "empty", [0], into, "camvid") == [
+        f"nothing to report: no validation under {tmp_path / 'empty'} is done"
+    ]
+
+
+# ---- all of it ----
+
+
+def test_a_study_from_one_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "segblocks"), prepend=os.pathsep)
+    flags = [
+        *("--dataset", "synthetic", "--only", "low", "--seeds", "0", "--epochs", "1"),
+        *("--out", str(tmp_path), "--device", "cpu", "--num-workers", "0"),
+        *("--synthetic-size", "128", "256", "--synthetic-val-images", "1", "--train-flags"),
+        "--synthetic-train-images 2 --res 256 --crop-res 128 --batch-size 2",
+    ]
+    assert main(flags) == 0, capsys.readouterr().out
+    raw = json.loads((tmp_path / "study_synthetic.json").read_text())
+    (found,) = raw["validations"]
+    assert (found["experiment"], found["share"], found["images"]) == ("low", 0, 1)
+    assert main(flags) == 0
+    assert "0 trainings and validations left" in capsys.readouterr().out
+    assert main([*flags, "--list"]) == 0
+    assert capsys.readouterr().out.strip() == ""
+    assert main([*flags, "--lr", "1"]) == 1
+    assert "other flags" in capsys.readouterr().err

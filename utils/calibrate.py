@@ -1,0 +1,37 @@
+"""The policy's threshold, fitted so that evaluation spends what the policy was asked for."""
+
+from argparse import Namespace
+
+import torch
+from torch import nn
+
+from dataloaders import SegmentationDataset
+from segblocks.model import pad_to_blocks
+from utils.evaluate import inference_copy, use_half
+from utils.logger import progress
+
+CALIBRATION_IMAGES = 128  # of the training split, evenly spaced: the policy network alone sees them
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, dataset: SegmentationDataset, args: Namespace, device: torch.device
+) -> str:
+    """Set the threshold of the model's policy, and nothing else; -> what to log.
+
+    Sampling in training and a threshold of 0 in evaluation spend different shares: probabilities
+    are soft, augmented crops are not whole images, and rounding up adds its part. `dataset` holds
+    training images as validation would see them; validation images decide nothing.
+    """
+    half = use_half(args, device)
+    policy = inference_copy(model.policy, half)
+    step = max(1, len(dataset) // CALIBRATION_IMAGES)
+    scores = []
+    for index in progress(range(0, len(dataset), step), "calibrate", "img"):
+        image = dataset[index][0][None].to(device, torch.half if half else torch.float32)
+        scores.append(policy.scores(pad_to_blocks(image, policy.block_size), None)[0])
+    share = model.policy.calibrate(scores)
+    return (
+        f"threshold {float(model.policy.threshold):.4f}: {100 * share:.1f} % of the blocks of "
+        f"{len(scores)} training images, target {100 * policy.percent_target:.1f} %"
+    )

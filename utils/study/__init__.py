@@ -1,0 +1,1 @@
+"""A study: every experiment of a table, trained and validated by one command (scripts/study.py)."""

@@ -1,0 +1,166 @@
+"""What a study trains and how it validates it; hyperparameters come from the configs/ scripts."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+MODEL = "swiftnet_rn18"
+CURVE = "--budget 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0"
+TARGET = "0.4"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A data set: its block size, its epochs, and flags beyond those of its scripts in configs/."""
+
+    block_size: int
+    epochs: int
+    data_flags: str = ""
+    train_flags: str = ""
+
+
+SETUPS = {
+    "camvid": Setup(64, 60),
+    "cityscapes": Setup(128, 60),
+    "synthetic": Setup(
+        128,
+        12,
+        "--synthetic-size 1024 2048 --synthetic-val-images 60",
+        "--synthetic-train-images 320 --res 2048 --crop-res 512 1024 --scale-min 0.5 "
+        "--scale-max 1.0 --batch-size 4 --lr 4e-4",
+    ),
+}
+
+# How the learned policy is trained, each step on top of the one before.
+RECIPES = {"published": ""}
+RECIPES["calibrated"] = "--segblocks-calibrate yes"
+RECIPES["normalised"] = (
+    f"{RECIPES['calibrated']} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
+)
+# What resolution saves is a fraction of the loss, so less entropy keeps probabilities as soft.
+RECIPES["gain"] = f"{RECIPES['normalised']} --segblocks-reward gain --segblocks-entropy-weight 0.1"
+RECIPES["warmup"] = (
+    f"{RECIPES['gain']} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1"
+)
+RECIPES["exact"] = f"{RECIPES['warmup']} --segblocks-budgets {{target}} {{target}}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the table: flags of training, and of validations by name.
+
+    `seeded` experiments run with every seed, the others with the first. `groups` say which parts
+    of the study it belongs to.
+    """
+
+    name: str
+    title: str
+    train: str
+    validations: dict[str, str] = field(default_factory=dict)
+    seeded: bool = False
+    groups: tuple[str, ...] = ("headline",)
+
+
+def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Experiment]:
+    """Every experiment of the study of one data set, `recipe` being that of its learned policies.
+
+    Raises ValueError for an unknown data set or recipe.
+    """
+    for kind, name, known in (("data set", dataset, SETUPS), ("recipe", recipe, RECIPES)):
+        if name not in known:
+            raise ValueError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
+    setup = SETUPS[dataset]
+    epochs = epochs or setup.epochs
+    blocks = f"--segblocks-block-size {setup.block_size}"
+    spent = f"--budget {TARGET}"
+
+    def learned(recipe: str, target: str) -> str:
+        flags = RECIPES[recipe].format(tenth=f"{epochs / 10:g}", target=target)
+        return f"--segblocks-policy reinforce --segblocks-percent-target {target} {blocks} {flags}"
+
+    def placed(policy: str) -> str:
+        return (
+            f"--segblocks-policy {policy} --segblocks-percent-target {TARGET} {blocks} "
+            f"--segblocks-budgets {TARGET} {TARGET}"
+        )
+
+    plan = [
+        Experiment("dense", "dense", "", {"own": ""}, True),
+        Experiment(
+            "low",
+            "every block at half resolution",
+            f"--segblocks-policy random --segblocks-percent-target 0 {blocks}",
+            {"own": ""},
+            True,
+        ),
+        Experiment("random40", "random, 40 %", placed("random"), {"own": spent}, True),
+        Experiment("middle40", "middle, 40 %", placed("middle"), {"own": spent}),
+        Experiment("heuristic40", "heuristic, 40 %", placed("heuristic"), {"own": spent}),
+        Experiment("oracle40", "oracle (sees the labels), 40 %", placed("oracle"), {"own": spent}),
+        Experiment(
+            "published40",
+            "reinforce, published recipe, 40 %",
+            learned("published", TARGET),
+            # The recipe "calibrated" is this training with a fitted threshold.
+            {"own": "", "calibrated": "--segblocks-calibrate yes"},
+            True,
+            ("headline", "recipe"),
+        ),
+    ]
+    for target in ("0.2", "0.4", "0.6"):
+        plan.append(
+            Experiment(
+                f"reinforce{target[2:]}0",
+                f"reinforce, recipe {recipe}, {target[2:]}0 %",
+                learned(recipe, target),
+                {"own": ""} | ({"curve": CURVE} if target == TARGET else {}),
+                target == TARGET,
+                ("headline", "recipe") if target == TARGET else ("headline",),
+            )
+        )
+    others = {
+        policy: f"--segblocks-policy {policy} {spent}"
+        for policy in ("random", "middle", "heuristic", "oracle")
+    }
+    plan.append(
+        Experiment(
+            "any",
+            "reinforce, any budget",
+            f"{learned(recipe, TARGET)} --segblocks-budgets 0.1 1.0",
+            {"own": "", "curve": CURVE} | others,
+            True,
+        )
+    )
+    plan.append(
+        Experiment(
+            "random_any",
+            "random, any budget",
+            f"--segblocks-policy random {blocks} --segblocks-budgets 0.1 1.0",
+            {"curve": CURVE},
+        )
+    )
+    plan += [
+        Experiment(
+            f"recipe_{name}40",
+            f"reinforce, recipe {name}, 40 %",
+            learned(name, TARGET),
+            {"own": ""},
+            groups=("recipe",),
+        )
+        for name in RECIPES
+        if name not in ("published", "calibrated", recipe)
+    ]
+    return plan
+
+
+def chosen(plan: Sequence[Experiment], only: Iterable[str]) -> list[Experiment]:
+    """The experiments named in `only`, by name or group; all without any.
+
+    Raises ValueError for a word that is neither.
+    """
+    only = list(only)
+    groups = [group for e in plan for group in e.groups]
+    names = list(dict.fromkeys([e.name for e in plan] + groups))
+    for word in only:
+        if word not in names:
+            raise ValueError(f"no experiment or group {word!r}; choose from {', '.join(names)}")
+    return [e for e in plan if not only or e.name in only or set(e.groups) & set(only)]

@@ -1,0 +1,206 @@
+"""Runs of a study side by side, each resumable where it stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.study.plan import MODEL, Experiment, Setup
+
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 120  # for a run that was asked to save and stop
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all runs of a study share."""
+
+    dataset: str
+    setup: Setup
+    epochs: int
+    folder: Path
+    workers: int
+    flags: tuple[str, ...] = ()  # for training and validation alike, after all others
+    train_flags: tuple[str, ...] = ()  # for training alone
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of train.py, and the file that says it is done."""
+
+    title: str
+    command: tuple[str, ...]
+    folder: Path
+
+    @property
+    def marker(self) -> Path:
+        return self.folder / "done.json"
+
+    def is_done(self) -> bool:
+        """Raises ValueError if it was done with another command: its figures are not these."""
+        if not self.marker.exists():
+            return False
+        before = json.loads(self.marker.read_text(encoding="utf-8"))["command"]
+        if before != list(self.command):
+            changed = [word for word in (*self.command, *before) if word not in before] or [
+                word for word in before if word not in self.command
+            ]
+            raise ValueError(
+                f"{self.folder} was made with other flags ({' '.join(changed) or 'another order'}):"
+                " give another --out, or remove the folder"
+            )
+        return True
+
+
+def steps(experiment: Experiment, seed: int, options: Options) -> list[Step]:
+    """Training and validations of one experiment with one seed, in order."""
+    name = f"{experiment.name}/seed{seed}"
+    scripts = ROOT / "configs" / options.dataset / MODEL
+    common = [*options.setup.data_flags.split(), "--exp-dir", str(options.folder)]
+    common += ["--num-workers", str(options.workers), "--num-viz-images", "0"]
+    training = (
+        str(scripts / "baseline_train.sh"),
+        *options.setup.train_flags.split(),
+        *experiment.train.split(),
+        *("--seed", str(seed), "--name", name),
+        # Validated once, at the end: nothing is selected on the way.
+        *("--epochs", str(options.epochs), "--val-every", "0", "--save-minutes", "2"),
+        *common,
+        *options.train_flags,
+        *options.flags,
+    )
+    folder = options.folder / name
+    result = [Step(name, training, folder)]
+    for validation, flags in experiment.validations.items():
+        command = (
+            str(scripts / "baseline_val.sh"),
+            *_policy_of(experiment.train),
+            *flags.split(),
+            *("--policy-metrics", "yes", "--name", f"{name}/{validation}"),
+            *("--resume-best", "no", "--resume", str(folder / "checkpoint.pth")),
+            *common,
+            *options.flags,
+        )
+        result.append(Step(f"{name}/{validation}", command, folder / validation))
+    return result
+
+
+def _policy_of(train_flags: str) -> list[str]:
+    """What of the flags of training says which network and policy are validated."""
+    words, kept = train_flags.split(), []
+    for flag in ("policy", "percent-target", "block-size"):
+        if f"--segblocks-{flag}" in words:
+            at = words.index(f"--segblocks-{flag}")
+            kept += words[at : at + 2]
+    return kept
+
+
+class Runner:
+    """Runs chains of steps, `parallel` at a time, until all are done or time is up."""
+
+    def __init__(self, parallel: int, threads: int, tell: Callable[[str], None] = print):
+        self.parallel, self.threads, self.tell = parallel, threads, tell
+        self.failed: list[str] = []
+        self._processes: set[subprocess.Popen] = set()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+
+    def run(self, chains: Sequence[Sequence[Step]], minutes: float = 0) -> bool:
+        """-> whether everything is done. After `minutes` (0: never), and when interrupted, runs
+        are asked to save and stop. Raises ValueError, before any run, where `Step.is_done` does."""
+        for step in (step for chain in chains for step in chain):
+            step.is_done()
+        before = signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
+        pool = ThreadPoolExecutor(self.parallel)
+        futures = [pool.submit(self._chain, chain) for chain in chains]
+        deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+        try:
+            while not all(future.done() for future in futures):
+                if time.monotonic() > deadline and not self._stopping.is_set():
+                    self.tell(f"{minutes:g} minutes are over: saving")
+                    self.stop()
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            self.stop()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            signal.signal(signal.SIGTERM, before)
+        for future in futures:
+            if not future.cancelled():
+                future.result()  # what is our own mistake is not hidden
+        return not self.failed and not self._stopping.is_set()
+
+    def stop(self) -> None:
+        """Ask every run to save and stop, and start no more."""
+        self._stopping.set()
+        with self._lock:
+            for process in self._processes:
+                process.terminate()
+
+    def _chain(self, chain: Sequence[Step]) -> None:
+        for step in chain:
+            if self._stopping.is_set():
+                return
+            if step.is_done():
+                continue
+            if not self._one(step):
+                return
+
+    def _one(self, step: Step) -> bool:
+        """Whether the step is done now."""
+        step.folder.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {
+            "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+        started = time.monotonic()
+        self.tell(f"start  {step.title}")
+        with open(step.folder / "study.log", "a", encoding="utf-8") as log:
+            with self._lock:
+                if self._stopping.is_set():
+                    return False
+                # A session of its own: Ctrl-C reaches the study alone, which asks each run once.
+                process = subprocess.Popen(
+                    step.command,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+                self._processes.add(process)
+            status = self._wait(process)
+        seconds = time.monotonic() - started
+        if status == 0:
+            done = {"command": list(step.command), "seconds": round(seconds, 1)}
+            step.marker.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+            self.tell(f"done   {step.title} ({seconds:.0f} s)")
+        elif self._stopping.is_set():
+            self.tell(f"saved  {step.title}")
+        else:
+            self.failed.append(step.title)
+            self.tell(f"FAILED {step.title}: {_last_line(step.folder / 'study.log')}")
+        return status == 0
+
+    def _wait(self, process: subprocess.Popen) -> int:
+        while True:
+            try:
+                return process.wait(STOP_SECONDS if self._stopping.is_set() else 1)
+            except subprocess.TimeoutExpired:
+                if self._stopping.is_set():
+                    process.kill()
+            finally:
+                if process.returncode is not None:
+                    with self._lock:
+                        self._processes.discard(process)
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'no output'} ({path})"
