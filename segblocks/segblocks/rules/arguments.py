@@ -41,7 +41,7 @@ def _operand_to_pixels(value: Tensor, like: DualResTensor) -> Tensor:
     layout = like.layout[-value.dim() :] if value.dim() <= len(like.layout) else ""
     sizes = dict(zip(layout, value.shape))
     constant = bool(layout) and sizes.get("H", 1) == 1 and sizes.get("W", 1) == 1
-    if not constant or sizes.get("N", 1) not in (1, like.grid.mask.shape[0]):
+    if not constant or sizes.get("N", 1) not in (1, like.grid.shape[0]):
         raise ValueError(
             f"a dense tensor {tuple(value.shape)} cannot meet blocks of shape "
             f"{tuple(like.shape)}: only scalars, per-channel and per-image values can; split it "

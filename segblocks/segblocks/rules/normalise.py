@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dispatch import rule
 from ..ops.library import launches_directly
@@ -25,11 +26,20 @@ def batch_norm(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTe
         pixels = normalise(x.pixels, *(arguments[name] for name in names))
         if pixels is not None:
             return x.like(pixels)
-    # As a 1×C×P×1 channels_last image it takes the fast spatial kernels. The width of one must have
-    # the strides of that layout: with others, PyTorch's CPU backward is wrong without a word.
-    arguments["input"] = x.pixels[None, :, None].permute(0, 3, 1, 2)
-    out = func(**arguments)
-    return x.like(out[0, :, :, 0].t())
+    arguments["input"] = as_image(x.pixels)
+    return x.like(as_pixels(func(**arguments)))
+
+
+def as_image(pixels: Tensor) -> Tensor:
+    """(P, C) as a channels_last image (1, C, P, 1), which takes the fast spatial kernels."""
+    # The width of one must have the strides of that layout: with others, PyTorch's CPU backward is
+    # wrong without a word.
+    return pixels[None, :, None].permute(0, 3, 1, 2)
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """Undo of `as_image`; a view whose gradient is one too, which that of indexing is not."""
+    return image.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 _NAMES = "input running_mean running_var weight bias training momentum eps".split()

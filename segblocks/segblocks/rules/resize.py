@@ -11,7 +11,7 @@ from ..dispatch import rule
 from ..ops import upsample
 from ..tensor import DualResTensor
 from .arguments import blocks_of, pair, require_image
-from .window import map_blocks, padded_blocks
+from .window import Halo, map_blocks, padded_blocks
 
 
 @rule("interpolate", "upsample")
@@ -50,8 +50,7 @@ def _interpolate(
         return map_blocks(
             input,
             lambda x: F.interpolate(x, size=_shrunk(x, input.block, side), mode=mode),
-            input.highres,
-            input.lowres,
+            (input.highres, input.lowres),
             side,
         )
     if scale.denominator == 1:
@@ -65,8 +64,8 @@ def _interpolate(
         out = F.interpolate(x, size=sides, mode=mode, align_corners=False)
         return out[:, :, edge:-edge, edge:-edge]
 
-    high, low = padded_blocks(input, (halo,) * 4, True, 0.0)
-    return map_blocks(input, resize, high, low, block.numerator)
+    blocks = padded_blocks(input, Halo((halo,) * 4, replicate=True))
+    return map_blocks(input, resize, blocks, block.numerator)
 
 
 def _upsample(x: DualResTensor, scale: int) -> DualResTensor:
@@ -128,4 +127,5 @@ def _reshape_channels(func: Callable, args: tuple, kwargs: dict, key: str) -> Du
             f"'{func.__name__}' by {factor} on blocks of {x.block} pixels: a low block of "
             f"{x.block // 2} cannot be divided; choose a larger block_size"
         )
-    return map_blocks(x, lambda part: func(part, factor), x.highres, x.lowres, block.numerator)
+    blocks = (x.highres, x.lowres)
+    return map_blocks(x, lambda part: func(part, factor), blocks, block.numerator)
