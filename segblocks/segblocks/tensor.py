@@ -106,12 +106,15 @@ class DualResTensor:
     @property
     def shape(self) -> torch.Size:
         n, gh, gw = self.grid.shape
-        height, width = gh * self.block, gw * self.block
+        channels, height, width = self.pixels.shape[1], gh * self.block, gw * self.block
         if self.padding:
             height += self.padding.top + self.padding.bottom
             width += self.padding.left + self.padding.right
-        sizes = {"N": n, "C": self.pixels.shape[1], "H": height, "W": width}
-        return torch.Size([sizes[letter] for letter in self.layout])
+        if self.layout == "NCHW":
+            return torch.Size((n, channels, height, width))
+        return torch.Size(
+            (n, height, width, channels) if self.layout == "NHWC" else (n, height, width)
+        )
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         return self.shape if dim is None else self.shape[dim]

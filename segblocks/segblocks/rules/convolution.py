@@ -1,7 +1,5 @@
 """Convolutions on blocks: the halo replaces the zero padding (BlockPad, paper section 3.3)."""
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from ..dispatch import rule
 from ..tensor import DualResTensor
-from .arguments import pair, require_image
+from .arguments import fast_eager, pair, require_image
 from .recompute import Setting, can_recompute, convolve
 from .window import Halo, map_blocks, padded_blocks, plan_windows
 
@@ -37,7 +35,7 @@ def _conv2d(
     if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
         return input.like(F.linear(input.pixels, weight.flatten(1), bias))
     if input.is_cuda and _is_plain(input, kernel, stride, padding, dilation, groups):
-        fused = _hopper().conv2d(input, weight, bias, stride[0])
+        fused = fast_eager().conv2d(input, weight, bias, stride[0])
         if fused is not None:
             return fused
     if can_recompute():
@@ -49,11 +47,6 @@ def _conv2d(
         padded_blocks(input, plan.halo),
         plan.block,
     )
-
-
-@functools.cache
-def _hopper():
-    return importlib.import_module("segblocks.fast.eager")  # only CUDA tensors need what it needs
 
 
 def _is_plain(
