@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from segblocks import to_blocks
+from segblocks.rules import recompute
 
 WINDOWS = {
     "3x3": {"padding": 1},
@@ -150,6 +151,39 @@ def test_function_transforms_take_the_general_way():
     leaf = weight.clone().requires_grad_()
     loss(leaf).backward()
     assert torch.allclose(torch.func.grad(loss)(weight), leaf.grad)
+
+
+@pytest.fixture
+def _as_with_cudnn(monkeypatch):
+    """The way that CUDA takes, with PyTorch's CPU convolution in cuDNN's place."""
+
+    def into(target, blocks, weight, *window):
+        target.copy_(F.conv2d(blocks, weight, None, *window))
+
+    monkeypatch.setattr(recompute, "takes_cudnn", lambda pixels, groups: groups == 1)
+    monkeypatch.setattr(recompute, "convolve_into", into)
+
+
+@pytest.mark.usefixtures("_as_with_cudnn")
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize(
+    ("kernel", "settings"),
+    [
+        ((3, 3), {"padding": 1}),
+        ((3, 3), {"padding": 1, "stride": 2}),
+        ((3, 3), {"padding": 2, "dilation": 2}),
+        ((5, 1), {"padding": (2, 0)}),
+        ((4, 2), {"padding": "same"}),
+        ((1, 1), {"stride": 2}),
+    ],
+    ids=str,
+)
+def test_gradients_as_with_cudnn(kind, kernel, settings):
+    x = blocks(kind, 3, 8)
+    inputs = [x.pixels, torch.randn(5, 3, *kernel).double(), torch.randn(5).double()]
+    inputs = [t.clone().requires_grad_() for t in inputs]
+    conv = on_pixels(x, lambda x, weight, bias: F.conv2d(x, weight, bias, **settings))
+    assert gradcheck(conv, inputs, fast_mode=True)
 
 
 @pytest.mark.gpu

@@ -1,8 +1,8 @@
 """Convolution and max pooling that keep their input, not its padded copy, for the backward pass.
 
 The halo is a copy of the whole map. Autograd would keep it until the backward pass; here it is made
-again instead, which is one memory pass a layer. Both resolutions write into one buffer, so nothing
-is joined afterwards. Gradients are exact; a second derivative raises.
+again instead, which is one memory pass a layer. With cuDNN both resolutions write into one buffer,
+forward and backward, so nothing is joined afterwards. A second derivative raises.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from ..grid import BlockGrid
 from ..ops.blockpad import blockpad_backward
+from ..ops.cudnn import convolve_into, takes_cudnn
 from .window import Halo, join_blocks, pad_pixels, split_blocks
 
 _NONE = (0, 0)
-_CUDNN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Setting(NamedTuple):
@@ -41,8 +41,7 @@ class Setting(NamedTuple):
 
     def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """High and low blocks with their halo."""
-        padded = pad_pixels(pixels, self.grid, self.block, self.halo)
-        return split_blocks(padded, self.grid, self.block, self.halo)
+        return self.blocks(pad_pixels(pixels, self.grid, self.block, self.halo))
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """High and low blocks of a buffer of outputs."""
@@ -53,13 +52,24 @@ class Setting(NamedTuple):
         rows = self.grid.stored_pixels(self.out_block)
         return like.new_empty((rows, channels), dtype=dtype)
 
-    def gradient(self, parts: list[Tensor]) -> Tensor:
-        """Gradient of the pixel buffer from those of the padded blocks."""
-        grad, grid = join_blocks(parts), self.grid
+    def new_padded(self, like: Tensor, channels: int) -> Tensor:
+        """An uninitialised buffer of blocks with their halo."""
+        left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
+        grid, more, wide = self.grid, top + bottom, left + right
+        high = grid.n_high * (self.block + more) * (self.block + wide)
+        low = grid.n_low * (self.block // 2 + more) * (self.block // 2 + wide)
+        return like.new_empty((high + low, channels))
+
+    def blocks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+        """High and low blocks of a buffer of blocks with their halo."""
+        return split_blocks(padded, self.grid, self.block, self.halo)
+
+    def gradient(self, padded: Tensor) -> Tensor:
+        """Gradient of the pixel buffer from that of the blocks with their halo."""
         if self.halo is None:
-            return grad
-        where = (grid.slot, grid.cells, grid.n_high, self.block)
-        return blockpad_backward(grad, *where, *self.halo.sides, self.halo.replicate)
+            return padded
+        where = (self.grid.slot, self.grid.cells, self.grid.n_high, self.block)
+        return blockpad_backward(padded, *where, *self.halo.sides, self.halo.replicate)
 
 
 def can_recompute() -> bool:
@@ -103,23 +113,14 @@ class _Convolution(torch.autograd.Function):
         setting = ctx.setting
         for_pixels, for_weight, for_bias, _ = ctx.needs_input_grad
         grad = grad.contiguous()
-        bias_grad = grad.sum(0) if for_bias else None
-        pixel_grads, weight_grad = [], None
-        wanted = (for_pixels, for_weight, False)
-        window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
-        if not (for_pixels or for_weight):
-            return None, None, bias_grad, None
-        for part, out in zip(setting.padded(pixels), setting.outputs(grad)):
-            if not part.shape[0]:
-                continue
-            one, other, _ = torch.ops.aten.convolution_backward(
-                out, part, weight, None, *window, wanted
-            )
-            pixel_grads.append(one)
-            if for_weight:
-                weight_grad = other if weight_grad is None else weight_grad.add_(other)
-        pixel_grad = setting.gradient(pixel_grads) if for_pixels else None
-        return pixel_grad, weight_grad, bias_grad, None
+        pixel_grad = weight_grad = None
+        if for_pixels and setting.stride == (1, 1) and takes_cudnn(grad, setting.groups):
+            pixel_grad, for_pixels = _full_correlation(grad, weight, setting), False
+        if for_pixels or for_weight:
+            wanted = (for_pixels, for_weight, False)
+            joined, weight_grad = _convolve_backward(pixels, weight, grad, setting, wanted)
+            pixel_grad = joined if for_pixels else pixel_grad
+        return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None
 
 
 class _MaxPool(torch.autograd.Function):
@@ -136,7 +137,7 @@ class _MaxPool(torch.autograd.Function):
         (indices,) = ctx.saved_tensors
         setting = ctx.setting
         # Only the shapes of the padded blocks matter here.
-        shapes = _padded_like(grad, setting)
+        shapes = setting.blocks(setting.new_padded(grad, grad.shape[1]))
         parts = zip(shapes, setting.outputs(grad.contiguous()), setting.outputs(indices))
         window = (setting.kernel, setting.stride, _NONE, setting.dilation, False)
         grads = [
@@ -144,18 +145,18 @@ class _MaxPool(torch.autograd.Function):
             for shape, out, index in parts
             if shape.shape[0]
         ]
-        return setting.gradient(grads), None
+        return setting.gradient(join_blocks(grads)), None
 
 
 def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
     out = setting.new_output(pixels, weight.shape[0])
-    in_place = _takes_cudnn(pixels, setting.groups)
+    in_place = takes_cudnn(pixels, setting.groups)
     window = (setting.stride, _NONE, setting.dilation, setting.groups)
     for part, target in zip(setting.padded(pixels), setting.outputs(out)):
         if not part.shape[0]:
             continue
         if in_place:
-            _cudnn_into(target, part, weight, setting)
+            convolve_into(target, part, weight, setting.stride, _NONE, setting.dilation)
         else:
             target.copy_(F.conv2d(part, weight, bias, *window))
     return out.add_(bias) if in_place and bias is not None else out
@@ -172,59 +173,35 @@ def _max_pool(pixels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
     return out, indices
 
 
-def _cudnn_into(target: Tensor, blocks: Tensor, weight: Tensor, setting: Setting) -> None:
-    """cuDNN's convolution, written to `target`; `F.conv2d` would allocate its output."""
-    flags = torch.backends.cudnn
-    deterministic = flags.deterministic or torch.are_deterministic_algorithms_enabled()
-    torch.ops.aten.cudnn_convolution.out(
-        blocks,
-        weight,
-        _NONE,
-        setting.stride,
-        setting.dilation,
-        setting.groups,
-        flags.benchmark,
-        deterministic,
-        _allows_tf32(),
-        out=target,
-    )
-
-
-def _allows_tf32() -> bool:
-    # Where the setting by operation exists, reading the older one may raise.
-    settings = getattr(torch.backends.cudnn, "conv", None)
-    if settings is not None:
-        return settings.fp32_precision == "tf32"
-    return torch.backends.cudnn.allow_tf32
-
-
-def _takes_cudnn(pixels: Tensor, groups: int) -> bool:
-    """Where PyTorch would take cuDNN for both resolutions; with groups it depends on the shape."""
-    return (
-        pixels.is_cuda
-        and groups == 1
-        and pixels.dtype in _CUDNN
-        and torch.backends.cudnn.enabled
-        and torch.backends.cudnn.is_available()
-        and (
-            pixels.dtype != torch.bfloat16
-            or torch.cuda.get_device_capability(pixels.device) >= (8,)
+def _convolve_backward(
+    pixels: Tensor, weight: Tensor, grad: Tensor, setting: Setting, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of pixels and weight, as far as wanted."""
+    window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
+    pixel_grads, weight_grad = [], None
+    for part, out in zip(setting.padded(pixels), setting.outputs(grad)):
+        if not part.shape[0]:
+            continue
+        one, other, _ = torch.ops.aten.convolution_backward(
+            out, part, weight, None, *window, wanted
         )
-    )
+        pixel_grads.append(one)
+        weight_grad = other if weight_grad is None or other is None else weight_grad.add_(other)
+    return setting.gradient(join_blocks(pixel_grads)) if wanted[0] else None, weight_grad
 
 
-def _padded_like(grad: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    """Uninitialised padded blocks."""
-    left, right, top, bottom = setting.halo.sides if setting.halo else (0, 0, 0, 0)
-    grid, block, half = setting.grid, setting.block, setting.block // 2
+def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
+    """Gradient of the pixels where the stride is 1: itself a convolution, with turned weights.
 
-    def blocks(n: int, side: int) -> Tensor:
-        shape = (n, grad.shape[1], side + top + bottom, side + left + right)
-        return torch.empty(
-            shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
-        )
-
-    return blocks(grid.n_high, block), blocks(grid.n_low, half)
+    Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
+    """
+    turned = weight.flip((2, 3)).transpose(0, 1)
+    around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
+    padded = setting.new_padded(grad, weight.shape[1])
+    for out, target in zip(setting.outputs(grad), setting.blocks(padded)):
+        if out.shape[0]:
+            convolve_into(target, out, turned, (1, 1), around, setting.dilation)
+    return setting.gradient(padded)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
