@@ -151,6 +151,8 @@ class _MaxPool(torch.autograd.Function):
 def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
     out = setting.new_output(pixels, weight.shape[0])
     in_place = takes_cudnn(pixels, setting.groups)
+    if in_place:
+        weight = weight.contiguous(memory_format=torch.channels_last)  # once for both resolutions
     window = (setting.stride, _NONE, setting.dilation, setting.groups)
     for part, target in zip(setting.padded(pixels), setting.outputs(out)):
         if not part.shape[0]:
@@ -195,7 +197,7 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
 
     Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
     """
-    turned = weight.flip((2, 3)).transpose(0, 1)
+    turned = weight.flip((2, 3)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
     for out, target in zip(setting.outputs(grad), setting.blocks(padded)):
