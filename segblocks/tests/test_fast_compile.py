@@ -277,6 +277,18 @@ def test_batch_norm_compiles_for_every_generation(architecture, tmp_path):
         assert ".entry normalise(" in ptx
 
 
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a >= 80])
+def test_max_pooling_compiles_where_it_is_used(architecture, tmp_path):
+    """Eager inference uses it, and the tables that it reads, from sm_80 on."""
+    for dtype in (0, 1):
+        options = module.defines(dtype=dtype, vector=8, index64=0, separate=1)
+        ptx = compile_ptx(module.source("pool.cu"), options, architecture, tmp_path)
+        assert ".entry max_pool(" in ptx
+        assert ".entry averages(" in ptx
+    ptx = compile_ptx(module.source("tables.cu"), ("-std=c++17",), architecture, tmp_path)
+    assert ".entry build_tables(" in ptx
+
+
 @pytest.mark.parametrize("file", ["conv_sm90.cu", *PLAIN, *SMALL])
 def test_sources_stand_alone(file):
     text = module.source(file)
