@@ -7,7 +7,7 @@ from agreement import GRIDS, make_grid, make_image
 from torch import nn
 from torch.autograd import gradcheck
 
-from segblocks import to_blocks
+from segblocks import BlockGrid, to_blocks
 from segblocks.rules import recompute
 
 WINDOWS = {
@@ -130,6 +130,13 @@ def test_half_precision(dtype):
     assert (out.double() - expected).abs().max() < 5e-2
     out.float().sum().backward()
     assert conv.weight.grad.dtype == dtype
+
+
+def test_a_device_without_autocast():
+    mask = make_grid("mixed").to("meta")
+    x = to_blocks(torch.empty(2, 4, 16, 24, device="meta"), BlockGrid.from_mask(mask, n_high=5))
+    out = F.max_pool2d(F.conv2d(x, torch.empty(6, 4, 3, 3, device="meta"), None, 1, 1), 2)
+    assert tuple(out.shape) == (2, 6, 8, 12)
 
 
 def test_an_input_changed_in_place_is_noticed():
