@@ -89,6 +89,7 @@ def launches(monkeypatch) -> set[Launch]:
         monkeypatch.setattr(user, "prepare", prepare)
     monkeypatch.setattr(batch_norm, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(eager, "launches_directly", lambda x: True)
+    monkeypatch.setattr(eager, "_generation", lambda device: 9)
     for name in ("_averages_kernel", "_pool_kernel"):
         monkeypatch.setattr(eager, name, getattr(eager, name).__wrapped__)
     asked: list[tuple[str, ...]] = []

@@ -74,7 +74,7 @@ def max_pool2d(x: DualResTensor) -> DualResTensor | None:
     """3×3 max pooling of stride 2 and padding 1; None where this way is not open."""
     pixels, grid = x.pixels, x.grid
     plain = pixels.dtype in _HALVES and pixels.is_contiguous() and launches_directly(pixels)
-    if not plain or pixels.shape[1] % 8:
+    if not plain or pixels.shape[1] % 8 or _generation(pixels.get_device()) < 8:
         return None
     channels = pixels.shape[1]
     plan = _plan(x.block, grid.n_high, grid.n_blocks, 2, 3, channels, channels)
@@ -90,7 +90,7 @@ def _applies(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     cout, cin = weight.shape[:2]
     if weight.dtype != pixels.dtype or cin % 64 or cout % 64 or not pixels.is_contiguous():
         return False
-    if not launches_directly(pixels) or not _is_hopper(pixels.get_device()):
+    if not launches_directly(pixels) or _generation(pixels.get_device()) != 9:
         return False
     if weight.is_inference() or (bias is not None and bias.is_inference()):
         return False  # inference tensors do not count their changes
@@ -236,5 +236,6 @@ def _pool_file(
 
 
 @functools.cache
-def _is_hopper(device: int) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == 9
+def _generation(device: int) -> int:
+    """8 for Ampere and Ada, 9 for Hopper, ..."""
+    return torch.cuda.get_device_capability(device)[0]
