@@ -20,8 +20,8 @@ from test_cuda_compile import ARCHITECTURES, Nvrtc, compile_ptx, nvrtc
 from test_fast_dense import DENSE, Layers
 from test_fast_fuse import FUSED
 
-from segblocks import BlockGrid
-from segblocks.fast import dense_run, hopper, small_conv, stem, tables
+from segblocks import BlockGrid, DualResTensor
+from segblocks.fast import dense_run, eager, hopper, small_conv, stem, tables
 from segblocks.fast import policy as fast_policy
 from segblocks.fast.compile import _fold_batch_norm
 from segblocks.fast.dense_run import DenseFunction
@@ -85,9 +85,13 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    for user in (stem, tables, batch_norm, small_conv, dense_run, fast_policy):
+    for user in (eager, stem, tables, batch_norm, small_conv, dense_run, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
     monkeypatch.setattr(batch_norm, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(eager, "launches_directly", lambda x: True)
+    monkeypatch.setattr(eager, "_generation", lambda device: 9)
+    for name in ("_averages_kernel", "_pool_kernel"):
+        monkeypatch.setattr(eager, name, getattr(eager, name).__wrapped__)
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(hopper, "import_cupy", MagicMock)
     monkeypatch.setattr(
@@ -95,13 +99,11 @@ def launches(monkeypatch) -> set[Launch]:
     )
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
-    def kernel(function, grid, block, shared, constants, layout):
-        assert len(constants) == layout.itemsize
+    def launch(function, grid, block, shared, parameters, device):
         assert grid[0] > 0
-        found.add(Launch("conv_sm90.cu", "block_conv", asked[-1], layout.itemsize))
-        return nothing
+        found.add(Launch("conv_sm90.cu", "block_conv", asked[-1], len(parameters)))
 
-    monkeypatch.setattr(hopper, "Kernel", kernel)
+    monkeypatch.setattr(hopper, "launch", launch)
     return found
 
 
@@ -217,6 +219,9 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
             statistics = torch.ones(64, dtype=kind)
             batch_norm._kernel.cache_clear()
             assert batch_norm.normalise(pixels, *[statistics] * 4, 1e-5) is not None
+        grid = BlockGrid.from_mask(torch.tensor([[[True, False]]]))
+        rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
+        assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4
     batch_norm._kernel.cache_clear()
     found = {launch for launch in launches if launch.file in PLAIN}
     assert {launch.file for launch in found} == set(PLAIN)
@@ -271,6 +276,18 @@ def test_batch_norm_compiles_for_every_generation(architecture, tmp_path):
         options = module.defines(dtype=dtype, vector=8, index64=0, statistics_half=1)
         ptx = compile_ptx(module.source("normalise.cu"), options, architecture, tmp_path)
         assert ".entry normalise(" in ptx
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a >= 80])
+def test_max_pooling_compiles_where_it_is_used(architecture, tmp_path):
+    """Eager inference uses it, and the tables that it reads, from sm_80 on."""
+    for dtype in (0, 1):
+        options = module.defines(dtype=dtype, vector=8, index64=0, separate=1)
+        ptx = compile_ptx(module.source("pool.cu"), options, architecture, tmp_path)
+        assert ".entry max_pool(" in ptx
+        assert ".entry averages(" in ptx
+    ptx = compile_ptx(module.source("tables.cu"), ("-std=c++17",), architecture, tmp_path)
+    assert ".entry build_tables(" in ptx
 
 
 @pytest.mark.parametrize("file", ["conv_sm90.cu", *PLAIN, *SMALL])

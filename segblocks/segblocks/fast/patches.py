@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy
 import torch
 from torch import Tensor
 
-from ..ops.cuda.module import Kernel, defines, multiprocessors, prepare
+from ..ops.cuda.launch import launch
+from ..ops.cuda.module import defines, multiprocessors, prepare
 from .hopper import load, pack_weights
 from .tables import Scale
 
@@ -260,11 +260,10 @@ def convolve_patches(
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
         *(d.stages, d.ring, d.tiling.plane),
     )
-    record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
     flags = {"post": post is not None, "relu": relu, "resident": d.resident}
     options = defines(dtype=x.dtype == torch.bfloat16, vector=8, index64=0, **flags)
     kernel = load("patch_sm90.cu", "patch_conv", options, x.device.index, _SHARED + 1024)
-    Kernel(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, record).launch(x.device)
+    launch(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, x.device)
 
 
 def plan(scale: Scale, channels: tuple[int, int, int], device: torch.device) -> Division:
