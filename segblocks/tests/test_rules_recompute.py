@@ -207,13 +207,14 @@ def test_cudnn_equals_the_cpu(kind, dtype, settings, monkeypatch):
     runs = []
     for device, precision in (("cpu", torch.float64), ("cuda", dtype)):
         leaves = [
-            t.to(device, precision, copy=True).requires_grad_() for t in (x.pixels, weight, bias)
+            t.to(dtype).to(device, precision, copy=True).requires_grad_()
+            for t in (x.pixels, weight, bias)
         ]
         there = to_blocks(x.combine().to(device), x.grid.mask.to(device))
         pixels, *parameters = leaves
         out = F.max_pool2d(F.conv2d(there.like(pixels), *parameters, stride, padding), 2).pixels
         weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
-        (out * weights.to(out)).sum().backward()
+        (out * weights.to(dtype).to(out)).sum().backward()
         runs.append([out, *(leaf.grad for leaf in leaves)])
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(dtype, 5e-2)
     for expected, found in zip(*runs):

@@ -82,8 +82,15 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
         for (int t = 0; t < TAPS + SB_EXTRA; t++) {
             const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
 #pragma unroll
-            for (int i = 0; i < EACH / 4; i++)
-                ((int4*)(looked_up + t * BM + lane_row))[i] = __ldg(from + i);
+            for (int i = 0; i < EACH / 4; i++) {
+                int4 v = __ldg(from + i);
+                if (TAPS == 1) {  // x may end with the stored pixels: past the last, read the first
+                    int left = p.rows - m - 4 * i;
+                    v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
+                    v.z = left > 2 ? v.z : 0, v.w = left > 3 ? v.w : 0;
+                }
+                ((int4*)(looked_up + t * BM + lane_row))[i] = v;
+            }
         }
     }
     __syncwarp();
