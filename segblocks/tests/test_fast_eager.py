@@ -212,7 +212,7 @@ def test_max_pooling_keeps_nan():
     assert torch.equal(found.pixels.isnan(), expected.pixels.isnan())
 
 
-@pytest.mark.parametrize("settings", [(2,), (3, 1, 1), (3, 2, 1, 1, True)], ids=str)
+@pytest.mark.parametrize("settings", [(2,), (3, 1, 1), (2, 2, 0, 1, True)], ids=str)
 def test_other_poolings_go_the_general_way(settings):
     x = blocks("mixed", 64, 16, torch.float16)
     found, expected = F.max_pool2d(x, *settings), F.max_pool2d(x.double(), *settings)
