@@ -19,12 +19,8 @@ _TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
 _TILE = 128  # pixels
 _SLICE = 64  # output channels of a thread block, and input channels of a stage
 _STAGE_BYTES = _SLICE * _SLICE * 2
-_PLANES = {
-    _TALL: 2960,
-    _PAIR: 3216,
-    _WIDE: 3088,
-    _ROWS: 2064,
-}  # bytes; 16 more than a multiple of 128
+# Bytes of eight channels of a slot's pixels: 16 more than a multiple of 128, so that banks differ.
+_PLANES = {_TALL: 2960, _PAIR: 3216, _WIDE: 3088, _ROWS: 2064}
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
 _MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
 _TILE_PITCH = 736  # of the table of tiles
@@ -181,11 +177,12 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     resident, stages, chunk_of = True, sum(taps), (0, len(taps))
     # Products hold a slot until those after them are issued, so fewer than three do not do.
     if stages * _STAGE_BYTES + 3 * slot > _SHARED:
-        if tiling.tiles * slices >= processors:  # then half of them have two tiles each
+        parts = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
+        # With as many tiles as processors, half of them have two tiles each without parts.
+        if parts is None or tiling.tiles * slices >= processors:
             resident, stages = False, _STREAMED
         else:
-            chunk_of = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
-            stages = max(sum(taps[a:b]) for a, b in pairwise(chunk_of))
+            chunk_of, stages = parts, max(sum(taps[a:b]) for a, b in pairwise(parts))
     ring = min(_MAX_RING, (_SHARED - stages * _STAGE_BYTES) // slot)
     lanes = max(1, min(processors // (slices * (len(chunk_of) - 1)), tiling.tiles))
     return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
@@ -199,8 +196,9 @@ def _kind(side: int) -> int:
     return _TALL if side % 16 == 0 else _PAIR
 
 
-def _balance(taps: list[int], most: int) -> tuple[int, ...]:
-    """Boundaries of as few runs of chunks as `most` stages each allow, of nearly the same size."""
+def _balance(taps: list[int], most: int) -> tuple[int, ...] | None:
+    """Boundaries of as few runs of chunks as `most` stages each allow, of nearly the same size; None
+    where that would take too many."""
     for parts in range(1, _MAX_PARTS + 1):
         share, bounds, total = sum(taps) / parts, [0], 0
         for i, count in enumerate(taps):
@@ -210,7 +208,7 @@ def _balance(taps: list[int], most: int) -> tuple[int, ...]:
         bounds.append(len(taps))
         if max(sum(taps[a:b]) for a, b in pairwise(bounds)) <= most:
             return tuple(bounds)
-    raise ValueError(f"an inner dimension of {sum(taps)} stages of 64 does not fit in {_MAX_PARTS}")
+    return None
 
 
 def convolve_patches(
