@@ -197,8 +197,8 @@ def _kind(side: int) -> int:
 
 
 def _balance(taps: list[int], most: int) -> tuple[int, ...] | None:
-    """Boundaries of as few runs of chunks as `most` stages each allow, of nearly the same size; None
-    where that would take too many."""
+    """Boundaries of as few runs of chunks as `most` stages each allow, of nearly the same size;
+    None where that would take too many."""
     for parts in range(1, _MAX_PARTS + 1):
         share, bounds, total = sum(taps) / parts, [0], 0
         for i, count in enumerate(taps):
