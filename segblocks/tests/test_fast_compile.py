@@ -172,7 +172,10 @@ def check_parameter(ptx: str, launch: Launch) -> None:
 def test_convolutions_of_whole_networks(build, block, dtype, launches):
     launch_all(build().eval(), dtype, block)
     found = {launch for launch in launches if launch.file in WITH_WGMMA}
-    assert {(launch.file, launch.kernel) for launch in found} == set(WITH_WGMMA.items())
+    expected = set(WITH_WGMMA.items())
+    if not stem.stem_applies(64, block // 2):
+        expected.remove(("stem_sm90.cu", "stem_conv"))
+    assert {(launch.file, launch.kernel) for launch in found} == expected
     assert len(found) > 3
     for launch in found:
         check_conv(launch)
