@@ -179,6 +179,7 @@ CASES = {
     ),
     "streamed, wide": Case(4, 512, 128, (2, 4, 8), 23, residual=True, post=True, streamed=True),
     "streamed, odd": Case(16, 256, 64, high=5, post=True, streamed=True, lanes=3),
+    "streamed, too long for parts": Case(8, 1152, 64, post=True, residual=True),
     "streamed, one thread block": Case(8, 256, 64, high=7, post=True, streamed=True, lanes=1),
     # Many tiles for each thread block, an odd number among them.
     "many tiles of 32": Case(32, 64, 64, (1, 8, 16), 51),
