@@ -6,6 +6,7 @@ what they ask for.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from types import SimpleNamespace
 
@@ -77,6 +78,7 @@ class VerboseNvrtc(Nvrtc):
         return text
 
 
+@cache
 def compile_verbosely(text: str, options: tuple[str, ...]) -> tuple[str, str]:
     """PTX and the assembler's remarks for Hopper with its warpgroup instructions."""
     if nvrtc() is None:

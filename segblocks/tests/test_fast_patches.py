@@ -227,7 +227,7 @@ class Convolution:
             self.second_weight = matrix.t().to("cuda", dtype)[:, :, None, None]
             packed.append(patches.pack_patch_weights(matrix.to(dtype)))
         elif case.residual:
-            self.second = torch.randn(self.scale.rows, cout, device="cuda").to(dtype)
+            self.second = extended_input(grid, self.scale, cout, dtype)
             packed.append(patches.pack_patch_weights(patches.identity(cout).to(dtype)))
             self.channels = (cin, 64, cout)
         self.packed = torch.cat(packed).cuda()
@@ -271,7 +271,7 @@ class Convolution:
             second = DualResTensor(pixels, self.grid, case.block * stride)
             y = y + F.conv2d(second, self.second_weight.float(), None, stride).pixels
         elif case.residual:
-            y = y + self.second.float()
+            y = y + self.second[: self.scale.rows].float()
         if case.relu:
             y = y.relu()
         return y if self.post is None else (y * self.post[0, :cout] + self.post[1, :cout]).relu()
