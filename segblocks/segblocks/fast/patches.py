@@ -136,7 +136,7 @@ def applies(weight: Tensor, block: int, extra: Tensor | None) -> bool:
     """Whether the kernel is to do a convolution (COUT, CIN, 3, 3) that makes high blocks with sides
     of `block`, with a 1×1 one beside it. It could do smaller blocks, but would fetch their pixels
     several times, which `convolve` does faster."""
-    if block < 8:
+    if block < 8 or needs_table(block):
         return False
     whole = weight.shape[0] % _SLICE == 0 and weight.shape[1] % _SLICE == 0
     return weight.shape[2] == 3 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
@@ -253,10 +253,10 @@ def convolve_patches(
     sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
     sizes += d.tiling.packed
     sizes += struct.pack(
-        "20i",
+        "21i",
         *(scale.pitch, cin, cout, packed.shape[1], width2, step2, stride2),
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
-        *(d.stages, d.ring, d.tiling.plane),
+        *(d.stages, d.ring, d.tiling.plane, 0),
     )
     flags = {"post": post is not None, "relu": relu, "resident": d.resident}
     options = defines(dtype=x.dtype == torch.bfloat16, vector=8, index64=0, **flags)
