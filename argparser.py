@@ -6,10 +6,9 @@ import os
 from fractions import Fraction
 from typing import NoReturn
 
-DATA_DIR_VARIABLES = {
-    "cityscapes": "SEGBLOCKS_CITYSCAPES_DIR",
-    "camvid": "SEGBLOCKS_CAMVID_DIR",
-}
+from dataloaders import DATASETS, file_datasets
+from utils.losses import LOSSES
+
 POLICIES = ("disabled", "reinforce", "random", "middle", "heuristic", "oracle")
 _YES = ("yes", "true", "t", "y", "1")
 _NO = ("no", "false", "f", "n", "0")
@@ -46,8 +45,15 @@ def budget(text: str) -> float | int:
     return value
 
 
-def _number(kind: type, low: float, high: float = math.inf, above: bool = False):
-    """An argparse type: a number from `low` (or above it) to `high`; floats may be fractions."""
+def _number(
+    kind: type,
+    low: float,
+    high: float = math.inf,
+    above: bool = False,
+    below: float = math.inf,
+):
+    """An argparse type: a number from `low` (or above it) to `high` (or below `below`); floats may
+    be fractions."""
 
     def read(text: str):
         try:
@@ -56,11 +62,12 @@ def _number(kind: type, low: float, high: float = math.inf, above: bool = False)
             raise argparse.ArgumentTypeError(
                 f"{text!r} is not a number ({kind.__name__})"
             ) from None
-        if not (low < value if above else low <= value) or not value <= high:
+        if not (low < value if above else low <= value) or not (value <= high and value < below):
             bound = f"above {low:g}" if above else f"at least {low:g}"
             raise argparse.ArgumentTypeError(
                 f"{text} is out of range: accepted are values {bound}"
                 + (f" and at most {high:g}" if high < math.inf else "")
+                + (f" and below {below:g}" if below < math.inf else "")
             )
         return value
 
@@ -74,23 +81,32 @@ NOT_NEGATIVE = _number(float, 0)
 SHARE = _number(float, 0, 1)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Without the usage of all flags in front of every error."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists all flags\n")
 
 
+class _Latest(argparse.Action):
+    """--resume and --resume-best: the one further right counts, as for a flag given twice."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if values:  # --resume-best no takes nothing back
+            namespace.resume, namespace.resume_best = "", False
+        setattr(namespace, self.dest, values)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser alone; `parse_args` also checks how flags go together."""
-    parser = _Parser(
+    parser = Parser(
         prog="train.py",
         description="Train, validate or time a segmentation network that spends full resolution "
         "only on the blocks of an image that need it.",
         epilog="Ready experiments: configs/<dataset>/<model>/*.sh. Booleans: yes or no.",
     )
     _general(parser.add_argument_group("general"))
-    _data(parser.add_argument_group("data"))
+    data_flags(parser.add_argument_group("data"))
     _training(parser.add_argument_group("training"))
     _network(parser.add_argument_group("network"))
     _blocks(parser.add_argument_group("blocks"))
@@ -108,10 +124,12 @@ def _general(group) -> None:
         help="experiment: files go to EXP_DIR/NAME (default: %(default)s)")
     add("--exp-dir", default="exp", metavar="DIR",
         help="folder that holds all experiments (default: %(default)s)")
-    add("--resume", default="", metavar="WHAT",
+    add("--resume", default="", action=_Latest, metavar="WHAT",
         help="auto (the default): the experiment's checkpoint.pth, which val and speed require and "
-        "train continues from if it is there; none: start afresh (train only); or a file")
-    add("--resume-best", type=boolean, default=False, metavar="YES/NO",
+        "train continues from if it is there; none: start afresh (train only); or a file or an "
+        "http(s) address, published checkpoints included, where #sha256=... is checked; of "
+        "--resume and --resume-best the later counts")
+    add("--resume-best", type=boolean, default=False, action=_Latest, metavar="YES/NO",
         help="use the experiment's checkpoint_best.pth (default: no)")
     add("--device", default="auto", metavar="DEVICE",
         help="auto, cpu, cuda or cuda:INDEX; auto takes CUDA where there is one")
@@ -125,13 +143,14 @@ def _general(group) -> None:
         help="show where in the code a wrong input was noticed (default: no)")
 
 
-def _data(group) -> None:
+def data_flags(group) -> None:
+    """Which data set, and where it is; for `dataloaders.check` too."""
     add = group.add_argument
     add("--dataset", default="cityscapes", metavar="NAME",
-        help="cityscapes, camvid or synthetic, the last drawn on the fly (default: %(default)s)")
-    for name, variable in DATA_DIR_VARIABLES.items():
-        add(f"--{name}-data-dir", default=os.environ.get(variable, ""), metavar="DIR",
-            help=f"folder of the {name} data (default: ${variable})")
+        help=f"{', '.join(DATASETS)}; synthetic is drawn on the fly (default: %(default)s)")
+    for name, kind in file_datasets().items():
+        add(kind.flag, default=os.environ.get(kind.variable, ""), metavar="DIR",
+            help=f"folder of the {name} data (default: ${kind.variable})")
     add("--synthetic-size", type=COUNT, nargs=2, default=(512, 1024), metavar=("H", "W"),
         help="height and width of synthetic scenes in pixels (default: 512 1024)")
     add("--synthetic-train-images", type=COUNT, default=1000, metavar="N",
@@ -139,15 +158,18 @@ def _data(group) -> None:
     add("--synthetic-val-images", type=COUNT, default=100, metavar="N",
         help="number of synthetic validation scenes (default: %(default)s)")
     add("--num-workers", type=WHOLE, default=7, metavar="N",
-        help="processes that load data, never more than there are cores; the result does not "
-        "depend on it (default: %(default)s)")
+        help="processes that load data for each training process, never more than there are cores; "
+        "the result does not depend on it (default: %(default)s)")
+    add("--cache-images", choices=("auto", "yes", "no"), default="auto",
+        help="keep decoded images in memory after their first use; auto: where all of them take at "
+        "most half of what is free (default: %(default)s)")
 
 
 def _training(group) -> None:
     add = group.add_argument
     add("--res", type=COUNT, default=2048, metavar="PIXELS",
-        help="training images are first resized to this width, aspect ratio kept; validation is at "
-        "native size (default: %(default)s)")
+        help="training images are first resized to this width, aspect ratio kept; see --val-res "
+        "for validation (default: %(default)s)")
     add("--crop-res", type=COUNT, nargs="+", default=[1024], metavar="PIXELS",
         help="side of the square training crop, or its height and width (default: 1024)")
     add("--scale-min", type=POSITIVE, default=0.5, metavar="S",
@@ -164,8 +186,8 @@ def _training(group) -> None:
         help="stop after N optimiser steps in all, then validate; the schedule stays that of "
         "EPOCHS (default: 0, no limit)")
     add("--batch-size", type=COUNT, default=None, metavar="N",
-        help="images per training batch, or per timed forward pass; validation runs one image at a "
-        "time (default: 8, in speed mode 1)")
+        help="images per training batch, shared by all processes of a run, or per timed forward "
+        "pass; validation runs one image at a time (default: 8, in speed mode 1)")
     add("--accumulate", type=COUNT, default=1, metavar="N",
         help="batches whose gradients make one optimiser step (default: 1)")
     add("--lr", type=POSITIVE, default=4e-4, metavar="LR",
@@ -179,10 +201,20 @@ def _training(group) -> None:
         help="weight decay of the decoder (default: %(default)s)")
     add("--grad-clip", type=NOT_NEGATIVE, default=0.0, metavar="NORM",
         help="largest gradient norm over all parameters (default: 0, no clipping)")
-    add("--loss", choices=("crossentropy", "bootstrap_ce"), default="crossentropy",
-        help="task loss (default: %(default)s)")
+    add("--loss", choices=tuple(LOSSES), default="crossentropy",
+        help="task loss; bootstrap_ce and ohem train on the hardest pixels (default: %(default)s)")
+    add("--ohem-threshold", type=_number(float, 0, 1, above=True), default=0.7, metavar="P",
+        help="ohem keeps pixels whose true class has a probability below P (default: %(default)s)")
+    add("--ohem-min-kept", type=COUNT, default=100_000, metavar="PIXELS",
+        help="ohem keeps at least this many pixels per image of a batch (default: %(default)s)")
+    add("--class-weights", nargs="+", default=None, metavar="W|FILE",
+        help="weight of each class in the loss: one number a class, or the JSON file that python "
+        "-m dataloaders.check --json writes (default: all equal)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
         help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
+    add("--ema", type=_number(float, 0, below=1), default=0.0, metavar="DECAY",
+        help="keep an exponential moving average of the weights with this decay a step, such as "
+        "0.999, validated and saved beside them (default: 0, none)")
     add("--log-every", type=COUNT, default=100, metavar="STEPS",
         help="optimiser steps between two log lines (default: %(default)s)")
     add("--val-every", type=WHOLE, default=1, metavar="EPOCHS",
@@ -196,11 +228,13 @@ def _training(group) -> None:
 def _network(group) -> None:
     add = group.add_argument
     add("--backbone", default="resnet18", metavar="NAME",
-        help="backbone of SwiftNet (default: %(default)s)")
+        help="backbone of SwiftNet: resnet18, resnet34, resnet50, efficientnet_lite0, "
+        "efficientnet_lite1, or timm:NAME for a network of the package timm with features at "
+        "strides 4, 8, 16 and 32 (default: %(default)s)")
     add("--pretrain-backbone", type=boolean, default=True, metavar="YES/NO",
         help="start training from ImageNet weights (default: yes); val and speed never load them")
-    add("--num-features", type=COUNT, default=128, metavar="N",
-        help="channels of the decoder (default: %(default)s)")
+    add("--num-features", type=COUNT, default=None, metavar="N",
+        help="channels of the decoder (default: 48 for EfficientNet-Lite, else 128)")
     add("--channels-last", type=boolean, default=True, metavar="YES/NO",
         help="keep activations channels-last in memory: same result, faster (default: yes)")
 
@@ -222,8 +256,9 @@ def _blocks(group) -> None:
         help="learning rate of the policy relative to LR (default: 1)")
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
-    add("--segblocks-legacy-upsample", type=boolean, default=False, metavar="YES/NO",
-        help="resize each block on its own, as the published weights were trained (default: no)")
+    add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
+        help="resize each block on its own, as the published weights were trained (default: as the "
+        "checkpoint was trained, else no)")
 
 
 def _evaluation(group) -> None:
@@ -234,6 +269,9 @@ def _evaluation(group) -> None:
     add("--budget", type=budget, default=None, metavar="SHARE|N",
         help="val, speed: run exactly this share (0.4, 40%%) or number (51) of blocks at full "
         "resolution, whatever the policy was trained for")
+    add("--val-res", type=WHOLE, default=0, metavar="PIXELS",
+        help="width to which validation and timing resize images, aspect ratio kept; scores are at "
+        "the labels' own size all the same (default: 0, native size)")
     add("--viz", nargs="+", choices=("policy", "pred"), default=[],
         help="write pictures to EXP_DIR/NAME/viz: where the policy looks, what the network sees")
     add("--num-viz-images", type=WHOLE, default=5, metavar="N",
@@ -267,8 +305,6 @@ def _conflict(args: argparse.Namespace) -> str | None:
     name, policy = args.name, args.segblocks_policy
     if not name or os.path.isabs(name) or ".." in name.split("/"):
         return f"--name {name!r} must be a relative path inside --exp-dir, without '..'"
-    if args.resume and args.resume_best:
-        return f"--resume {args.resume} and --resume-best yes exclude each other: give one of them"
     if args.mode != "train" and args.resume == "none":
         return f"--mode {args.mode} needs a checkpoint: leave out --resume none"
     if len(args.crop_res) > 2:
@@ -281,10 +317,12 @@ def _conflict(args: argparse.Namespace) -> str | None:
         return "--budget needs blocks: choose a --segblocks-policy other than disabled"
     if args.mode == "speed" and policy == "oracle":
         return "--mode speed cannot time --segblocks-policy oracle: it looks at the labels"
-    directory = f"{args.dataset}_data_dir"
-    if hasattr(args, directory) and not getattr(args, directory):
-        return (
-            f"--dataset {args.dataset} needs its folder: give --{args.dataset}-data-dir DIR "
-            f"or set {DATA_DIR_VARIABLES[args.dataset]}"
-        )
-    return None
+    return missing_folder(args)
+
+
+def missing_folder(args: argparse.Namespace) -> str | None:
+    """That the data set's folder was not given, or None."""
+    kind = file_datasets().get(args.dataset)
+    if kind is None or kind.options(args, "train")["data_dir"]:
+        return None
+    return f"--dataset {args.dataset} needs its folder: give {kind.flag} DIR or set {kind.variable}"

@@ -15,6 +15,7 @@ The experiments of the paper are scripts in configs/; any flag may be added to t
 train.py --help` lists the flags.
 """
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -33,7 +34,9 @@ from utils.data import build_train_set, build_val_set, train_loader, val_loader
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
 from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
-from utils.resume import find_checkpoint, folder_of
+from utils.published import settle_upsampling
+from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
+from utils.resume import find_checkpoint, folder_of, resume
 from utils.seeding import seed_everything
 from utils.signals import Stopped
 from utils.trainer import Trainer
@@ -42,20 +45,28 @@ from utils.versions import versions
 
 def train(args: Namespace) -> None:
     with user_errors():  # nothing is written before all of this has worked
-        device = choose_device(args.device)
+        device, ranks = place(args)
         train_set, val_set = build_train_set(args), build_val_set(args)
-        model = build(args, train_set, pretrained=args.pretrain_backbone).to(device)
-        trainer = Trainer(
-            model, train_loader(train_set, args), val_loader(val_set, args), args, device
-        )
-        path = find_checkpoint(args)
-        told = trainer.load(path) if path else ["training from the start"]
-        log = RunLog(folder_of(args), tensorboard=True)
+        pretrained = args.pretrain_backbone and find_checkpoint(args) is None
+        model = build(args, train_set, pretrained).to(device)
+        loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
+        trainer = Trainer(model, *loaders, args, device, ranks)
+        told = resume(trainer, args)
+        check_same_start(trainer, ranks)
+        log = RunLog(folder_of(args), tensorboard=True, quiet=not ranks.main)
     with log:
         log.command()
-        log.info(f"{len(train_set)} training and {len(val_set)} validation images; {device}")
-        for line in told:
+        log.info(
+            f"{len(train_set)} training and {len(val_set)} validation images; {device}, "
+            f"{ranks.count} process{'es' * (ranks.count > 1)}"
+        )
+        for name, dataset in (("training", train_set), ("validation", val_set)):
+            if dataset.decoded:
+                log.info(f"decoded {name} images stay in memory")
+        for line in told.lines:
             log.info(line)
+        for line in told.warnings:
+            log.warning(f"warning: {line}")
         if trainer.fit(log) is None:
             log.info("nothing left to train: raise --epochs or --max-steps, or --resume none")
         best = trainer.progress
@@ -63,21 +74,21 @@ def train(args: Namespace) -> None:
 
 
 def validate(args: Namespace) -> None:
-    device, val_set, model, path, log = trained(args)
+    device, ranks, val_set, model, path, log = trained(args)
     with log:
-        log.command()
         log.info(f"validating {path} on {len(val_set)} images; {device}")
-        evaluation = evaluate(model, val_loader(val_set, args), args, device, log)
+        loader = val_loader(val_set, args, ranks)
+        evaluation = evaluate(model, loader, args, device, log, ranks=ranks)
         for line in evaluation.lines():
             log.info(line)
-        figures = origin(path, device) | evaluation.to_json()
-        log.info(f"figures: {log.json('val.json', figures)}")
+        if ranks.main:
+            figures = origin(path, device) | evaluation.to_json()
+            log.info(f"figures: {log.json('val.json', figures)}")
 
 
 def speed(args: Namespace) -> None:
-    device, val_set, model, path, log = trained(args)
+    device, _, val_set, model, path, log = trained(args)
     with log:
-        log.command()
         log.info(f"timing {path}; {device}")
         figures = origin(path, device) | benchmark(model, val_set, args, device, log)
         log.info(f"figures: {log.json('speed.json', figures)}")
@@ -85,19 +96,44 @@ def speed(args: Namespace) -> None:
 
 def trained(
     args: Namespace,
-) -> tuple[torch.device, SegmentationDataset, nn.Module, Path, RunLog]:
-    """What val and speed start from: device, validation set, model with its weights, the
-    checkpoint they came from, and the log, which is made last."""
+) -> tuple[torch.device, Ranks, SegmentationDataset, nn.Module, Path | str, RunLog]:
+    """What val and speed start from: device, ranks, validation set, model with its weights, the
+    checkpoint they came from, and the log, which is made last and holds the command."""
     with user_errors():
-        device = choose_device(args.device)
+        device, ranks = place(args)
         val_set = build_val_set(args)
         model = build(args, val_set)
         path = find_checkpoint(args)
-        load_weights(model, path)
-        return device, val_set, model.to(device), path, RunLog(folder_of(args))
+        told = settle_upsampling(model, args, load_weights(model, path))
+        model = model.to(device)
+        log = RunLog(folder_of(args), quiet=not ranks.main)
+    log.command()
+    for line in told:
+        log.info(line)
+    return device, ranks, val_set, model, path, log
 
 
-def origin(path: Path, device: torch.device) -> dict[str, Any]:
+def place(args: Namespace) -> tuple[torch.device, Ranks]:
+    """This process's device, and its place among those that torchrun has started. Raises ValueError
+    for a device that is not there."""
+    ranks = ranks_of_environment()
+    if ranks.count > 1 and args.mode == "speed":
+        raise ValueError("--mode speed times one device: start it without torchrun")
+    device = choose_device(args.device, ranks)
+    return device, join(ranks, device)
+
+
+def check_same_start(trainer: Trainer, ranks: Ranks) -> None:
+    """Raise ValueError where ranks have found different checkpoints."""
+    steps = ranks.everyones(trainer.progress.total_steps)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"the processes would go on from different checkpoints, after {steps} steps: --exp-dir "
+            "must be a folder that all nodes share"
+        )
+
+
+def origin(path: Path | str, device: torch.device) -> dict[str, Any]:
     """How figures came about, for their JSON."""
     return {"command": command_line(), "checkpoint": str(path), "versions": versions(device)}
 
@@ -112,9 +148,16 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         quantize_percentage=args.segblocks_quantize_percentage,
         sparsity_weight=args.segblocks_sparsity_weight,
     )
-    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=args.segblocks_legacy_upsample)
+    legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it
+    model = segblocks.SegBlocksModel(net, policy, legacy_upsample=legacy)
     if args.segblocks_policy != "disabled":
-        check_block_size(net, args.segblocks_block_size)
+        try:
+            check_block_size(net, args.segblocks_block_size)
+        except NotImplementedError as error:
+            raise NotImplementedError(
+                f"--backbone {args.backbone} cannot run on blocks ({error}); choose another, or "
+                "--segblocks-policy disabled"
+            ) from error
     return model.to(memory_format=torch.channels_last) if args.channels_last else model
 
 
@@ -129,20 +172,31 @@ def check_block_size(net: nn.Module, block_size: int) -> None:
     net.train(training)
 
 
-def choose_device(name: str) -> torch.device:
-    """auto, cpu, cuda or cuda:INDEX -> a device that is there. Raises ValueError."""
+def choose_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """auto, cpu, cuda or cuda:INDEX -> a device that is there; of several ranks, each takes the
+    CUDA device of its own number on the node. Raises ValueError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"--device {name!r}: accepted are auto, cpu, cuda and cuda:INDEX")
+    if index and ranks.count > 1:
+        raise ValueError(f"--device {name}: with several processes give cuda; each takes its own")
+    if kind == "cuda" and ranks.count > 1 and ranks.per_node > torch.cuda.device_count():
+        raise ValueError(
+            f"{ranks.per_node} processes on this node, but PyTorch sees "
+            f"{torch.cuda.device_count()} CUDA devices here; start as many as there are devices "
+            "(torchrun --nproc-per-node), or use --device cpu"
+        )
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices here; use "
             "--device cpu or auto"
         )
     if kind == "cuda":
-        torch.cuda.set_device(int(index or 0))
+        device = torch.device(kind, int(index or ranks.local))
+        torch.cuda.set_device(device)
+        return device
     return torch.device(name)
 
 
@@ -153,20 +207,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run one mode; the exit status: 0, 1 for something the user can put right, 130 for Ctrl-C."""
     args = parse_args(argv)
     seed_everything(args.seed, args.deterministic)
+    rank = os.environ.get("RANK", "0")
+    who = f" (process {rank})" if rank != "0" else ""
     try:
         MODES[args.mode](args)
     except (UserError, DataError, torch.OutOfMemoryError) as error:
         if args.debug:
             raise
         memory = isinstance(error, torch.OutOfMemoryError)
-        print(f"error: {OUT_OF_MEMORY if memory else one_line(error)}", file=sys.stderr)
+        print(f"error{who}: {OUT_OF_MEMORY if memory else one_line(error)}", file=sys.stderr)
         return 1
     except Stopped as stop:
-        print(f"{stop}: the same command goes on from there", file=sys.stderr)
+        leave()
+        how = "the same command" if args.resume in ("", "auto") else "--resume auto"
+        print(f"{stop}: {how} goes on from there", file=sys.stderr)
         return stop.exit_status
     except KeyboardInterrupt:
         print("interrupted: training goes on from its last checkpoint", file=sys.stderr)
         return 130
+    leave()
     return 0
 
 

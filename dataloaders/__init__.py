@@ -1,12 +1,12 @@
 """Data sets, their joint transforms, and the loader that feeds them to a network."""
 
 from dataloaders.base import SegmentationDataset
-from dataloaders.files import DataError
+from dataloaders.decode import DataError
 from dataloaders.info import DatasetInfo
 from dataloaders.loader import build_loader
-from dataloaders.registry import DATASETS, build_dataset
+from dataloaders.registry import DATASETS, build_dataset, file_datasets, find_dataset
 from dataloaders.sampler import ResumableSampler
-from dataloaders.transforms import denormalise, train_transform, val_transform
+from dataloaders.transforms import denormalise, to_network, train_transform, val_transform
 
 __all__ = [
     "DATASETS",
@@ -17,6 +17,9 @@ __all__ = [
     "build_dataset",
     "build_loader",
     "denormalise",
+    "file_datasets",
+    "find_dataset",
+    "to_network",
     "train_transform",
     "val_transform",
 ]

@@ -1,6 +1,8 @@
 """What every data set has in common: names, sizes, and augmentation that repeats."""
 
+from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from dataloaders.cache import DecodedImages
 from dataloaders.info import DatasetInfo
 
 Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
@@ -46,9 +49,20 @@ class SegmentationDataset(Dataset):
         self.split = split
         self.transform = transform
         self.seed = seed
+        self.decoded: DecodedImages | None = None
+
+    @classmethod
+    def options(cls, args: Namespace, split: str) -> dict[str, Any]:
+        """What a command line says of this data set, as keyword arguments of its constructor."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         raise NotImplementedError
+
+    def keep_decoded(self) -> None:
+        """Load every sample once and keep it in memory (see DecodedImages)."""
+        label = self.load(0)[1]
+        self.decoded = DecodedImages(len(self), *label.shape)
 
     def load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         """Image (3,H,W) uint8 and label (H,W) uint8 of one sample, before any transform."""
@@ -65,7 +79,7 @@ class SegmentationDataset(Dataset):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.info.name}/{self.split} has no sample {index} of {len(self)}")
-        image, label = self.load(index)
+        image, label = self.decoded.get(index, self.load) if self.decoded else self.load(index)
         if self.transform is None:
             return image, label
         with torch.random.fork_rng(devices=[]):

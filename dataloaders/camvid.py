@@ -9,7 +9,8 @@ SEGBLOCKS_CAMVID_DIR.
 
 from pathlib import Path
 
-from dataloaders.files import PairedFiles, label_table
+from dataloaders.decode import IdLabels, label_table
+from dataloaders.files import PairedFiles, one_per_label
 from dataloaders.info import CAMVID, IGNORE_INDEX
 
 _VOID = 11
@@ -26,17 +27,12 @@ class CamVid(PairedFiles):
     flag = "--camvid-data-dir"
     variable = "SEGBLOCKS_CAMVID_DIR"
     layout = "{train,val}/<name>.png or .jpg and {train,val}annot/<name>.png"
-    table = label_table({**{i: i for i in range(CAMVID.num_classes)}, _VOID: IGNORE_INDEX})
-    expected_ids = "0..10 for the classes and 11 for void, as in the 11-class CamVid of SegNet"
+    labels = IdLabels(
+        label_table({**{i: i for i in range(CAMVID.num_classes)}, _VOID: IGNORE_INDEX}),
+        "0..10 for the classes and 11 for void, as in the 11-class CamVid of SegNet",
+    )
 
     def find_pairs(self) -> list[tuple[Path, Path]]:
         images = self.list_images(self.root / self.split, "*", (".png", ".jpg", ".jpeg"))
-        by_name: dict[str, Path] = {}
-        for image in images:
-            if image.stem in by_name:
-                raise ValueError(
-                    f"{image} and {by_name[image.stem].name} are the same frame; remove one"
-                )
-            by_name[image.stem] = image
         labels = self.root / f"{self.split}annot"
-        return [(image, labels / f"{name}.png") for name, image in by_name.items()]
+        return one_per_label([(image, labels / f"{image.stem}.png") for image in images])

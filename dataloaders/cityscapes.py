@@ -8,7 +8,8 @@ The data dir comes from `--cityscapes-data-dir` or SEGBLOCKS_CITYSCAPES_DIR.
 
 from pathlib import Path
 
-from dataloaders.files import PairedFiles, label_table
+from dataloaders.decode import IdLabels, label_table
+from dataloaders.files import PairedFiles
 from dataloaders.info import CITYSCAPES, IGNORE_INDEX
 
 # Ids of the labelIds files, in the order of the 19 classes (cityscapesScripts, labels.py).
@@ -28,8 +29,7 @@ class Cityscapes(PairedFiles):
         "leftImg8bit/{train,val}/<city>/*_leftImg8bit.png and "
         "gtFine/{train,val}/<city>/*_gtFine_labelIds.png"
     )
-    table = label_table(_TO_CLASS)
-    expected_ids = "0..33 or 255, as in gtFine *_labelIds.png files"
+    labels = IdLabels(label_table(_TO_CLASS), "0..33 or 255, as in gtFine *_labelIds.png files")
 
     def find_pairs(self) -> list[tuple[Path, Path]]:
         images = self.list_images(

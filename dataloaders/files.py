@@ -1,75 +1,14 @@
-"""Data sets that are folders of image and label files: finding, pairing, decoding, checking."""
+"""Data sets that are folders of image and label files: finding, pairing, checking."""
 
 import os
-from collections.abc import Mapping
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, UnidentifiedImageError
 from torchvision import tv_tensors
 
 from dataloaders.base import SegmentationDataset, Transform
-
-NOT_A_LABEL = 254  # table entry of ids that the data set does not define; never a class id
-
-
-class DataError(ValueError):
-    """A file of a data set cannot be used; the message is one line that names it.
-
-    A DataLoader rebuilds a worker's exception from its formatted traceback. Keeping what follows
-    the class name restores the one line, so the message is the same for any number of workers.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message.rsplit("DataError: ", 1)[-1].strip())
-
-
-def label_table(ids: Mapping[int, int]) -> np.ndarray:
-    """(256,) uint8: id in the file -> class id or 255; ids not in `ids` -> NOT_A_LABEL."""
-    table = np.full(256, NOT_A_LABEL, dtype=np.uint8)
-    for file_id, class_id in ids.items():
-        table[file_id] = class_id
-    return table
-
-
-def _decode(path: Path, what: str) -> Image.Image:
-    """Read a whole image file with PIL, which, unlike libjpeg itself, refuses truncated files."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        known = isinstance(error, UnidentifiedImageError)  # its text only repeats the path
-        reason = "not an image file" if known else " ".join(str(error).split())
-        raise DataError(f"{path}: cannot read this {what} ({reason}); replace it") from error
-    return image
-
-
-def read_image(path: Path) -> tv_tensors.Image:
-    """(3,H,W) uint8 RGB. Raises DataError naming a file that is missing, truncated or no image."""
-    pixels = np.array(_decode(path, "image").convert("RGB"))  # H,W,3
-    # A permuted view: crops and resizes are fastest on interleaved channels.
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))  # 3,H,W
-
-
-def read_label(path: Path, table: np.ndarray, expected: str) -> tv_tensors.Mask:
-    """(H,W) uint8 class ids, mapped by `table` (see `label_table`); void is 255.
-
-    Raises DataError naming a file that cannot be read, has several channels, or holds ids outside
-    the table; `expected` says which ids the data set has.
-    """
-    image = _decode(path, "label")
-    if image.mode not in ("L", "P"):  # P: the pixels are ids all the same, the palette is for show
-        raise DataError(
-            f"{path}: label has pixel format {image.mode}; expected one 8-bit id per pixel "
-            "(modes L or P), not a colour picture"
-        )
-    ids = np.array(image)
-    label = table[ids]
-    if (label == NOT_A_LABEL).any():
-        bad = np.unique(ids[label == NOT_A_LABEL]).tolist()
-        raise DataError(f"{path}: label ids {bad} are not in the table; expected {expected}")
-    return tv_tensors.Mask(torch.from_numpy(label))
+from dataloaders.decode import DataError, LabelCode, read_image
 
 
 def find_root(data_dir: str | os.PathLike | None, flag: str, variable: str, layout: str) -> Path:
@@ -87,20 +26,31 @@ def find_root(data_dir: str | os.PathLike | None, flag: str, variable: str, layo
     return root
 
 
+def one_per_label(pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """The pairs as they are. Raises ValueError if two images share a label: .png and .jpg of one
+    frame, or a name listed twice."""
+    images: dict[Path, Path] = {}
+    for image, label in pairs:
+        if label in images:
+            raise ValueError(f"{image} and {images[label].name} are the same frame; remove one")
+        images[label] = image
+    return pairs
+
+
 class PairedFiles(SegmentationDataset):
     """A data set of (image file, label file) pairs; subclasses say how to find and read them.
 
     Class attributes: `flag` and `variable` name where the folder comes from, `layout` what it must
-    hold (one line), `table` maps ids (see `label_table`), `expected_ids` describes them in words.
+    hold (one line), `labels` reads label files.
 
-    Raises FileNotFoundError for a missing folder, no images, or an image without a label.
+    Raises FileNotFoundError for a missing folder, no images, or, unless `allow_missing`, an image
+    without a label; `allow_missing` leaves that to `load`.
     """
 
     flag: str
     variable: str
     layout: str
-    table: np.ndarray
-    expected_ids: str
+    labels: LabelCode
 
     def __init__(
         self,
@@ -108,17 +58,22 @@ class PairedFiles(SegmentationDataset):
         data_dir: str | os.PathLike | None = None,
         transform: Transform | None = None,
         seed: int = 0,
+        allow_missing: bool = False,
     ) -> None:
         super().__init__(split, transform, seed)
         self.root = find_root(data_dir, self.flag, self.variable, self.layout)
         self.pairs = self.find_pairs()
         missing = [pair for pair in self.pairs if not pair[1].is_file()]
-        if missing:
+        if missing and not allow_missing:
             image, label = missing[0]
             raise FileNotFoundError(
                 f"{image} has no label: expected {label} ({len(missing)} of {len(self.pairs)} "
                 f"images of split {split} lack theirs); add the labels or remove the images"
             )
+
+    @classmethod
+    def options(cls, args: Namespace, split: str) -> dict[str, Any]:
+        return {"data_dir": getattr(args, cls.flag.removeprefix("--").replace("-", "_"))}
 
     def find_pairs(self) -> list[tuple[Path, Path]]:
         """(image, label) paths of the split, sorted; need not check that the labels exist."""
@@ -148,7 +103,7 @@ class PairedFiles(SegmentationDataset):
     def load(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
         image_path, label_path = self.pairs[index]
         image = read_image(image_path)  # 3,H,W
-        label = read_label(label_path, self.table, self.expected_ids)  # H,W
+        label = self.labels.read(label_path)  # H,W
         if image.shape[-2:] != label.shape[-2:]:
             (h, w), (lh, lw) = image.shape[-2:], label.shape[-2:]
             raise DataError(
@@ -156,3 +111,14 @@ class PairedFiles(SegmentationDataset):
                 "they must have the same size"
             )
         return image, label
+
+    def faults(self, index: int) -> list[str]:
+        """What is wrong with the files of one sample, each by itself; `load` stops at the first."""
+        image_path, label_path = self.pairs[index]
+        found = []
+        for read, path in ((read_image, image_path), (self.labels.read, label_path)):
+            try:
+                read(path)
+            except DataError as error:
+                found.append(str(error))
+        return found

@@ -1,14 +1,19 @@
 """Batches from a data set, the same for any number of worker processes."""
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dataloaders.base import SegmentationDataset
-from dataloaders.files import DataError
+from dataloaders.decode import DataError
 from dataloaders.sampler import ResumableSampler, SampleKey
 
 Sample = tuple[Tensor, Tensor, int]
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 class _Keyed(Dataset):
@@ -36,6 +41,16 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
     return torch.stack(images), torch.stack(labels), torch.tensor(indices)
 
 
+def _keep_freed_memory(worker: int) -> None:
+    """Let the C library reuse a worker's freed images. By default it gives memory of that size back
+    to the system and asks for it again, page by page, which takes as long as the arithmetic."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
+        if mallopt is not None:
+            mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+            mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # older versions of it refuse more
+
+
 def build_loader(
     dataset: SegmentationDataset,
     batch_size: int,
@@ -44,12 +59,15 @@ def build_loader(
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    accumulate: int = 1,
 ) -> DataLoader:
-    """A loader of (images (N,3,H,W) float32, labels (N,H,W) int64, indices (N,) int64).
+    """A loader of (images (N,3,H,W), labels (N,H,W), indices (N,) int64), with the dtypes of the
+    data set's transform: float32 and int64, or uint8 for `to_network` to widen.
 
-    Training shuffles by (seed, epoch) and drops the last incomplete batch; validation keeps order
-    and every sample. `batch_size` is per rank. Call `loader.sampler.set_epoch(epoch, start)` before
-    each pass over the loader; `start` resumes in the middle of an epoch (see ResumableSampler).
+    Training shuffles by (seed, epoch) and ends with the last whole optimiser step, `accumulate`
+    batches on every rank; validation keeps order and every sample. `batch_size` is per rank. Call
+    `loader.sampler.set_epoch(epoch, start)` before each pass over the loader; `start` resumes in
+    the middle of an epoch (see ResumableSampler).
     Neither batches nor torch's global generators depend on `num_workers`.
 
     Raises ValueError for a batch size below 1 or, in training, above the images of one rank.
@@ -58,13 +76,16 @@ def build_loader(
         raise ValueError(
             f"batch size is {batch_size} and workers {num_workers}; give at least 1 and 0"
         )
-    if train and len(dataset) < batch_size * world_size:
+    if train and len(dataset) < batch_size * world_size * accumulate:
         ranks = f" on each of {world_size} ranks" if world_size > 1 else ""
+        times = f", {accumulate} times" if accumulate > 1 else ""
         raise ValueError(
             f"{dataset.info.name}/{dataset.split} has {len(dataset)} images, fewer than one "
-            f"training batch of {batch_size}{ranks}; use a smaller --batch-size or more images"
+            f"training batch of {batch_size}{ranks}{times}; use a smaller --batch-size or more "
+            "images"
         )
-    sampler = ResumableSampler(len(dataset), train, seed, rank, world_size)
+    step = batch_size * accumulate * world_size if train else None
+    sampler = ResumableSampler(len(dataset), train, seed, rank, world_size, step)
     return DataLoader(
         _Keyed(dataset),
         batch_size=batch_size,
@@ -73,7 +94,9 @@ def build_loader(
         num_workers=num_workers,
         collate_fn=_collate,
         persistent_workers=num_workers > 0,
-        prefetch_factor=4 if num_workers > 0 else None,
+        worker_init_fn=_keep_freed_memory,
+        # Forked workers share what is kept in memory (DecodedImages).
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
         # Otherwise every pass would draw a number from the global generator.
         generator=torch.Generator().manual_seed(seed),

@@ -1,19 +1,39 @@
 """Data sets by name."""
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from dataloaders.base import SegmentationDataset, Transform
 from dataloaders.camvid import CamVid
+from dataloaders.camvid_full import CamVidFull
 from dataloaders.cityscapes import Cityscapes
+from dataloaders.custom import Custom
+from dataloaders.files import PairedFiles
+from dataloaders.mapillary import Mapillary
 from dataloaders.synthetic import SyntheticStreets
 
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+# A new data set is a module and a line here: its flag, its environment variable, the names that
+# --dataset accepts and the check of `dataloaders.check` follow.
+DATASETS: dict[str, type[SegmentationDataset]] = {
     "cityscapes": Cityscapes,
     "camvid": CamVid,
+    "camvid_full": CamVidFull,
+    "mapillary": Mapillary,
+    "custom": Custom,
     "synthetic": SyntheticStreets,
 }
+
+
+def find_dataset(name: str) -> type[SegmentationDataset]:
+    """The data set's class. Raises ValueError for an unknown name."""
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def file_datasets() -> dict[str, type[PairedFiles]]:
+    """Those of the registry that are read from a folder."""
+    return {name: kind for name, kind in DATASETS.items() if issubclass(kind, PairedFiles)}
 
 
 def build_dataset(
@@ -32,6 +52,4 @@ def build_dataset(
 
     Raises ValueError for an unknown name or split, FileNotFoundError for missing files.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
-    return DATASETS[name](split, data_dir=data_dir, transform=transform, seed=seed, **options)
+    return find_dataset(name)(split, data_dir=data_dir, transform=transform, seed=seed, **options)

@@ -17,56 +17,71 @@ class SampleKey(NamedTuple):
 
 
 class ResumableSampler(Sampler[SampleKey]):
-    """Keys of one epoch for one rank.
+    """Keys of one epoch, or of several in a row, for one rank.
 
     All ranks see one order of the whole data set and take every `world_size`-th sample of it, so a
     global batch holds the same samples for any number of ranks. With `shuffle` (training) the
-    order is a function of (seed, epoch) and the tail that does not divide among the ranks is left
-    out, so that ranks make equally many steps. Without (validation) every sample occurs exactly
-    once over all ranks, and their lengths may differ by one.
+    order is a function of (seed, epoch) and ends with the last whole `step`: the samples, over all
+    ranks, that one optimiser step takes, by default one a rank. Without (validation) every sample
+    occurs exactly once over all ranks, and their lengths may differ by one.
 
-    Raises ValueError for an impossible rank or a start outside the epoch.
+    Raises ValueError for an impossible rank or step, or a start outside the epoch.
     """
 
     def __init__(
-        self, size: int, shuffle: bool, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        step: int | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank} of {world_size}; give 0 <= rank < world_size")
+        step = world_size if step is None else step
+        if step < 1 or step % world_size:
+            raise ValueError(f"a step of {step} samples: give a multiple of {world_size} (ranks)")
         self.size = size
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.epoch = 0
-        self.start = 0
+        self.stop = size - size % step if shuffle else size
+        self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch to iterate next; call it before every `iter(loader)`.
+    def set_epoch(self, epoch: int, start: int = 0, epochs: int = 1) -> None:
+        """Choose what the next `iter(loader)` goes through: `epochs` epochs from `epoch` on.
 
-        `start` counts the samples of this epoch, over all ranks, that were already used: steps
-        done times the global batch size. It is forgotten at the next call.
+        Several in a row let workers prepare the next epoch while the present one is validated.
+        `start` counts the samples of the first epoch, over all ranks, that were already used: steps
+        done times the samples of a step. It is forgotten at the next call.
         """
-        if epoch < 0 or not 0 <= start <= self.size or start % self.world_size:
+        if epoch < 0 or not 0 <= start <= self.size or start % self.world_size or epochs < 1:
             raise ValueError(
                 f"cannot start epoch {epoch} at sample {start}: give an epoch of at least 0 and a "
                 f"multiple of {self.world_size} (the ranks) up to {self.size} (the samples)"
             )
         self.epoch = epoch
         self.start = start
-
-    def _indices(self) -> range | list[int]:
-        if not self.shuffle:
-            return range(self.start + self.rank, self.size, self.world_size)
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.size, generator=generator).tolist()
-        stop = self.size - self.size % self.world_size
-        return order[self.start + self.rank : stop : self.world_size]
+        self.epochs = epochs
 
     def __iter__(self) -> Iterator[SampleKey]:
-        return (SampleKey(self.epoch, index) for index in self._indices())
+        start = self.start
+        for epoch in range(self.epoch, self.epoch + self.epochs):
+            for index in self._order(epoch)[start + self.rank : self.stop : self.world_size]:
+                yield SampleKey(epoch, index)
+            start = 0
 
     def __len__(self) -> int:
-        """Samples left for this rank in the chosen epoch."""
-        stop = self.size - (self.size % self.world_size if self.shuffle else 0)
-        return len(range(self.start + self.rank, stop, self.world_size))
+        """Samples left for this rank in the chosen epochs."""
+        first, others = (
+            len(range(start + self.rank, self.stop, self.world_size)) for start in (self.start, 0)
+        )
+        return first + (self.epochs - 1) * others
+
+    def _order(self, epoch: int) -> range | list[int]:
+        if not self.shuffle:
+            return range(self.size)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        return torch.randperm(self.size, generator=generator).tolist()

@@ -1,7 +1,9 @@
 """Synthetic street scenes: the 19 Cityscapes classes, drawn procedurally, without any file."""
 
 import os
+from argparse import Namespace
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +90,12 @@ class SyntheticStreets(SegmentationDataset):
         self.width = width
         self.length = _LENGTH[split] if length is None else length
         self.scene_seed = scene_seed
+
+    @classmethod
+    def options(cls, args: Namespace, split: str) -> dict[str, Any]:
+        height, width = args.synthetic_size
+        length = getattr(args, f"synthetic_{split}_images", None)  # no such flag: no such split
+        return {"height": height, "width": width, "length": length}
 
     def __len__(self) -> int:
         return self.length

@@ -3,10 +3,10 @@
 Every random number comes from torch's global CPU generator, which the data set seeds per sample.
 """
 
+import functools
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from dataloaders.info import IGNORE_INDEX
+from dataloaders.jitter import ColourJitter
 
 # Of the Cityscapes training images, over 0..1; used for every data set, as published.
 MEAN = (73.1584 / 255, 82.9090 / 255, 72.3924 / 255)
@@ -51,18 +52,22 @@ def _image_size(flat_inputs: list[Any]) -> tuple[int, int]:
 
 
 class ResizeWidth(v2.Transform):
-    """Resize image and label to a width, keeping the aspect ratio: (res/2, res) for 2:1 images."""
+    """Resize image and, unless `labels` is False, label to a width, keeping the aspect ratio:
+    (res/2, res) for 2:1 images."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, labels: bool = True) -> None:
         super().__init__()
         self.width = width
+        self.labels = labels
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         h, w = _image_size(flat_inputs)
         return {"size": (max(1, round(h * self.width / w)), self.width), "same": w == self.width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return inpt if params["same"] else _resize(inpt, params["size"])
+        if params["same"] or (isinstance(inpt, tv_tensors.Mask) and not self.labels):
+            return inpt
+        return _resize(inpt, params["size"])
 
 
 class RandomCropScale(v2.Transform):
@@ -93,20 +98,6 @@ class RandomCropScale(v2.Transform):
         return _resize(inpt, self.size) if (bh, bw) != self.size else inpt
 
 
-class ColourJitter(v2.Transform):
-    """torchvision's ColorJitter by way of PIL: the published arithmetic, six times faster."""
-
-    def __init__(self, amount: float, hue: float) -> None:
-        super().__init__()
-        self.jitter = v2.ColorJitter(amount, amount, amount, hue)
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask):
-            return inpt
-        pixels = np.array(self.jitter(F.to_pil_image(inpt)))  # H,W,3
-        return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
-
-
 def _to_tensors() -> list[v2.Transform]:
     """uint8 image -> normalised float32, label -> int64, both plain contiguous tensors."""
     dtypes = {tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}
@@ -119,6 +110,7 @@ def train_transform(
     jitter: float = 0.0,
     rotate: float = 0.0,
     scale: tuple[float, float] = (0.5, 2.0),
+    as_bytes: bool = False,
 ) -> v2.Transform:
     """The published augmentation, in the published order.
 
@@ -129,7 +121,8 @@ def train_transform(
     jitter 0 switches all of it off. 5. Horizontal flip, one half. 6. To float and normalise.
 
     Returns a callable: (tv_tensors.Image (3,H,W) uint8, tv_tensors.Mask (H,W) uint8) ->
-    ((3,crop_h,crop_w) float32, (crop_h,crop_w) int64).
+    ((3,crop_h,crop_w) float32, (crop_h,crop_w) int64). `as_bytes` leaves the sixth step to
+    `to_network` and returns both as uint8: a fifth of the bytes to hand from worker to device.
     Raises ValueError for sizes, jitter, rotation or scales out of range.
     """
     crop = (crop_res, crop_res) if isinstance(crop_res, int) else tuple(crop_res)
@@ -151,12 +144,35 @@ def train_transform(
     if jitter:
         steps.append(ColourJitter(jitter, _HUE))
     steps.append(v2.RandomHorizontalFlip(0.5))
-    return v2.Compose(steps + _to_tensors())
+    return v2.Compose(steps + ([v2.ToPureTensor()] if as_bytes else _to_tensors()))
 
 
-def val_transform() -> v2.Transform:
-    """Native size, no augmentation: only to float, normalised, and int64 labels."""
-    return v2.Compose(_to_tensors())
+def val_transform(width: int | None = None) -> v2.Transform:
+    """No augmentation: only to float, normalised, and int64 labels.
+
+    With `width` the image, but not its label, is resized to that width, aspect ratio kept: labels
+    stay at native size, where scores are taken. Raises ValueError for a width below 1.
+    """
+    if width is not None and width < 1:
+        raise ValueError(f"width is {width}; give at least 1 pixel")
+    resize = [] if width is None else [ResizeWidth(width, labels=False)]
+    return v2.Compose(resize + _to_tensors())
+
+
+def to_network(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch of bytes (N,3,H,W) and (N,H,W), on any device, as networks take it: normalised
+    float32 and int64. A batch that is so already passes unchanged."""
+    if image.dtype == torch.uint8:
+        mean, std = _constants(image.device)
+        image = image.float().div_(255).sub_(mean).div_(std)
+    return image, label.long()
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Made once: a copy from the host would make every step wait for the device.
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    return mean, std
 
 
 def denormalise(image: Tensor) -> Tensor:

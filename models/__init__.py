@@ -9,6 +9,7 @@ from models.efficientnet_lite import efficientnet_lite0, efficientnet_lite1
 from models.pretrained import load_imagenet_weights
 from models.resnet import resnet18, resnet34, resnet50
 from models.swiftnet import SwiftNet
+from models.timm_encoder import TimmEncoder
 
 __all__ = ["BACKBONES", "Backbone", "SwiftNet", "build_model"]
 
@@ -38,31 +39,43 @@ BACKBONES: dict[str, Backbone] = {
     ),
 }
 
+TIMM_PREFIX = "timm:"
+TIMM_NUM_FEATURES = 128
+
 
 def build_model(
     backbone: str, num_classes: int, pretrained: bool = False, num_features: int | None = None
 ) -> SwiftNet:
     """SwiftNet on the named encoder: image (N,3,H,W) -> logits (N,num_classes,H/4,W/4).
 
-    `pretrained` loads ImageNet weights into the encoder (from the local cache, else downloaded).
-    `num_features` is the number of decoder channels; None takes the backbone's own (128 for
-    ResNets, 48 for EfficientNet-Lite).
+    `backbone` is a name of `BACKBONES`, or "timm:NAME" for timm's network of that name (needs the
+    package timm). `pretrained` loads ImageNet weights into the encoder (from the local cache, else
+    downloaded). `num_features` is the number of decoder channels; None takes the backbone's own
+    (48 for EfficientNet-Lite, 128 for others).
 
-    Raises ValueError for an unknown backbone, fewer than one class or fewer than three features,
-    and FileNotFoundError if ImageNet weights are asked for and cannot be had.
+    Raises ValueError for an unknown or unfit backbone, fewer than one class or fewer than three
+    features, and FileNotFoundError if ImageNet weights are asked for and cannot be had, or timm is
+    needed and not installed.
     """
-    if backbone not in BACKBONES:
-        raise ValueError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
+    of_timm = backbone.startswith(TIMM_PREFIX)
+    if not of_timm and backbone not in BACKBONES:
+        raise ValueError(
+            f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)}, or "
+            f"{TIMM_PREFIX}NAME for a network of timm"
+        )
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; a network needs at least one class")
-    entry = BACKBONES[backbone]
-    features = entry.num_features if num_features is None else num_features
-    if features < 3:
+    if num_features is None:
+        num_features = TIMM_NUM_FEATURES if of_timm else BACKBONES[backbone].num_features
+    if num_features < 3:
         raise ValueError(
-            f"num_features is {features}; the pyramid pooling shares them among three levels, "
+            f"num_features is {num_features}; the pyramid pooling shares them among three levels, "
             "so give at least 3"
         )
-    encoder = entry.build()
-    if pretrained:
-        load_imagenet_weights(encoder, backbone)
-    return SwiftNet(encoder, num_classes, features)
+    if of_timm:
+        encoder = TimmEncoder(backbone.removeprefix(TIMM_PREFIX), pretrained)
+    else:
+        encoder = BACKBONES[backbone].build()
+        if pretrained:
+            load_imagenet_weights(encoder, backbone)
+    return SwiftNet(encoder, num_classes, num_features)

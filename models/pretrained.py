@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, ResNet34_Weights, ResNet50_Weights
 
+from models.timm_encoder import SCRATCH, create_pretrained, import_timm
+
 RESNET_WEIGHTS = {
     "resnet18": ResNet18_Weights.IMAGENET1K_V1,
     "resnet34": ResNet34_Weights.IMAGENET1K_V1,
@@ -87,23 +89,10 @@ def _torchvision_state(backbone: str) -> dict[str, Tensor]:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise FileNotFoundError(
             f"cannot get the ImageNet weights of {backbone} ({error}); connect to the internet, "
-            f"or put {weights.url} at {file}, or start from scratch with --pretrain-backbone no"
+            f"or put {weights.url} at {file}, or {SCRATCH}"
         ) from error
 
 
 def _timm_state(backbone: str) -> dict[str, Tensor]:
-    try:
-        import timm
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"the ImageNet weights of {backbone} come with the package timm, which is not "
-            "installed; run `pip install timm`, or start from scratch with --pretrain-backbone no"
-        ) from error
-    try:
-        return timm.create_model(TIMM_NAMES[backbone], pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise FileNotFoundError(
-            f"timm cannot get the ImageNet weights of {backbone} ({reason}); connect to the "
-            "internet, or start from scratch with --pretrain-backbone no"
-        ) from error
+    timm = import_timm(f"loading the ImageNet weights of {backbone}", f", or {SCRATCH}")
+    return create_pretrained(timm, TIMM_NAMES[backbone], backbone).state_dict()

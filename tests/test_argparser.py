@@ -27,7 +27,7 @@ PUBLISHED = {
     "loss": "crossentropy",
     "backbone": "resnet18",
     "pretrain_backbone": True,
-    "num_features": 128,
+    "num_features": None,  # the backbone's own: 128, 48 for EfficientNet-Lite
     "fp16": True,
     "seed": 0,
     "segblocks_policy": "disabled",
@@ -43,7 +43,8 @@ PUBLISHED = {
 @pytest.fixture(autouse=True)
 def data_folder(monkeypatch):
     monkeypatch.setenv("SEGBLOCKS_CITYSCAPES_DIR", "/somewhere/cityscapes")
-    monkeypatch.delenv("SEGBLOCKS_CAMVID_DIR", raising=False)
+    for name in ("CAMVID", "CAMVID_FULL", "MAPILLARY"):
+        monkeypatch.delenv(f"SEGBLOCKS_{name}_DIR", raising=False)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -81,6 +82,21 @@ def test_data_folders_come_from_flag_before_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("line", "resume", "best"),
+    [
+        ("--resume-best yes --resume a.pth", "a.pth", False),
+        ("--resume a.pth --resume-best yes", "", True),
+        ("--resume a.pth --resume b.pth", "b.pth", False),
+        ("--resume a.pth --resume-best no", "a.pth", False),
+        ("--resume-best yes --resume-best no", "", False),
+    ],
+)
+def test_the_later_of_resume_and_resume_best_counts(line, resume, best):
+    args = parse_args(line.split())
+    assert (args.resume, args.resume_best) == (resume, best)
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("0.4", 0.4), ("40%", 0.4), ("51", 51), ("1", 1), ("1.0", 1.0), ("0", 0)]
 )
 def test_budget(text, value):
@@ -105,11 +121,17 @@ REFUSED = {
     "--segblocks-quantize-percentage 1/0": "not a number",
     "--segblocks-policy clever": "invalid choice",
     "--loss l2": "invalid choice",
+    "--ema 1": "below 1",
+    "--cache-images some": "invalid choice",
+    "--loss ohem --ohem-threshold 0": "above 0",
+    "--loss ohem --ohem-min-kept 0": "at least 1",
+    "--val-res -1": "at least 0",
+    "--dataset mapillary": "SEGBLOCKS_MAPILLARY_DIR",
+    "--dataset camvid_full": "give --camvid-full-data-dir DIR or set SEGBLOCKS_CAMVID_FULL_DIR",
     "--mode sleep": "invalid choice",
     "--no-such-flag 1": "unrecognized",
     "--name ../outside": "relative path",
     "--name /outside": "relative path",
-    "--resume-best yes --resume auto": "exclude",
     "--mode val --resume none": "needs a checkpoint",
     "--scale-min 2 --scale-max 1": "larger than",
     "--crop-res 1 2 3": "one or two numbers",

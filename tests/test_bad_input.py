@@ -70,6 +70,8 @@ def of(camvid: Path) -> tuple[str, ...]:
         ("--segblocks-policy random --segblocks-block-size 33", "block"),
         ("--synthetic-size 16 16", "too small"),
         ("--num-features 2", "num_features is 2"),
+        ("--class-weights 1 2", "--class-weights gives 2 class weights for 19 classes"),
+        ("--class-weights gone.json", "gone.json is neither a number nor a file"),
     ],
 )
 def test_settings(call, flags, words):

@@ -1,65 +1,57 @@
 """Every experiment script: says what it should, and runs, train then val then speed."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from experiments import EXPERIMENTS, MODES, ROOT, SCRIPTS, called, command_line, label, run_script
+from layouts import make_mapillary
+from PIL import Image
 from tiny import figures, make_camvid, make_cityscapes
 
 from argparser import parse_args
+from utils import benchmark
 
-ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted(ROOT.glob("configs/*/*/*.sh"))
-EXPERIMENTS = sorted({script.parent / script.stem.rpartition("_")[0] for script in SCRIPTS})
-MODES = ("train", "val", "speed")
 TINY = {
-    "cityscapes": "--res 512 --crop-res 128",
+    "cityscapes": "--res 256 --crop-res 128",
     "camvid": "--res 128 --crop-res 64",
+    "mapillary": "--res 256 --crop-res 128 --val-res 128",
     "synthetic": "--synthetic-size 64 128 --synthetic-train-images 2 --synthetic-val-images 1 "
     "--res 128 --crop-res 64",
 }
 
 
-def called(script: Path, *flags: str, python: str = sys.executable, folder: Path = ROOT):
-    """Run a script from `folder`."""
-    environment = {
-        **os.environ,
-        "PYTHON": python,
-        "PYTHONPATH": f"{ROOT / 'segblocks'}{os.pathsep}{ROOT}",
-        "CXX": "no-such-compiler",  # compiling the dense baseline has a test of its own
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [script, *flags], env=environment, cwd=folder, capture_output=True, text=True
-    )
+def make_small_cityscapes(root):
+    for path in make_cityscapes(root).rglob("*.png"):
+        Image.open(path).resize((256, 128), Image.Resampling.NEAREST).save(path)
 
 
-def parsed(script: Path):
-    """The arguments that a script gives to train.py."""
-    words = called(script, python="echo").stdout.split()
-    assert words[0] == str(ROOT / "train.py")
-    return parse_args(words[1:])
+MAKE = {
+    "camvid": make_camvid,
+    "cityscapes": make_small_cityscapes,
+    "mapillary": make_mapillary,
+}
+BACKBONES = {"rn18": "resnet18", "rn50": "resnet50", "effl1": "efficientnet_lite1"}
 
 
 @pytest.fixture(autouse=True)
-def data_folders(monkeypatch):
-    for name in ("CITYSCAPES", "CAMVID"):
-        monkeypatch.setenv(f"SEGBLOCKS_{name}_DIR", "/nowhere")
+def surroundings(monkeypatch):
+    for dataset in MAKE:
+        monkeypatch.setenv(f"SEGBLOCKS_{dataset.upper()}_DIR", "/nowhere")
+    monkeypatch.setenv("CXX", "no-such-compiler")  # compiling the dense baseline has its own test
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
 
 
-@pytest.mark.parametrize(
-    "script", SCRIPTS, ids=lambda s: s.relative_to(ROOT / "configs").as_posix()
-)
+def parsed(script):
+    return parse_args(list(command_line(script)))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=label)
 def test_script_is_its_experiment(script):
-    args, train = (
-        parsed(script),
-        parsed(script.with_name(f"{script.stem.rpartition('_')[0]}_train.sh")),
-    )
-    dataset, model = script.parts[-3:-1]
     experiment, _, mode = script.stem.rpartition("_")
+    args, train = parsed(script), parsed(script.with_name(f"{experiment}_train.sh"))
+    dataset, model = script.parts[-3:-1]
     assert (args.mode, args.dataset) == (mode, dataset)
+    assert args.backbone == BACKBONES[model.removeprefix("swiftnet_")]
     assert args.name == f"{dataset}/{model}/{experiment}"
     assert args.exp_dir == str(ROOT / "exp")
     assert args.resume_best is (mode != "train")
@@ -71,38 +63,65 @@ def test_script_is_its_experiment(script):
     target = {"baseline": 0.5, "reinforce40": 0.4, "reinforce20": 0.2}[experiment]
     assert args.segblocks_percent_target == target
     assert args.segblocks_policy == ("disabled" if experiment == "baseline" else "reinforce")
+    assert os.access(script, os.X_OK)
 
 
-def test_published_cityscapes_values():
-    args = parsed(ROOT / "configs/cityscapes/swiftnet_rn18/reinforce40_train.sh")
+@pytest.mark.parametrize("dataset", sorted({script.parts[-3] for script in SCRIPTS}))
+def test_every_experiment_has_its_three_scripts(dataset):
+    models = {"cityscapes": ["rn18", "rn50", "effl1"], "synthetic": ["rn18"]}
+    expected = {
+        f"{dataset}/swiftnet_{model}/{experiment}_{mode}.sh"
+        for model in models.get(dataset, ["rn18", "rn50"])
+        for experiment in ("baseline", "reinforce20", "reinforce40")
+        for mode in MODES
+    }
+    assert expected == {label(script) for script in SCRIPTS if script.parts[-3] == dataset}
+
+
+@pytest.mark.parametrize("model", BACKBONES)
+def test_published_cityscapes_values(model):
+    args = parsed(ROOT / f"configs/cityscapes/swiftnet_{model}/reinforce40_train.sh")
     published = {
         "res": 2048, "crop_res": [1024], "epochs": 350, "batch_size": 8, "lr": 4e-4,
         "lr_end": 1e-6, "weight_decay": 1e-4, "lr_finetune_factor": 0.25, "jitter": 0.3,
-        "pretrain_backbone": True, "segblocks_block_size": 128, "loss": "crossentropy",
+        "pretrain_backbone": True, "segblocks_block_size": 128, "num_features": None,
+        "loss": "bootstrap_ce" if model == "effl1" else "crossentropy",
         "scale_min": 0.5, "scale_max": 2.0,
     }  # fmt: skip
     assert {name: getattr(args, name) for name in published} == published
 
 
-@pytest.mark.parametrize(
-    "experiment", EXPERIMENTS, ids=lambda e: e.relative_to(ROOT / "configs").as_posix()
-)
-def test_script_runs_from_anywhere(experiment, tmp_path):
+def tiny_flags(experiment, tmp_path) -> list[str]:
+    """What makes a script quick, with data in a folder relative to where it is called."""
     dataset = experiment.parts[-3]
     flags = [*TINY[dataset].split(), "--exp-dir", "experiments", "--device", "cpu"]
     flags += ["--num-workers", "0", "--speed-repeats", "1", "--speed-images", "1"]
-    if dataset != "synthetic":  # a relative folder, seen from where the script is called
-        make = {"camvid": make_camvid, "cityscapes": make_cityscapes}[dataset]
-        make(tmp_path / "data")
+    if dataset in MAKE:
+        MAKE[dataset](tmp_path / "data")
         flags += [f"--{dataset}-data-dir", "data"]
-    training = ["--pretrain-backbone", "no", "--batch-size", "2", "--max-steps", "1"]
+    return flags
+
+
+TRAINING = ("--pretrain-backbone", "no", "--batch-size", "2", "--max-steps", "1")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=label)
+def test_scripts_run(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = tiny_flags(experiment, tmp_path)
     for mode in MODES:
         script = experiment.with_name(f"{experiment.name}_{mode}.sh")
-        done = called(script, *flags, *(training if mode == "train" else ()), folder=tmp_path)
-        assert done.returncode == 0, done.stderr
-    folder = tmp_path / "experiments" / experiment.relative_to(ROOT / "configs")
+        assert run_script(script, *flags, *(TRAINING if mode == "train" else ())) == 0
+    folder = tmp_path / "experiments" / label(experiment)
     assert {"run.log", "checkpoint.pth", "checkpoint_best.pth"} <= set(os.listdir(folder))
     assert 0 <= figures(folder, "val.json")["miou"] <= 1
     engines = [row["engine"] for row in figures(folder, "speed.json")["rows"]]
     blocks = [] if experiment.name == "baseline" else ["blocks eager", "blocks fast"]
     assert engines == ["dense eager", "dense best", *blocks]
+
+
+def test_a_script_runs_from_anywhere_in_a_process_of_its_own(tmp_path):
+    script = ROOT / "configs/camvid/swiftnet_rn18/reinforce40_train.sh"
+    done = called(script, *tiny_flags(script, tmp_path), *TRAINING, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "experiments/camvid/swiftnet_rn18/reinforce40/checkpoint.pth").is_file()

@@ -14,6 +14,7 @@ from dataloaders import (
     DatasetInfo,
     build_dataset,
     build_loader,
+    file_datasets,
     val_transform,
 )
 from dataloaders.info import CAMVID, CITYSCAPES
@@ -23,8 +24,8 @@ CITY, FRAME = "aachen", "aachen_000000_000019"
 
 @pytest.fixture(autouse=True)
 def _no_folders_from_outside(monkeypatch):
-    for name in ("SEGBLOCKS_CITYSCAPES_DIR", "SEGBLOCKS_CAMVID_DIR"):
-        monkeypatch.delenv(name, raising=False)
+    for kind in file_datasets().values():
+        monkeypatch.delenv(kind.variable, raising=False)
 
 
 def _save(array: np.ndarray, path: Path) -> Path:
@@ -145,9 +146,10 @@ def test_folder_from_environment_and_argument_first(tmp_path, monkeypatch):
 
 
 def test_unknown_name_lists_the_names():
-    with pytest.raises(ValueError, match="cityscape'; choose from cityscapes, camvid, synthetic"):
+    with pytest.raises(ValueError, match="cityscape'; choose from cityscapes, camvid, "):
         build_dataset("cityscape", "train")
-    assert set(DATASETS) == {"cityscapes", "camvid", "synthetic"}
+    names = {"cityscapes", "camvid", "camvid_full", "mapillary", "custom", "synthetic"}
+    assert set(DATASETS) == names
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "camvid"])

@@ -1,5 +1,7 @@
 """Loaders that repeat: any number of workers, ranks, or restarts gives the same batches."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -116,6 +118,70 @@ def test_sampler_start_continues_the_same_order():
     assert len(part) == 2
     part.set_epoch(5)
     assert len(part) == 5
+
+
+@pytest.mark.parametrize("start", [0, 6])
+def test_several_epochs_in_a_row_are_the_same_as_one_after_another(start):
+    """With steps of 6 samples, 19 images make 3 steps: an epoch ends where its last one does."""
+    stream, single = (ResumableSampler(19, True, 1, 1, 2, step=6) for _ in range(2))
+    stream.set_epoch(2, start, epochs=3)
+    keys = list(stream)
+    assert len(stream) == len(keys) == (18 - start) // 2 + 9 + 9
+    for epoch in (2, 3, 4):
+        single.set_epoch(epoch, start if epoch == 2 else 0)
+        expected, keys = list(single), keys[len(single) :]
+        assert len(expected) == len(single)
+        assert {key.epoch for key in expected} == {epoch}
+    assert keys == []
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_sampler_refuses_a_step_that_does_not_divide_among_ranks(step):
+    with pytest.raises(ValueError, match=f"a step of {step} samples: give a multiple of 2"):
+        ResumableSampler(10, True, world_size=2, step=step)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoded_images_are_loaded_once_and_are_the_same(workers):
+    plain = _epochs(workers, range(2))
+    data = _train_data()
+    data.keep_decoded()
+    loader = build_loader(data, 2, train=True, num_workers=workers, seed=5)
+    kept = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        kept += list(loader)
+    assert _equal(plain, kept)
+    seen = {int(i) for batch in kept for i in batch[2]}
+    assert len(seen) >= 10
+    data.load = None  # not asked again, though other processes asked it
+    for index in seen:
+        data.sample(index, 7)
+
+
+def test_images_of_another_size_are_loaded_every_time():
+    data = _train_data()
+    data.keep_decoded()
+    other = build_dataset("synthetic", "train", height=64, width=64, length=11)
+    calls = []
+
+    def load(index):
+        calls.append(index)
+        return other.load(index)
+
+    data.load = load
+    for _ in range(2):
+        assert torch.equal(data.decoded.get(3, data.load)[0], other.load(3)[0])
+    assert calls == [3, 3]
+
+
+def test_kept_images_sent_to_another_process_start_empty():
+    data = _train_data()
+    data.keep_decoded()
+    data.sample(3)
+    copy = pickle.loads(pickle.dumps(data))
+    assert torch.equal(copy.sample(3)[0], data.sample(3)[0])
+    assert copy.decoded is not data.decoded
 
 
 @pytest.mark.parametrize(("epoch", "start"), [(-1, 0), (0, -2), (0, 12), (0, 3)])

@@ -1,15 +1,27 @@
 """Losses against plain loops, and at the edges: ignored pixels, few pixels, no pixels."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.losses import BootstrappedCrossEntropy, CrossEntropy, build_loss
+from argparser import parse_args
+from dataloaders.info import CAMVID
+from utils.class_weights import class_weights
+from utils.losses import (
+    BootstrappedCrossEntropy,
+    CrossEntropy,
+    OhemCrossEntropy,
+    build_loss,
+    task_loss,
+)
 
 IGNORED = 255
 CLASSES = 5
-LOSSES = ["crossentropy", "bootstrap_ce"]
+LOSSES = ["crossentropy", "bootstrap_ce", "ohem"]
+WEIGHTS = torch.tensor([0.5, 2.0, 0.0, 1.0, 7.0])
 
 
 def batch(n: int = 3, size: int = 24, ignored: float = 0.3, dtype=torch.float64):
@@ -122,10 +134,19 @@ def test_unknown_loss_is_an_error_that_lists_the_known():
         build_loss("dice")
 
 
-@pytest.mark.parametrize("options", [{"k": 0}, {"threshold": -1.0}])
-def test_impossible_settings_are_errors(options):
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (BootstrappedCrossEntropy, {"k": 0}),
+        (BootstrappedCrossEntropy, {"threshold": -1.0}),
+        (OhemCrossEntropy, {"min_kept": 0}),
+        (OhemCrossEntropy, {"threshold": 0.0}),
+        (OhemCrossEntropy, {"threshold": 1.1}),
+    ],
+)
+def test_impossible_settings_are_errors(loss, options):
     with pytest.raises(ValueError, match=next(iter(options))):
-        BootstrappedCrossEntropy(**options)
+        loss(**options)
 
 
 @pytest.mark.parametrize("label", [CLASSES, -1, 254])
@@ -144,3 +165,189 @@ def test_shapes_and_dtypes_that_do_not_fit_are_errors():
             criterion(logits, wrong)
     with pytest.raises(ValueError, match=r"torch\.int64"):
         criterion(logits, target.to(torch.uint8))
+
+
+# ---- online hard example mining ----
+
+
+def ohem_by_sorting(losses: Tensor, threshold: float, kept: int) -> Tensor:
+    """By the definition, on probabilities: a few lines, one pixel after the other."""
+    probabilities = sorted((-losses).exp().tolist())
+    hard = sum(p < threshold for p in probabilities)
+    return losses.sort(descending=True).values[: max(hard, kept)].mean()
+
+
+@pytest.mark.parametrize("min_kept", [1, 100, 10_000])
+@pytest.mark.parametrize("threshold", [1e-9, 0.3, 0.7, 1.0])
+def test_ohem_is_its_definition(min_kept, threshold):
+    logits, target = batch()
+    target[1, 2:] = IGNORED  # few valid pixels: what is kept is counted over the batch
+    loss, loss_map = OhemCrossEntropy(threshold, min_kept, IGNORED)(logits, target)
+    losses = torch.cat(pixel_losses(logits, target))
+    expected = ohem_by_sorting(losses, threshold, 3 * min_kept)
+    torch.testing.assert_close(loss, expected)
+    grads = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*grads)
+    torch.testing.assert_close(loss_map[target != IGNORED], losses.detach())  # of every pixel
+
+
+def test_ohem_leaves_easy_pixels_alone():
+    logits = torch.zeros(1, 2, 1, 4, dtype=torch.float64)
+    logits[0, 0] = torch.tensor([9.0, 5.0, 0.1, -3.0])  # probabilities of class 0: the last two low
+    logits.requires_grad_()
+    loss, _ = OhemCrossEntropy(0.7, 1)(logits, torch.zeros(1, 1, 4, dtype=torch.int64))
+    loss.backward()
+    assert (logits.grad[0, 0, 0, :2] == 0).all()
+    assert (logits.grad[0, 0, 0, 2:] < 0).all()
+    expected = [math.log(1 + math.exp(-x)) for x in (0.1, -3.0)]
+    assert loss.item() == pytest.approx(sum(expected) / 2)
+
+
+# ---- class weights ----
+
+
+def test_weighted_cross_entropy_is_that_of_torch():
+    logits, target = batch()
+    loss, _ = CrossEntropy(IGNORED, WEIGHTS)(logits, target)
+    resized = F.interpolate(logits, target.shape[-2:], mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(resized, target, WEIGHTS.double(), ignore_index=IGNORED)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equal_weights_change_nothing(name):
+    logits, target = batch()
+    plain = build_loss(name, IGNORED)(logits, target)
+    weighted = build_loss(name, IGNORED, torch.full((CLASSES,), 3.0))(logits, target)
+    torch.testing.assert_close(weighted, plain)
+
+
+@pytest.mark.parametrize("name", ["bootstrap_ce", "ohem"])
+def test_weights_act_on_the_pixels_that_are_kept(name):
+    logits, target = batch(n=1)
+    few = {"bootstrap_ce": {"k": 50, "threshold": 9}, "ohem": {"min_kept": 50, "threshold": 1e-9}}
+    loss, _ = build_loss(name, IGNORED, WEIGHTS, **few[name])(logits, target)
+    (losses,) = pixel_losses(logits, target)
+    hardest = losses.argsort(descending=True)[:50]
+    weights = WEIGHTS[target[target != IGNORED]][hardest]
+    torch.testing.assert_close(loss, (losses[hardest] * weights).sum() / weights.sum())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weighted_map_averages_to_the_weighted_cross_entropy(name):
+    logits, target = batch()
+    loss_map = build_loss(name, IGNORED, WEIGHTS)(logits, target)[1]
+    expected = CrossEntropy(IGNORED, WEIGHTS)(logits, target)[0].detach()
+    torch.testing.assert_close(loss_map[target != IGNORED].mean(), expected)
+    assert (loss_map[target == 2] == 0).all()  # of weight 0
+    plain = build_loss(name, IGNORED)(logits, target)[1]
+    ratio = loss_map[target == 4] / plain[target == 4]
+    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_batch_of_weightless_classes_has_loss_0_with_a_gradient(name):
+    logits, target = batch(ignored=0)
+    loss, loss_map = build_loss(name, IGNORED, WEIGHTS)(logits, torch.full_like(target, 2))
+    loss.backward()
+    assert loss == 0
+    assert (loss_map == 0).all()
+    assert (logits.grad == 0).all()
+
+
+class Meeting:
+    """Two processes, one after the other: the first round only hears what each has to add."""
+
+    def __init__(self):
+        self.heard: list[Tensor] = []
+
+    def __call__(self, count: Tensor) -> Tensor:
+        self.heard.append(count)
+        return count
+
+    def of_all(self):
+        half = len(self.heard) // 2
+        sums = [a + b for a, b in zip(self.heard[:half], self.heard[half:])]
+        assert sums
+        return iter(2 * sums)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHTS], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_processes_add_up_to_that_of_the_batch(name, weight):
+    logits, target = batch(n=4)
+    target[:2, 5:] = IGNORED  # the processes have unequal numbers of valid pixels
+    every = {"ohem": {"threshold": 1.0}}.get(name, {})
+    parts = [(logits[:2], target[:2]), (logits[2:], target[2:])]
+    meeting = Meeting()
+    for part in parts:
+        build_loss(name, IGNORED, weight, meeting, **every)(*part)
+    sums = meeting.of_all()
+    criterion = build_loss(name, IGNORED, weight, lambda count: next(sums), **every)
+    losses, maps = zip(*(criterion(*part) for part in parts))
+    loss, loss_map = build_loss(name, IGNORED, weight, **every)(logits, target)
+    torch.testing.assert_close(sum(losses), loss)
+    torch.testing.assert_close(torch.cat(maps), loss_map)
+
+
+def test_number_of_weights_must_be_that_of_classes():
+    logits, target = batch()
+    with pytest.raises(ValueError, match="4 class weights for logits of 5 classes"):
+        CrossEntropy(IGNORED, WEIGHTS[:4])(logits, target)
+
+
+def test_weights_from_numbers_and_files(tmp_path):
+    names = ("road", "pole", "car")
+    assert class_weights(["1", "2.5", "0"], names).tolist() == [1, 2.5, 0]
+    file = tmp_path / "weights.json"
+    for text in (
+        "[1, 2.5, 0]",
+        '{"pole": 2.5, "car": 0, "road": 1}',
+        '{"dataset": "x", "class_weights": {"pole": 2.5, "car": 0, "road": 1}}',
+    ):
+        file.write_text(text)
+        assert class_weights([str(file)], names).tolist() == [1, 2.5, 0]
+    assert class_weights(["2"], ("only",)).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["1", "2"], "--class-weights gives 2 class weights for 3 classes (road, pole, car)"),
+        (["1", "2", "x"], "weight 'x' of car is not a number"),
+        (["1", "-2", "1"], "weight '-2' of pole is not a number of at least 0"),
+        (["1", "inf", "1"], "weight 'inf' of pole"),
+        (["nan", "1", "1"], "weight 'nan' of road"),
+        (["0", "0", "0"], "all class weights are 0"),
+        ("[1, 2]", "gives 2 class weights for 3 classes"),
+        ("[1, null, 2]", "weight None of pole"),
+        ("[1, true, 2]", "weight True of pole"),
+        ("3", "holds a int, not a list or mapping"),
+        ("{", "is not JSON"),
+        ('{"road": 1, "pole": 1, "tree": 1}', "for other classes than this data set's (car, tree)"),
+    ],
+)
+def test_weights_that_cannot_be_used(tmp_path, given, words):
+    if isinstance(given, str):
+        file = tmp_path / "weights.json"
+        file.write_text(given)
+        given = [str(file)]
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        class_weights(given, ("road", "pole", "car"))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_file_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"gone\.json is neither a number nor a file"):
+        class_weights(["gone.json"], ("road", "pole", "car"))
+
+
+def test_command_line_sets_the_loss():
+    flags = ["--dataset", "synthetic", "--loss", "ohem", "--ohem-threshold", "0.4"]
+    flags += ["--ohem-min-kept", "77", "--class-weights", *map(str, range(11))]
+    loss = task_loss(parse_args(flags), CAMVID)
+    assert (type(loss), loss.threshold, loss.min_kept) == (OhemCrossEntropy, 0.4, 77)
+    assert loss.weight.tolist() == list(range(11))
+    assert loss.state_dict() == {}  # nothing of it goes into checkpoints
+    assert task_loss(parse_args(flags[:4]), CAMVID).weight is None

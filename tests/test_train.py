@@ -20,10 +20,12 @@ from tiny import (  # noqa: F401
 
 import train
 from argparser import parse_args
+from utils import memory
 from utils.data import build_val_set
 from utils.errors import UserError
+from utils.guard import FiniteGuard
 from utils.logger import Means
-from utils.trainer import FiniteGuard, Trainer
+from utils.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -189,6 +191,30 @@ def test_finite_guard_names_the_first_bad_step():
         guard.check()
 
 
+# ---- data ----
+
+
+@pytest.mark.parametrize(("choice", "free", "kept"), [
+    ("auto", 1 << 30, True), ("auto", 1000, False), ("yes", 0, True), ("no", 1 << 30, False),
+])  # fmt: skip
+def test_decoded_images_are_kept_where_they_fit(tmp_path, monkeypatch, choice, free, kept):
+    monkeypatch.setattr("utils.data.free_memory", lambda: free)
+    loader = make_trainer(tmp_path, "--cache-images", choice).train_loader
+    assert (loader.dataset.dataset.decoded is not None) is kept
+
+
+def test_free_memory_is_within_the_limit_of_a_container(tmp_path, monkeypatch):
+    (tmp_path / "limit").write_text("5000000\n")
+    (tmp_path / "used").write_text("2000000\n")
+    (tmp_path / "none").write_text("max\n")
+    unlimited = [(tmp_path / "none", tmp_path / "used"), (tmp_path / "gone", tmp_path / "gone")]
+    monkeypatch.setattr(memory, "_GROUP_FILES", unlimited)
+    whole = memory.free_memory()
+    assert whole > 5000000
+    monkeypatch.setattr(memory, "_GROUP_FILES", [(tmp_path / "limit", tmp_path / "used")])
+    assert memory.free_memory() == 3000000
+
+
 # ---- validation ----
 
 
@@ -223,7 +249,10 @@ def test_means_are_of_what_was_added_since_the_last_time():
     means = Means()
     for value in (1.0, 2.0, 6.0):
         means.add({"a": torch.tensor(value)})
-    assert means.pop() == {"a": 3.0}
+    means.add({"b": torch.tensor(5)})
+    assert means.pop() == {"a": 3.0, "b": 5.0}
+    means.add({"a": torch.tensor(1.0)})
+    assert means.pop(lambda x: 2 * x) == {"a": 2.0}
     assert means.pop() == {}
 
 

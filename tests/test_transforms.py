@@ -1,11 +1,18 @@
 """The joint pipeline: image and label stay together, borders are void, values as published."""
 
+import colorsys
+
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from dataloaders import denormalise, train_transform, val_transform
+from dataloaders import denormalise, to_network, train_transform, val_transform
+from dataloaders.jitter import ColourJitter, hue
 from dataloaders.transforms import MEAN, STD
+
+CHANGES = ("brightness", "contrast", "saturation", "hue")
 
 FILL = torch.tensor([73, 83, 72])  # the published mean, rounded
 
@@ -189,3 +196,62 @@ def test_bad_settings(change, message):
     with pytest.raises(ValueError, match=message) as error:
         train_transform(**{**good, **change})
     assert "\n" not in str(error.value)
+
+
+# --- colour jitter on planes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1)])
+@pytest.mark.parametrize("factors", [(1.3, 0.7, 1.3, 0.1), (0.7, 1.3, 0.7, -0.1)])
+def test_colour_jitter_is_that_of_torchvision_on_pil_but_for_rounding(order, factors):
+    torch.manual_seed(0)
+    small = torch.randint(0, 256, (1, 3, 12, 20), dtype=torch.uint8).float()
+    image = torch.nn.functional.interpolate(small, (96, 160), mode="bicubic").clamp(0, 255)
+    image = tv_tensors.Image(image[0].to(torch.uint8))
+    params = dict(zip((f"{name}_factor" for name in CHANGES), factors))
+    mine = ColourJitter(0.3, 0.1).transform(image, {"fn_idx": torch.tensor(order), **params})
+    published = F.to_pil_image(image)
+    for i in order:
+        published = getattr(F, f"adjust_{CHANGES[i]}")(published, factors[i])
+    away = (mine.int() - F.pil_to_tensor(published).int()).abs()
+    assert away.float().mean() < 2.5  # grey levels
+    assert away.max() < 18  # PIL knows 256 hues: steps of 6 levels in a full colour, and cuts off
+
+
+def test_colour_jitter_draws_what_torchvision_draws():
+    image = _coded()[0]
+    torch.manual_seed(3)
+    mine = ColourJitter(0.3, 0.1).make_params([image])
+    torch.manual_seed(3)
+    theirs = v2.ColorJitter(0.3, 0.3, 0.3, 0.1).make_params([image])
+    assert mine["fn_idx"].tolist() == theirs["fn_idx"].tolist()
+    assert all(mine[f"{name}_factor"] == theirs[f"{name}_factor"] for name in CHANGES)
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.03, -0.1, 1 / 6, -1 / 6])
+def test_hue_turns_round_the_circle(turn):
+    angles = torch.arange(0, 360, 15)
+    expected = [colorsys.hsv_to_rgb((a / 360 + turn) % 1, 0.8, 0.9) for a in angles.tolist()]
+    start = torch.tensor([colorsys.hsv_to_rgb(a / 360, 0.8, 0.9) for a in angles.tolist()])
+    planes = list((255 * start.T[:, None]).contiguous())  # three of 1,24
+    hue(planes, turn)
+    torch.testing.assert_close(torch.stack(planes)[:, 0].T / 255, torch.tensor(expected))
+
+
+def test_hue_leaves_grey_alone():
+    planes = [torch.arange(256.0)[None].clone() for _ in range(3)]
+    hue(planes, 0.1)
+    assert all(torch.equal(plane, torch.arange(256.0)[None]) for plane in planes)
+
+
+def test_bytes_widened_on_the_device_are_what_the_transform_returns():
+    settings = {"res": 192, "crop_res": 64, "jitter": 0.3, "rotate": 5}
+    torch.manual_seed(1)
+    wide = train_transform(**settings)(*_coded())
+    torch.manual_seed(1)
+    small = train_transform(**settings, as_bytes=True)(*_coded())
+    assert [t.dtype for t in small] == [torch.uint8, torch.uint8]
+    for bytes_, floats in ((small, wide), (wide, wide)):  # what is wide already passes
+        image, label = to_network(bytes_[0][None], bytes_[1][None])
+        torch.testing.assert_close(image[0], floats[0])
+        assert torch.equal(label[0], floats[1])

@@ -47,12 +47,14 @@ class TinyEncoder(nn.Module):
         return features
 
 
+TINY = Backbone(TinyEncoder, num_features=12, bn_momentum=0.05, bn_eps=1e-5)
+
+
 @pytest.fixture(scope="module")
 def tiny_backbone():
     """--backbone tiny, for runs in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        entry = Backbone(TinyEncoder, num_features=12, bn_momentum=0.05, bn_eps=1e-5)
-        patch.setitem(BACKBONES, "tiny", entry)
+        patch.setitem(BACKBONES, "tiny", TINY)
         yield
 
 
@@ -101,9 +103,9 @@ def make_camvid(root: Path, train: int = 2, val: int = 1) -> Path:
     """CamVid's folders with made-up frames of 128×96."""
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
-            image, label = _scene(i, height=96, width=128, classes=11)
-            _save(root / split / f"frame{i}.png", image)
-            _save(root / f"{split}annot" / f"frame{i}.png", label)
+            image, label = scene(i, height=96, width=128, classes=11)
+            save(root / split / f"frame{i}.png", image)
+            save(root / f"{split}annot" / f"frame{i}.png", label)
     return root
 
 
@@ -111,14 +113,14 @@ def make_cityscapes(root: Path, train: int = 2, val: int = 1) -> Path:
     """The official folders with made-up frames of 512×256 and official label ids."""
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
-            image, label = _scene(i, height=256, width=512, classes=34)
+            image, label = scene(i, height=256, width=512, classes=34)
             stem = f"town_{i:06d}_000019"
-            _save(root / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png", image)
-            _save(root / "gtFine" / split / "town" / f"{stem}_gtFine_labelIds.png", label)
+            save(root / "leftImg8bit" / split / "town" / f"{stem}_leftImg8bit.png", image)
+            save(root / "gtFine" / split / "town" / f"{stem}_gtFine_labelIds.png", label)
     return root
 
 
-def _scene(seed: int, height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def scene(seed: int, height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Stripes of every class, and an image that shows them."""
     rng = np.random.default_rng(seed)
     label = np.broadcast_to(np.arange(width) * classes // width, (height, width)).astype(np.uint8)
@@ -126,6 +128,7 @@ def _scene(seed: int, height: int, width: int, classes: int) -> tuple[np.ndarray
     return (label[..., None] * 5 + noise).astype(np.uint8), label
 
 
-def _save(path: Path, pixels: np.ndarray) -> None:
+def save(path: Path, pixels: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+    return path

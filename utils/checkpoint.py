@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils.download import fetch, is_url
 from utils.pickle_standins import STAND_INS
+from utils.published import without_classifier
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +37,26 @@ DAMAGE = (
 )
 PLAIN_TYPES = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 WEIGHT_ENTRIES = ("model", "state_dict")
-# The ImageNet classifier that published EfficientNet-Lite checkpoints carry along.
-UNUSED_CLASSIFIER = re.compile(r"(^|\.)backbone\.(head|fc)\.")
 POLICY_PREFIX = "policy."
 LOGITS_WEIGHT = "logits.conv.weight"
-NAMES_SHOWN = 3
+NAMES_SHOWN = 10
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+class DamagedCheckpoint(ValueError):
+    """A checkpoint file that is truncated, changed, or none at all."""
+
+
+def previous(path: Path) -> Path:
+    """Where `save_checkpoint` keeps the checkpoint before that at `path`."""
+    return path.with_name(f"{path.stem}_previous{path.suffix}")
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any], keep_previous: bool = False) -> None:
     """Write `state` to `path`, replacing what was there in one step.
 
     The file is complete on disk before it takes the name, so a run that is killed or a disk that
-    fills up leaves the previous checkpoint as it was. Raises TypeError if `state` holds anything
+    fills up leaves the previous checkpoint as it was; `keep_previous` keeps it under the name that
+    `previous` gives, too. Raises TypeError if `state` holds anything
     but tensors, plain values and plain containers, which `load_checkpoint` would refuse, and
     OSError if the file cannot be written.
     """
@@ -53,12 +64,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     _check_plain(state, "state")
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files can be read by their owner alone, and the mode survives the rename.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The name is always the same: what a killed process has left is written over by the next.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            _replace_by_link(path, previous(path))
         os.replace(temporary, path)
     except RuntimeError as error:
         # torch.save turns a failed write into a RuntimeError about archive positions.
@@ -70,57 +84,103 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def _replace_by_link(path: Path, other: Path) -> None:
+    """Make `other` a second name of the file at `path`; at no time is either name without a file,
+    save on file systems without hard links, where `path` is for the moment between two renames."""
+    second = other.with_name(f".{other.name}.tmp")
+    try:
+        second.unlink(missing_ok=True)
+        os.link(path, second)
+    except OSError:
+        os.replace(path, other)
+        return
+    try:
+        os.replace(second, other)
+    finally:
+        second.unlink(missing_ok=True)
+
+
+def load_checkpoint(source: str | Path) -> dict[str, Any]:
     """Read a checkpoint of this program or of the published release; tensors arrive on the CPU.
 
+    `source` is a file, or an http(s) address that is downloaded once (see `utils.download.fetch`).
     Mappings arrive as plain dicts (the release's `easydict.EasyDict` included), NumPy scalars as
-    Python numbers. Nothing in the file is run: raises ValueError for a file that asks for code,
-    for one that is truncated and for one that is no checkpoint, FileNotFoundError if there is none.
+    Python numbers. Nothing in the file is run: raises ValueError for a file that asks for code, its
+    subclass DamagedCheckpoint for one that is truncated, has changed or is no checkpoint,
+    FileNotFoundError if there is none, and OSError for a download that stays incomplete.
     """
-    path = Path(path)
+    if not is_url(source):
+        return _read(Path(source))
+    path = fetch(str(source))
+    try:
+        return _read(path)
+    except ValueError as error:
+        text = f"{error}; it came from {source}, delete it to download again"
+        raise type(error)(text) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; train first, or correct the path")
     with open(path, "rb") as file:
         start = file.read(len(max(TORCH_FILE_STARTS, key=len)))
     if not start.startswith(TORCH_FILE_STARTS):
-        raise ValueError(f"{path} is not a checkpoint: torch.save did not write it")
+        raise DamagedCheckpoint(f"{path} is not a checkpoint: torch.save did not write it")
+    _check_sums(path)
     try:
         with torch.serialization.safe_globals(STAND_INS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise ValueError(f"{path} is not a checkpoint, or is truncated or damaged") from error
+            raise DamagedCheckpoint(_damaged(path)) from error
         raise ValueError(
             f"{path} is refused: it asks to run code ({code[1]}), and only tensors and plain "
             "containers are loaded; save state dicts, not whole objects"
         ) from error
     except DAMAGE as error:
-        raise ValueError(f"{path} is not a checkpoint, or is truncated or damaged") from error
+        raise DamagedCheckpoint(_damaged(path)) from error
     if not isinstance(state, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(state).__name__}, no dict")
     return _to_plain(state)
 
 
+def _damaged(path: Path) -> str:
+    return f"{path} is not a checkpoint, or is truncated or damaged"
+
+
+def _check_sums(path: Path) -> None:
+    """Raise DamagedCheckpoint where the content of a zip archive does not fit its checksums, which
+    PyTorch does not look at."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return  # of the older format, or truncated: reading it will tell
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is None:
+                return
+    except (zipfile.BadZipFile, *DAMAGE) as error:
+        raise DamagedCheckpoint(_damaged(path)) from error
+    raise DamagedCheckpoint(_damaged(path))
+
+
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """Load the weights at `path` into `model`, in place, and return the whole checkpoint.
 
-    The file may hold them under "model" or "state_dict" (as published), or be a bare state dict.
-    Every name and shape must agree, else ValueError is raised and the model is left as it was.
-    Two kinds of entries are dropped: the unused ImageNet classifier of published
-    EfficientNet-Lite checkpoints, and a policy network if the model's policy has no parameters.
+    `path` is a file or an http(s) address, see `load_checkpoint`. It may hold the weights under
+    "model" or "state_dict" (as published), or be a bare state dict. Every name and shape must
+    agree, else ValueError is raised and the model is left as it was. Two kinds of entries are
+    dropped: the unused ImageNet classifier of published EfficientNet-Lite checkpoints, and a policy
+    network if the model's policy has no parameters. Published weights were trained with the
+    `legacy_upsample` of SegBlocksModel, which is not set here.
     """
     checkpoint = load_checkpoint(path)
-    weights = _find_weights(checkpoint, path)
     own = model.state_dict()
-    weights = {
-        name: value
-        for name, value in weights.items()
-        if name in own or not UNUSED_CLASSIFIER.search(name)
-    }
+    weights = without_classifier(_find_weights(checkpoint, path), own)
     if _has_bare_policy(model) and any(name.startswith(POLICY_PREFIX) for name in weights):
         weights = {n: value for n, value in weights.items() if not n.startswith(POLICY_PREFIX)}
-        log.info("%s: its policy network is not used; this model's policy has no parameters", path)
+        log.warning(
+            "%s: its policy network is not used; this model's policy has no parameters", path
+        )
     _check_fit(own, weights, path)
     model.load_state_dict(weights)
     return checkpoint
@@ -176,7 +236,8 @@ def _check_fit(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | P
 
 def _some(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -9,9 +9,15 @@ from dataloaders import (
     SegmentationDataset,
     build_dataset,
     build_loader,
+    find_dataset,
     train_transform,
     val_transform,
 )
+from dataloaders.cache import DecodedImages
+from utils.memory import free_memory
+from utils.ranks import ALONE, Ranks
+
+CACHE_SHARE = 0.5  # of the free memory, at most, for what --cache-images auto keeps
 
 
 def build_train_set(args: Namespace) -> SegmentationDataset:
@@ -21,7 +27,7 @@ def build_train_set(args: Namespace) -> SegmentationDataset:
     """
     crop = args.crop_res[0] if len(args.crop_res) == 1 else args.crop_res
     scale = (args.scale_min, args.scale_max)
-    transform = train_transform(args.res, crop, args.jitter, args.rotate, scale)
+    transform = train_transform(args.res, crop, args.jitter, args.rotate, scale, as_bytes=True)
     dataset = build_dataset(args.dataset, "train", transform=transform, **_source(args, "train"))
     if len(dataset) < args.batch_size * args.accumulate:
         raise ValueError(
@@ -32,30 +38,51 @@ def build_train_set(args: Namespace) -> SegmentationDataset:
 
 
 def build_val_set(args: Namespace) -> SegmentationDataset:
-    """The validation split at native size."""
-    return build_dataset(args.dataset, "val", transform=val_transform(), **_source(args, "val"))
+    """The validation split: images at native size or --val-res wide, labels at native size."""
+    transform = val_transform(args.val_res or None)
+    return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
-def train_loader(dataset: SegmentationDataset, args: Namespace) -> DataLoader:
-    """Shuffled batches; call `loader.sampler.set_epoch` before each pass."""
-    return build_loader(dataset, args.batch_size, True, _workers(args), args.seed)
+def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
+    """Shuffled batches of this rank; call `loader.sampler.set_epoch` before each pass.
+
+    Raises ValueError where the ranks cannot share a batch evenly.
+    """
+    size, rest = divmod(args.batch_size, ranks.count)
+    if rest:
+        raise ValueError(
+            f"--batch-size {args.batch_size} is that of all {ranks.count} processes together: give "
+            f"a multiple of {ranks.count}"
+        )
+    _keep_decoded(dataset, args, ranks)
+    place = (ranks.rank, ranks.count, args.accumulate)
+    return build_loader(dataset, size, True, workers(args, ranks), args.seed, *place)
 
 
-def val_loader(dataset: SegmentationDataset, args: Namespace) -> DataLoader:
-    """Every image once, in order, one at a time, so that no figure depends on a batch size."""
-    return build_loader(dataset, 1, False, _workers(args), args.seed)
+def val_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
+    """Every image once over all ranks, in order, one at a time, so that no figure depends on a
+    batch size."""
+    if args.mode == "train":  # else each is used once
+        _keep_decoded(dataset, args, ranks)
+    place = (ranks.rank, ranks.count)
+    return build_loader(dataset, 1, False, workers(args, ranks), args.seed, *place)
+
+
+def _keep_decoded(dataset: SegmentationDataset, args: Namespace, ranks: Ranks) -> None:
+    """As --cache-images says; each rank keeps its own."""
+    if args.cache_images == "no":
+        return
+    height, width = dataset.load(0)[1].shape
+    needed = ranks.per_node * len(dataset) * DecodedImages.sample_bytes(height, width)
+    if args.cache_images == "yes" or needed <= CACHE_SHARE * free_memory():
+        dataset.keep_decoded()
 
 
 def _source(args: Namespace, split: str) -> dict:
-    common = {"seed": args.seed}
-    if args.dataset == "synthetic":
-        height, width = args.synthetic_size
-        length = getattr(args, f"synthetic_{split}_images")
-        return common | {"height": height, "width": width, "length": length}
-    return common | {"data_dir": getattr(args, f"{args.dataset}_data_dir", None)}
+    return {"seed": args.seed} | find_dataset(args.dataset).options(args, split)
 
 
-def _workers(args: Namespace) -> int:
-    """Not more processes than cores: they would only wait for one another."""
+def workers(args: Namespace, ranks: Ranks = ALONE) -> int:
+    """Not more processes on a node than cores: they would only wait for one another."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(args.num_workers, cores or 1)
+    return min(args.num_workers, max(1, (cores or 1) // ranks.per_node))

@@ -1,4 +1,4 @@
-"""Validation at native size: accuracy, where the policy looks, operations actually executed."""
+"""Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
 import copy
 from argparse import Namespace
@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dataloaders.base import derive_seed
 from utils import viz
+from utils.errors import user_errors
 from utils.logger import RunLog, progress
-from utils.losses import build_loss
+from utils.losses import task_loss
 from utils.macs import MacCounter
 from utils.metrics import SegmentationMetrics
+from utils.predict import predict, resize_labels
+from utils.ranks import ALONE, Ranks
 from utils.seeding import forked_rng
 
 VAL_SEED = 1  # of random placement in validation, so that a second validation gives the same
@@ -90,14 +96,18 @@ def evaluate(
     log: RunLog,
     step: int = 0,
     mac_images: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Validate a copy of `model` on `loader` (one image a batch) and log pictures at `step`.
 
     Operations are counted on the first `mac_images` images, None for all: counting takes some
     milliseconds each.
 
-    Logits are resized bilinearly to the label, as published. Random numbers, which only the
-    random policy draws, are those of VAL_SEED and leave the state of training as it was.
+    Logits are resized bilinearly to the label, as published, which may be larger than the image
+    (--val-res); blocks and pictures are of the image. Random numbers, which only the random policy
+    draws, are those of VAL_SEED and the image, and leave the state of training as it was. Several
+    `ranks` take turns on the images (see `val_loader`); counts are added up, so every rank returns
+    the figures of one.
     """
     half = use_half(args, device)
     model = inference_copy(model, half)
@@ -105,30 +115,40 @@ def evaluate(
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size)
     macs = MacCounter()
-    criterion = build_loss(args.loss, ignore_index=info.ignore_index)
+    with user_errors():
+        criterion = task_loss(args, info).to(device)
+    shown: list[tuple[int, torch.Tensor]] = []
     with torch.no_grad(), forked_rng(device, VAL_SEED):
-        for image, label, index in progress(loader, "validate", "img"):
+        for image, label, index in progress(loader, "validate", "img", quiet=not ranks.main):
+            torch.manual_seed(derive_seed(VAL_SEED, int(index)))
             image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
             label = label.to(device, non_blocking=True)  # 1,H,W
-            options = forward_options(args, criterion, label)
+            at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
+            options = forward_options(args, criterion, at_image)
             counted = mac_images is None or int(index) < mac_images
             with macs if counted else nullcontext():
                 result = model(image, **options)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
-            blocks.update(result, label)
+            blocks.update(result, at_image)
             if int(index) < args.num_viz_images:
-                shown = (image[0], prediction[0], label[0], result.grid[0])
-                pictures = viz.pictures(*shown, info, args.segblocks_block_size)
-                log.picture(step, f"val/{int(index)}", viz.side_by_side(list(pictures.values())))
+                of_image = resize_labels(prediction, image.shape[-2:])
+                seen = (image[0], of_image[0], at_image[0], result.grid[0])
+                pictures = viz.pictures(*seen, info, args.segblocks_block_size)
                 name = Path(loader.dataset.dataset.name_of(int(index))).stem
-                for kind in args.viz:
+                for kind in args.viz:  # another file for every image, so each rank writes its own
                     viz.save_picture(log.folder / "viz" / kind / f"{name}.png", pictures[kind])
-    gmacs = macs.gmacs()
+                if log.tensorboard:
+                    together = viz.side_by_side(list(pictures.values()))
+                    shown.append((int(index), together.cpu()))
+    everyones = ranks.everyones((blocks.counts_on_host(), macs, shown))
+    for index, picture in sorted(chain(*(part[2] for part in everyones)), key=itemgetter(0)):
+        log.picture(step, f"val/{index}", picture)
+    gmacs = MacCounter.joined([part[1] for part in everyones]).gmacs()
     return Evaluation(
         images=len(loader.dataset),
         **metrics.compute(info.classes),
-        **blocks.compute(),
+        **block_shares([part[0] for part in everyones]),
         gmacs=gmacs.pop("total"),
         gmacs_per_module=gmacs,
     )
@@ -143,11 +163,6 @@ def forward_options(
     if args.segblocks_policy == "oracle":
         options["pixel_loss"] = lambda logits: criterion(logits.float(), label)[1]
     return options
-
-
-def predict(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Class indices (N,H,W) at `size`; `logits` (N,classes,h,w)."""
-    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).argmax(1)
 
 
 class BlockShares:
@@ -166,14 +181,19 @@ class BlockShares:
             self.counts[f"{name}_blocks"] += chosen.sum()
             self.counts[f"{name}_high"] += (chosen & grid).sum()
 
-    def compute(self) -> dict[str, float]:
-        counts = {name: float(count) for name, count in self.counts.items()}
-        high = counts["small_high"] + counts["plain_high"]
-        return {
-            "share": high / (counts["small_blocks"] + counts["plain_blocks"]),
-            "share_small": _ratio(counts["small_high"], counts["small_blocks"]),
-            "share_plain": _ratio(counts["plain_high"], counts["plain_blocks"]),
-        }
+    def counts_on_host(self) -> dict[str, int]:
+        return {name: int(count) for name, count in self.counts.items()}
+
+
+def block_shares(parts: list[dict[str, int]]) -> dict[str, float]:
+    """Shares from the counts of every rank."""
+    names = ("small_high", "small_blocks", "plain_high", "plain_blocks")
+    small_high, small, plain_high, plain = (sum(p.get(n, 0) for p in parts) for n in names)
+    return {
+        "share": (small_high + plain_high) / (small + plain),
+        "share_small": _ratio(small_high, small),
+        "share_plain": _ratio(plain_high, plain),
+    }
 
 
 def blocks_with(label: torch.Tensor, classes: list[int], block_size: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,19 +18,26 @@ class RunLog:
     """Where an experiment writes: console and run.log, TensorBoard, JSON files.
 
     Opening it creates the folder, so open it once everything that can be wrong has been checked.
+    Of several ranks one writes; the log of a `quiet` one says nothing.
     """
 
-    def __init__(self, folder: str | Path, tensorboard: bool = False):
+    def __init__(self, folder: str | Path, tensorboard: bool = False, quiet: bool = False):
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tensorboard = tensorboard
         self._logger = logging.Logger("run", logging.INFO)
+        self._writer = None
+        if quiet:
+            self._logger.addHandler(logging.NullHandler())
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
         console = _TqdmHandler()
         console.setFormatter(logging.Formatter("%(message)s"))
         file = logging.FileHandler(self.folder / "run.log", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         self._logger.addHandler(console)
         self._logger.addHandler(file)
-        self._writer = SummaryWriter(str(self.folder)) if tensorboard else None
+        if tensorboard:
+            self._writer = SummaryWriter(str(self.folder))
 
     def info(self, message: str) -> None:
         self._logger.info(message)
@@ -87,33 +94,41 @@ class RunLog:
 
 
 class Means:
-    """Running means of named 0-d tensors, kept on their device until they are read."""
+    """Running means of named 0-d tensors, kept on their device until they are read.
+
+    The values of one call are stacked: two launches a step, whatever their number.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._sums: dict[tuple[str, ...], torch.Tensor] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, value in values.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+        names = tuple(values)
+        stacked = torch.stack([value.detach().float() for value in values.values()])
+        self._sums[names] = self._sums[names] + stacked if names in self._sums else stacked
+        self._counts[names] = self._counts.get(names, 0) + 1
 
-    def pop(self) -> dict[str, float]:
-        """The means since the last call; waits for the device."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+    def pop(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> dict[str, float]:
+        """The means since the last call; waits for the device. `total` adds the values of one
+        call up over the ranks."""
+        means = {}
+        for names, sums in self._sums.items():
+            means.update(zip(names, (total(sums) / self._counts[names]).tolist()))
         self._sums, self._counts = {}, {}
         return means
 
 
-def progress(items: Iterable, title: str, unit: str, unit_scale: int = 1) -> tqdm:
+def progress(
+    items: Iterable, title: str, unit: str, unit_scale: int = 1, quiet: bool = False
+) -> tqdm:
     """A bar with rates on a terminal, nothing elsewhere. One item counts `unit_scale` units."""
     return tqdm(
         items,
         desc=title,
         unit=unit,
         unit_scale=unit_scale,
-        disable=None,
+        disable=True if quiet else None,
         leave=False,
         dynamic_ncols=True,
     )

@@ -25,7 +25,9 @@ class MacCounter:
     def __exit__(self, *error: object) -> None:
         self._mode.__exit__(*error)
         self._passes += 1
-        counts = {name: sum(ops.values()) / 2 for name, ops in self._mode.get_flop_counts().items()}
+        counted = self._mode.get_flop_counts()
+        del self._mode  # what is left can be sent to another process
+        counts = {name: sum(ops.values()) / 2 for name, ops in counted.items()}
         self._macs["total"] += counts.pop("Global", 0)
         for name, macs in counts.items():
             part = part_of(name)
@@ -37,6 +39,16 @@ class MacCounter:
     def gmacs(self) -> dict[str, float]:
         """Mean GMACs of a pass under "total", and of policy, net.backbone, net.upsample, …"""
         return {name: macs / self._passes / 1e9 for name, macs in self._macs.items()}
+
+    @classmethod
+    def joined(cls, counters: "list[MacCounter]") -> "MacCounter":
+        """All passes of several counters."""
+        whole = cls()
+        for counter in counters:
+            whole._passes += counter._passes
+            for name, macs in counter._macs.items():
+                whole._macs[name] += macs
+        return whole
 
 
 def part_of(name: str) -> str:

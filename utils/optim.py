@@ -1,11 +1,13 @@
 """Optimiser and schedule of the published training."""
 
+import math
 from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
 
 def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
@@ -47,9 +49,43 @@ def group_of(name: str) -> str:
     return "backbone" if name.startswith("net.backbone.") else "decoder"
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, args: Namespace) -> CosineAnnealingLR:
-    """Cosine annealing, one step per epoch, from each group's rate to --lr-end."""
-    return CosineAnnealingLR(optimizer, T_max=args.epochs, eta_min=args.lr_end)
+class CosineSchedule:
+    """Cosine annealing, one step per epoch, from each group's rate to --lr-end; a rate of 0 stays.
+
+    In closed form, so that the rates of an epoch follow from the flags alone and not from how the
+    run came there, as those of PyTorch's scheduler do.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
+        self.optimizer, self.epochs, self.end = optimizer, args.epochs, args.lr_end
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.go_to(0)
+
+    def go_to(self, epoch: int) -> None:
+        """Set the rates of an epoch, counted from 0."""
+        self.epoch = epoch
+        left = (1 + math.cos(math.pi * min(epoch, self.epochs) / self.epochs)) / 2
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = self.end + (rate - self.end) * left if rate else 0.0
+
+    def step(self) -> None:
+        """On to the next epoch."""
+        self.go_to(self.epoch + 1)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"last_epoch": self.epoch}
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, schedule: CosineSchedule, saved: Mapping[str, Any]
+) -> None:
+    """Take moments and epoch from a checkpoint, everything else (rates, decay, schedule) from the
+    flags that both were built with. Raises ValueError for an optimiser of other groups."""
+    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    optimizer.load_state_dict(saved["optimizer"])
+    for group, flags in zip(optimizer.param_groups, own):
+        group.update(flags)
+    schedule.go_to(saved["scheduler"]["last_epoch"])
 
 
 def _on_cuda(model: nn.Module) -> bool:

@@ -1,15 +1,21 @@
 """Checkpoints of a run: which one to load, what is in it, what has changed since."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from utils.checkpoint import DamagedCheckpoint, previous
+from utils.download import is_url
+from utils.published import settle_upsampling
+
+LATEST = "checkpoint.pth"
 
 # Flags that may differ when a run continues: its result does not depend on them.
 FREE_FLAGS = frozenset(
     "mode name exp_dir resume resume_best device num_workers log_every val_every save_minutes "
     "max_steps viz num_viz_images profiler debug budget fp16 speed_images speed_repeats "
-    "speed_autotune cityscapes_data_dir camvid_data_dir".split()
+    "speed_autotune cache_images".split()
 )
 
 
@@ -22,6 +28,8 @@ class Progress:
     total_steps: int = 0
     score_best: float = -1.0
     score_best_epoch: int = -1
+    ema_score_best: float = -1.0
+    ema_score_best_epoch: int = -1
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -32,19 +40,24 @@ def folder_of(args: Namespace) -> Path:
     return Path(args.exp_dir) / args.name
 
 
-def find_checkpoint(args: Namespace) -> Path | None:
-    """The file that --resume and --resume-best name; None where training starts afresh.
+def find_checkpoint(args: Namespace) -> Path | str | None:
+    """The file, or its address, that --resume and --resume-best name; None where training starts
+    afresh.
 
     Raises FileNotFoundError for a file that must be there.
     """
     if args.resume_best:
         path = folder_of(args) / "checkpoint_best.pth"
-    elif args.resume in ("", "auto"):
-        path = folder_of(args) / "checkpoint.pth"
-        if args.mode == "train" and not path.exists():
+    elif is_auto(args):
+        path = folder_of(args) / LATEST
+        if args.mode == "train" and not (path.exists() or previous(path).exists()):
             return None
+        if args.mode == "train" and not path.exists():
+            return previous(path)
     elif args.resume == "none":
         return None
+    elif is_url(args.resume):
+        return args.resume
     else:
         path = Path(args.resume)
     if not path.is_file():
@@ -55,15 +68,57 @@ def find_checkpoint(args: Namespace) -> Path | None:
     return path
 
 
+def is_auto(args: Namespace) -> bool:
+    """Whether the experiment's own checkpoint is to be found, not a named one."""
+    return args.resume in ("", "auto") and not args.resume_best
+
+
+@dataclass
+class Told:
+    """What resuming has to say to the user."""
+
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def resume(trainer: Any, args: Namespace) -> Told:
+    """Continue where --resume says, with `trainer.load(path)`.
+
+    A damaged checkpoint.pth of the experiment gives way to the one before it, with a warning; a
+    file that was named must be good. Raises ValueError where none can be used.
+    """
+    path = find_checkpoint(args)
+    if path is None:
+        settle_upsampling(trainer.model, args, checkpoint={})
+        return Told(["training from the start"])
+    try:
+        return trainer.load(path)
+    except DamagedCheckpoint as error:
+        before = previous(Path(path))
+        if not (is_auto(args) and before.is_file()):
+            raise DamagedCheckpoint(
+                f"{error}; --resume names another file, --resume none starts afresh"
+            ) from error
+        told = trainer.load(before)
+        told.warnings.insert(0, f"{error}: going on from the one before it, {before}")
+        return told
+
+
 def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
-    """Flags that change the result and differ from those of the checkpoint, one text each."""
-    now = vars(args)
+    """Flags that change the result and differ from those of the checkpoint, one text each. The new
+    values are those that count. None stands for a default that depends on other flags."""
+    saved, now = _given(saved), _given(vars(args))
     return [
         f"--{name.replace('_', '-')} was {saved[name]}, now {now[name]}"
         for name in sorted(saved.keys() & now.keys() - FREE_FLAGS)
-        if _plain(saved[name]) != _plain(now[name])
+        if not name.endswith("_data_dir")  # the same data may have moved
+        and _plain(saved[name]) != _plain(now[name])
     ]
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}

@@ -1,8 +1,9 @@
 """The training loop: task loss plus policy loss, cosine schedule, validation, checkpoints."""
 
+import copy
 import time
 from argparse import Namespace
-from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +11,27 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from utils.checkpoint import load_weights, save_checkpoint
-from utils.errors import UserError
+from dataloaders import to_network
+from utils.checkpoint import previous, save_checkpoint
+from utils.distributed import distributed
+from utils.errors import UserError, one_line
 from utils.evaluate import Evaluation, evaluate, forward_options
+from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
-from utils.losses import build_loss
-from utils.optim import build_optimizer, build_scheduler
+from utils.losses import task_loss
 from utils.profiler import profiler
-from utils.resume import Progress, changed_flags
-from utils.seeding import rng_state, set_rng_state
+from utils.ranks import ALONE, Agreement, Ranks
+from utils.resume import LATEST, Progress, Told
 from utils.signals import Stopped, stop_requests
+from utils.state import TrainingState, images_per_step
 
 MAC_IMAGES = 10  # of each validation in training; --mode val counts on all
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class FiniteGuard:
-    """Notices a loss that is not finite, without waiting for the device at every step."""
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-        self._losses: deque[tuple[torch.Tensor, torch.Tensor, int]] = deque()
-
-    def add(self, loss: torch.Tensor, index: torch.Tensor, step: int) -> None:
-        self._losses.append((loss, index, step))
-
-    def check(self) -> None:
-        """Raise UserError naming the first bad step since the last check and its images."""
-        if self._losses:
-            finite = torch.stack([loss for loss, _, _ in self._losses]).isfinite().tolist()
-            for good, (loss, index, step) in zip(finite, self._losses):
-                if not good:
-                    names = ", ".join(self.dataset.name_of(int(i)) for i in index)
-                    raise UserError(
-                        f"the loss is {float(loss)} at step {step + 1} (images: {names}); the last "
-                        "checkpoint is from before it: lower --lr, set --grad-clip, or use "
-                        "--amp bf16 or off"
-                    )
-        self._losses.clear()
+SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
 
 
 class Trainer:
-    """Trains a SegBlocksModel.
+    """Trains a SegBlocksModel, on one device or on several ranks that share each batch.
 
     A checkpoint is taken between two optimiser steps and holds everything the next one depends
     on, so a run that stops and goes on ends with the weights of one that did not.
@@ -64,164 +44,190 @@ class Trainer:
         val_loader: DataLoader,
         args: Namespace,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ):
-        self.model, self.args, self.device = model, args, device
+        self.model, self.args, self.device, self.ranks = model, args, device, ranks
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
-        self.criterion = build_loss(args.loss, ignore_index=self.dataset.info.ignore_index)
-        self.optimizer = build_optimizer(model, args)
-        self.scheduler = build_scheduler(self.optimizer, args)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
-        self.progress = Progress()
-        self.steps_per_epoch = len(self.dataset) // args.batch_size // args.accumulate
+        self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
+        self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
+        self.run = TrainingState(model, args, device)
+        self.finite = FiniteGuard(self.dataset, ranks)
+        self.images_per_step = images_per_step(vars(args))
+        self.steps_per_epoch = len(self.dataset) // self.images_per_step
         self._saved_at = time.monotonic()
+        self._keep_previous = True
+
+    @property
+    def progress(self) -> Progress:
+        return self.run.progress
 
     # ---- stop and go ----
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": self.progress.to_dict(),
-            "rng": rng_state(self.device),
-            "args": vars(self.args),
-        }
+    def load(self, path: Path | str) -> Told:
+        """Continue from a checkpoint of a training run, or begin with published weights; see
+        TrainingState."""
+        told = self.run.load(path)
+        self.progress.step = min(self.progress.step, self.steps_per_epoch)
+        told.lines[0] += f" of {self.steps_per_epoch}"
+        # A checkpoint.pth that could not be used must not push out the good one before it.
+        self._keep_previous = Path(path).name != previous(Path(LATEST)).name
+        return told
 
-    def load(self, path: Path) -> list[str]:
-        """Continue from a checkpoint of a training run.
+    def save(self, log: RunLog, name: str = LATEST) -> None:
+        """Write the checkpoint, on the main rank. Raises UserError where that is impossible, with
+        the checkpoints before it untouched, and where weights are not finite."""
+        self.finite.check(self.model)
+        self._write(log.folder / name, self.run.to_dict(), name == LATEST and self._keep_previous)
+        if name == LATEST:
+            self._saved_at = time.monotonic()
+            self._keep_previous = True
 
-        Returns what to tell its user: where it goes on, and flags that have changed since. Raises
-        ValueError if the file holds no training state or that of another architecture.
-        """
-        state = load_weights(self.model, path)
-        missing = sorted(self.state().keys() - state.keys())
-        if missing:
-            raise ValueError(
-                f"{path} cannot be trained further: it lacks {', '.join(missing)}; resume from a "
-                "checkpoint that this program's training wrote, or start afresh with --resume none"
-            )
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
-        set_rng_state(state["rng"], self.device)
-        at = self.progress
-        told = [f"resumed {path}: epoch {at.epoch + 1}, step {at.step} of {self.steps_per_epoch}"]
-        return told + [f"changed since: {text}" for text in changed_flags(state["args"], self.args)]
-
-    def save(self, log: RunLog, name: str = "checkpoint.pth") -> None:
-        save_checkpoint(log.folder / name, self.state())
-        self._saved_at = time.monotonic()
+    def _write(self, path: Path, state: dict[str, Any], keep_previous: bool = False) -> None:
+        failure = None
+        if self.ranks.main:
+            try:
+                save_checkpoint(path, state, keep_previous)
+            except OSError as error:
+                failure = f"{one_line(error)}; the checkpoints before it are as they were"
+        failures = [text for text in self.ranks.everyones(failure) if text]
+        if failures:
+            raise UserError(failures[0])
 
     # ---- training ----
 
     def fit(self, log: RunLog) -> Evaluation | None:
         """Train to --epochs or --max-steps; -> the last evaluation, None if all was done before."""
         with profiler(self.args, log) as self._profile, stop_requests() as self._stop:
+            self._agreed = Agreement(self.ranks)
             return self._fit(log)
 
     def _fit(self, log: RunLog) -> Evaluation | None:
-        at, evaluation = self.progress, None
-        while at.epoch < self.args.epochs and not self._out_of_steps():
+        at, evaluation, args = self.progress, None, self.args
+        if at.epoch < args.epochs and not self._out_of_steps():
+            start = at.step * self.images_per_step
+            self.train_loader.sampler.set_epoch(at.epoch, start, args.epochs - at.epoch)
+            self._batches = iter(self.train_loader)
+        while at.epoch < args.epochs and not self._out_of_steps():
             self._train_epoch(log)
             ended = at.step == self.steps_per_epoch
-            last = self._out_of_steps() or (ended and at.epoch + 1 == self.args.epochs)
-            if last or (self.args.val_every and (at.epoch + 1) % self.args.val_every == 0):
+            last = self._out_of_steps() or (ended and at.epoch + 1 == args.epochs)
+            if last or (args.val_every and (at.epoch + 1) % args.val_every == 0):
                 evaluation = self._validate(log)
-                best = evaluation.miou > at.score_best
-                if best:
-                    at.score_best, at.score_best_epoch = evaluation.miou, at.epoch
-            else:
-                best = False
             if ended:
-                self.scheduler.step()
+                self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
             self.save(log)
-            if best:
-                self.save(log, "checkpoint_best.pth")
+            if not last:
+                self._stop_if_asked()
         return evaluation
 
     def _train_epoch(self, log: RunLog) -> None:
         at, args = self.progress, self.args
         self.model.train()
-        batch_of_step = args.accumulate * args.batch_size
-        self.train_loader.sampler.set_epoch(at.epoch, at.step * batch_of_step)
-        batches = iter(self.train_loader)
-        means, finite = Means(), FiniteGuard(self.dataset)
+        means = Means()
         started, images = time.monotonic(), 0
         title = f"epoch {at.epoch + 1}/{args.epochs}"
         steps = range(at.step, self.steps_per_epoch)
-        for _ in progress(steps, title, "img", unit_scale=batch_of_step):
-            self._step(batches, means, finite)
+        for _ in progress(steps, title, "img", self.images_per_step, quiet=not self.ranks.main):
+            self._step(means)
             self._profile.step()
             at.step, at.total_steps = at.step + 1, at.total_steps + 1
-            images += batch_of_step
+            images += self.images_per_step
             log_now = at.total_steps % args.log_every == 0 or at.step == self.steps_per_epoch
             if log_now or self._out_of_steps():
-                finite.check()
+                self.finite.check()
                 self._log_step(log, means, images / (time.monotonic() - started))
                 started, images = time.monotonic(), 0
             if self._out_of_steps():
                 return
-            stop = self._stop.number
-            if stop or (self._save_is_due() and at.step < self.steps_per_epoch):
-                finite.check()
+            asked = self._agreed(self._stop.number or SAVE * self._save_is_due())
+            if asked > SAVE or (asked == SAVE and at.step < self.steps_per_epoch):
                 self.save(log)
-            if stop:
-                raise Stopped(stop)
+            if asked > SAVE:
+                raise Stopped(asked)
 
-    def _step(self, batches: Any, means: Means, finite: FiniteGuard) -> None:
+    def _step(self, means: Means) -> None:
         """One optimiser step, on --accumulate batches."""
         args = self.args
-        self.optimizer.zero_grad(set_to_none=True)
-        for _ in range(args.accumulate):
-            image, label, index = next(batches)
+        self.run.optimizer.zero_grad(set_to_none=True)
+        for i in range(args.accumulate):
+            image, label, index = next(self._batches)
             image = image.to(self.device, non_blocking=True)  # N,3,H,W
             if args.channels_last:
                 image = image.contiguous(memory_format=torch.channels_last)
             label = label.to(self.device, non_blocking=True)  # N,H,W
-            loss, stats = self._loss(image, label)
-            self.scaler.scale(loss / args.accumulate).backward()
+            with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
+                loss, stats = self._loss(*to_network(image, label))
+                # Losses of ranks add up, where DistributedDataParallel averages gradients.
+                self.run.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
             means.add(stats)
-            finite.add(loss.detach(), index, self.progress.total_steps)
+            self.finite.add(loss.detach(), index, self.progress.total_steps)
         if args.grad_clip:
-            self.scaler.unscale_(self.optimizer)
+            self.run.scaler.unscale_(self.run.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.grad_clip)
-            means.add({"gradient_norm": norm})
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            means.add({"gradient_norm": norm / self.ranks.count})  # to be added up, as the rest
+        self.run.scaler.step(self.run.optimizer)
+        self.run.scaler.update()
+        if self.run.average:
+            self.run.average.update(self.progress.total_steps + 1)
+
+    def _gradients_stay(self) -> Any:
+        """Where gradients are not yet exchanged between ranks."""
+        return self.network.no_sync() if self.ranks.count > 1 else nullcontext()
 
     def _loss(
         self, image: torch.Tensor, label: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Task loss plus policy loss, and what to log: all 0-d tensors on the device."""
+        """Task loss plus policy loss, and what to log: all 0-d tensors on the device, this rank's
+        part of what all add up to."""
         amp = self.args.amp
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            result = self.model(image, **forward_options(self.args, self.criterion, label))
+            result = self.network(image, **forward_options(self.args, self.criterion, label))
         task, loss_map = self.criterion(result.logits.float(), label)
         valid = label != self.dataset.info.ignore_index
         policy, stats = self.model.policy.loss(result, loss_map.detach(), valid)
         total = task + policy
+        stats = {name: value / self.ranks.count for name, value in stats.items()}
         return total, {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
 
     def _validate(self, log: RunLog) -> Evaluation:
+        """Validate the weights and, with --ema, their average; keep whichever is best so far."""
         at = self.progress
-        started = time.monotonic()
+        log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
+        evaluation = self._evaluate(log, self.model, self.args, "val")
+        if self.run.average:
+            averaged = copy.deepcopy(self.model)
+            averaged.load_state_dict(self.run.average.weights_of(self.model))
+            # Pictures are those of the weights themselves.
+            args = Namespace(**{**vars(self.args), "num_viz_images": 0})
+            score = self._evaluate(log, averaged, args, "ema_val").miou
+            if score > at.ema_score_best:
+                at.ema_score_best, at.ema_score_best_epoch = score, at.epoch
+                state = {"state_dict": averaged.state_dict(), "args": vars(self.args)}
+                self._write(log.folder / "checkpoint_ema_best.pth", state)
+        # Written before checkpoint.pth, which says that it is there.
+        if evaluation.miou > at.score_best:
+            at.score_best, at.score_best_epoch = evaluation.miou, at.epoch
+            self.save(log, "checkpoint_best.pth")
+        return evaluation
+
+    def _evaluate(self, log: RunLog, model: nn.Module, args: Namespace, tag: str) -> Evaluation:
+        started, step = time.monotonic(), self.progress.total_steps
         evaluation = evaluate(
-            self.model, self.val_loader, self.args, self.device, log, at.total_steps, MAC_IMAGES
+            model, self.val_loader, args, self.device, log, step, MAC_IMAGES, self.ranks
         )
-        seconds = time.monotonic() - started
-        log.info(f"validation after epoch {at.epoch + 1}, step {at.step} ({seconds:.0f} s)")
+        what = {"val": "weights", "ema_val": "average of weights"}[tag]
+        log.info(f"  {what} ({time.monotonic() - started:.0f} s):")
         for line in evaluation.lines():
-            log.info(f"  {line}")
-        log.scalars(at.total_steps, evaluation.scalars())
+            log.info(f"    {line}")
+        prefix = tag.removesuffix("val")
+        log.scalars(step, {f"{prefix}{name}": x for name, x in evaluation.scalars().items()})
         return evaluation
 
     def _log_step(self, log: RunLog, means: Means, rate: float) -> None:
-        at, values = self.progress, means.pop()
-        rates = {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        at, values = self.progress, means.pop(self.ranks.replicas.total)
+        rates = {f"lr/{group['name']}": group["lr"] for group in self.run.optimizer.param_groups}
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
@@ -238,5 +244,12 @@ class Trainer:
         return 0 < self.args.max_steps <= self.progress.total_steps
 
     def _save_is_due(self) -> bool:
+        """Asked of the main rank's clock alone."""
         minutes = self.args.save_minutes
-        return minutes > 0 and time.monotonic() - self._saved_at > 60 * minutes
+        return self.ranks.main and 0 < 60 * minutes < time.monotonic() - self._saved_at
+
+    def _stop_if_asked(self) -> None:
+        """Between epochs, with the state just saved."""
+        asked = max(number or 0 for number in self.ranks.everyones(self._stop.number))
+        if asked:
+            raise Stopped(asked)

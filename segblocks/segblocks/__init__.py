@@ -12,6 +12,8 @@ from .fast.compile import FastModel, compile
 from .grid import BlockGrid
 from .model import SegBlocksModel, SegBlocksOutput, execute_with_grid, no_blocks
 from .policy import Decision, Policy, build_policy
+from .replicas import Replicas
+from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .tensor import DualResTensor, to_blocks
 
 __version__ = "0.1.0"
@@ -22,10 +24,13 @@ __all__ = [
     "DualResTensor",
     "FastModel",
     "Policy",
+    "Replicas",
     "SegBlocksModel",
     "SegBlocksOutput",
+    "SyncBatchNorm",
     "build_policy",
     "compile",
+    "convert_sync_batchnorm",
     "execute_with_grid",
     "no_blocks",
     "to_blocks",

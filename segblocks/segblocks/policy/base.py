@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import select_budget
+from ..replicas import Replicas
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Policy(nn.Module):
         percent_target: wanted share of high blocks, 0 to 1.
         quantize_percentage: without a budget, the number of high blocks in a batch is rounded up to
             a multiple of this share of all blocks, so that few distinct shapes occur; 0 for none.
+
+    Attributes:
+        replicas: set it where several processes train together: draws and the loss are then those
+            of the whole batch. Rounding up stays each process's own, for its own shapes.
     """
 
     learns = False
@@ -72,6 +77,7 @@ class Policy(nn.Module):
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, got {value}")
+        self.replicas = Replicas()
         self.block_size = block_size
         self.percent_target = percent_target
         self.quantize_percentage = quantize_percentage
@@ -158,9 +164,11 @@ class Policy(nn.Module):
             valid: (N, H, W) bool, False at ignored pixels.
 
         Returns:
-            A scalar tensor and named scalars to log.
+            A scalar tensor and named scalars to log. Of several processes, each returns its part
+            of the loss, to be added up, and the same scalars, those of the whole batch.
         """
-        return loss_map.new_zeros(()), {"share": result.share}
+        share = self.replicas.total(result.share) / self.replicas.count
+        return loss_map.new_zeros(()), {"share": share}
 
 
 def budget_count(budget: float | int, blocks: int) -> int:

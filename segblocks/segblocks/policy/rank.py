@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..replicas import Replicas
 from .base import Decision, Policy, block_mean, budget_count
 
 
@@ -30,7 +31,9 @@ class RandomPolicy(_SharePolicy):
     """A random share of blocks; what a learned policy has to beat."""
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
-        return torch.rand(self.grid_shape(image), device=image.device)
+        # In evaluation processes need not hold equally many images, and each draws its own.
+        replicas = self.replicas if self.training else Replicas()
+        return replicas.uniform(self.grid_shape(image), image.device)
 
 
 class MiddlePolicy(_SharePolicy):

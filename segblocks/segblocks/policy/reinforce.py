@@ -68,7 +68,8 @@ class ReinforcePolicy(Policy):
 
     def choose(self, scores: Tensor) -> Tensor:
         if self.training:
-            return torch.rand_like(scores, dtype=torch.float32) < scores.float().sigmoid()
+            drawn = self.replicas.uniform(tuple(scores.shape), scores.device)
+            return drawn < scores.float().sigmoid()
         return scores > 0
 
     def loss(self, result, loss_map: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -80,18 +81,24 @@ class ReinforcePolicy(Policy):
         blocks promoted by rounding earn no gradient.
         """
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
-        mean = (task * known).sum() / known.sum().clamp(min=1)
-        task_advantage = torch.where(known, task - mean, 0)
-        sparsity = self.sparsity_weight * (self.percent_target - result.share)
+        own = result.grid == result.sampled
+        total, count = self.replicas.total, self.replicas.count
+        sums = [(task * known).sum(), known.sum(), own.sum(), result.share]
+        task_sum, known_blocks, own_blocks, share = total(torch.stack(sums))
+        share = share / count
+        task_advantage = torch.where(known, task - task_sum / known_blocks.clamp(min=1), 0)
+        sparsity = self.sparsity_weight * (self.percent_target - share)
         advantage = task_advantage + sparsity
         reward = torch.where(result.sampled, advantage, -advantage)
-        own = result.grid == result.sampled
-        loss = -(result.log_probs * reward * own).sum() / own.sum().clamp(min=1)
+        loss = -(result.log_probs * reward * own).sum() / own_blocks.clamp(min=1)
+        probs = result.probs.detach()
+        means = [advantage.abs().mean(), task_advantage.abs().mean(), probs.mean()]
+        advantage_mean, task_mean, prob_mean = total(torch.stack(means)) / count
         return loss, {
-            "share": result.share,
+            "share": share,
             "sparsity_reward": sparsity,
-            "advantage": advantage.abs().mean(),
-            "task_advantage": task_advantage.abs().mean(),
-            "prob_mean": result.probs.mean().detach(),
-            "prob_std": result.probs.std(correction=0).detach(),
+            "advantage": advantage_mean,
+            "task_advantage": task_mean,
+            "prob_mean": prob_mean,
+            "prob_std": (total((probs - prob_mean).square().mean()) / count).sqrt(),
         }

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# SwiftNet-RN50 on CamVid, dense: validate.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+run --mode val --name camvid/swiftnet_rn50/baseline --resume-best y \
+    --dataset camvid --backbone resnet50 \
+    "$@"

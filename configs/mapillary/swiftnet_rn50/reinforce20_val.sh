@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# SwiftNet-RN50 on Mapillary Vistas, 20 % of the blocks at full resolution: validate.
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+run --mode val --name mapillary/swiftnet_rn50/reinforce20 --resume-best y \
+    --dataset mapillary --backbone resnet50 \
+    --val-res 2048 \
+    --segblocks-policy reinforce --segblocks-percent-target 0.2 --segblocks-block-size 128 \
+    "$@"

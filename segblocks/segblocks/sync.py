@@ -1,0 +1,106 @@
+"""Batch norm over several processes: one mean and variance of all pixels, of both resolutions."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as _joint_on_cuda
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .rules.arguments import require_image
+from .rules.normalise import as_image, as_pixels
+from .tensor import DualResTensor
+
+
+class SyncBatchNorm(_BatchNorm):
+    """What `torch.nn.SyncBatchNorm` computes, for blocks too, and on the CPU.
+
+    In training with several processes, statistics are those of all stored pixels of all processes,
+    however many each of them holds. In all other cases it is plain batch norm.
+    """
+
+    def forward(self, x: Tensor | DualResTensor) -> Tensor | DualResTensor:
+        """(N, C, ...) or blocks; the same shape."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        if isinstance(x, DualResTensor):
+            x.refuse_padding()
+            require_image(x, "batch_norm")
+            return x.like(as_pixels(self._joint(as_image(x.pixels))))
+        return self._joint(x)
+
+    def _check_input_dim(self, x: Tensor | DualResTensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"batch norm needs channels in dimension 1, got {x.dim()} dimensions")
+
+    def _joint(self, x: Tensor) -> Tensor:
+        share = 0.0  # of this batch in the running statistics
+        if self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+            share = self.momentum
+            if share is None:
+                share = 1 / float(self.num_batches_tracked)
+        if not x.is_cuda:
+            return self._in_steps(x, share)
+        return _joint_on_cuda.apply(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.eps,
+            share,
+            dist.group.WORLD,
+            dist.get_world_size(),
+        )
+
+    def _in_steps(self, x: Tensor, share: float) -> Tensor:
+        """PyTorch has it for CUDA alone. The variance takes a second pass, for its precision."""
+        dtype, x = x.dtype, x if x.dtype == torch.float64 else x.float()
+        count = torch.tensor(x.numel() / x.shape[1], dtype=torch.float64, device=x.device)
+        dist.all_reduce(count)
+        rest = [i for i in range(x.dim()) if i != 1]
+        shape = [-1 if i == 1 else 1 for i in range(x.dim())]
+        mean = _Total.apply(x.sum(rest, dtype=torch.float64)) / count  # C
+        centred = x - mean.to(x.dtype).view(shape)
+        variance = _Total.apply(centred.square().sum(rest, dtype=torch.float64)) / count  # C
+        if self.track_running_stats:
+            unbiased = variance.detach() * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), share)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        out = centred * (variance + self.eps).rsqrt().to(x.dtype).view(shape)
+        if self.affine:
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        return out.to(dtype)
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes. All their losses depend on it, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _Total.forward(ctx, grad.contiguous())
+
+
+def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
+    """Replace each batch norm inside `model`, in place, by a SyncBatchNorm of the same parameters,
+    statistics and names; -> the model."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
+                setattr(parent, name, _converted(child))
+    return model
+
+
+def _converted(norm: _BatchNorm) -> SyncBatchNorm:
+    sync = SyncBatchNorm(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    sync._parameters.update(norm._parameters)
+    sync._buffers.update(norm._buffers)
+    return sync.train(norm.training)

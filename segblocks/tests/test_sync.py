@@ -1,0 +1,122 @@
+"""Training in several processes: batch norm, draws and the policy's loss are of the whole batch."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from agreement import make_image
+from together import run_together
+from torch import nn
+
+import segblocks
+from segblocks import Replicas, SyncBatchNorm, build_policy, convert_sync_batchnorm, to_blocks
+
+GRID = torch.tensor([[[1, 0], [0, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 1], [0, 0]]]).bool()
+
+
+def _norm(momentum: float | None) -> nn.BatchNorm2d:
+    torch.manual_seed(1)
+    layer = nn.BatchNorm2d(4, momentum=momentum)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    return layer.double()
+
+
+def _pass(rank: int, count: int, blocks: bool, momentum: float | None) -> dict[str, torch.Tensor]:
+    """Two passes of this process's images, and what they leave behind."""
+    layer = _norm(momentum)
+    if count > 1:
+        layer = convert_sync_batchnorm(nn.Sequential(layer))[0]
+        assert isinstance(layer, SyncBatchNorm)
+    image = (make_image(GRID, 4) * 3 + 1)[rank::count].clone().requires_grad_()
+    weight = torch.linspace(1, 2, len(GRID), dtype=torch.float64)[rank::count].view(-1, 1, 1, 1)
+    for _ in range(2):
+        out = layer(to_blocks(image, GRID[rank::count]) if blocks else image)
+        out = out.combine() if blocks else out
+        (out.sin() * weight).sum().backward()
+    grads = {"weight_grad": layer.weight.grad, "bias_grad": layer.bias.grad}
+    if count > 1:
+        for grad in grads.values():
+            dist.all_reduce(grad)
+    return {"out": out.detach(), "image_grad": image.grad, **grads, **layer.state_dict()}
+
+
+def _passes(*args) -> dict[str, torch.Tensor]:
+    return _pass(dist.get_rank(), dist.get_world_size(), *args)
+
+
+@pytest.mark.parametrize(
+    ("count", "blocks", "momentum"), [(2, True, 0.3), (2, False, None), (4, True, None)]
+)
+def test_sync_batch_norm_equals_one_process(tmp_path, count, blocks, momentum):
+    """Processes hold 2 or 1 images, with unequally many high blocks, none and all included."""
+    whole = _pass(0, 1, blocks, momentum)
+    parts = run_together(_passes, count, tmp_path, blocks, momentum)
+    for name, value in whole.items():
+        for rank, part in enumerate(parts):
+            own = value[rank::count] if name in ("out", "image_grad") else value
+            torch.testing.assert_close(part[name], own, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_converted_network_keeps_names_values_and_mode():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(_norm(0.1), nn.ReLU())).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    assert convert_sync_batchnorm(net) is net
+    after = net.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not net[1][0].training
+    grid = GRID[:1]
+    net.double()
+    image = make_image(grid, 3)
+    segblocks.execute_with_grid(net, image, grid)  # evaluation needs no process group
+    segblocks.execute_with_grid(net.train(), image, grid)  # nor does training alone
+
+
+def _policy_step(rank: int, count: int) -> dict[str, torch.Tensor]:
+    """A REINFORCE step on this process's images, its loss and gradients added up."""
+    torch.manual_seed(0)
+    # Without rounding up, which is each process's own.
+    policy = build_policy("reinforce", 32, quantize_percentage=0).double()
+    image = torch.randn(4, 3, 64, 96, dtype=torch.float64)
+    loss_map, valid = torch.rand(4, 64, 96), torch.rand(4, 64, 96) > 0.3
+    valid[0] = False
+    policy.replicas = Replicas(rank, count)
+    policy.policy_net = convert_sync_batchnorm(policy.policy_net)
+    torch.manual_seed(5)
+    decision = policy(image[rank::count])
+    result = SimpleNamespace(
+        **{n: getattr(decision, n) for n in ("grid", "sampled", "log_probs", "probs")},
+        share=decision.grid.float().mean(),
+    )
+    loss, stats = policy.loss(result, loss_map[rank::count], valid[rank::count])
+    loss.backward()
+    found = {"loss": loss.detach()} | {n: p.grad for n, p in policy.named_parameters()}
+    if count > 1:
+        for value in found.values():
+            dist.all_reduce(value)
+    return found | stats | {"grid": decision.grid}
+
+
+def _policy_steps() -> dict[str, torch.Tensor]:
+    return _policy_step(dist.get_rank(), dist.get_world_size())
+
+
+def test_reinforce_of_two_processes_is_that_of_the_whole_batch(tmp_path):
+    whole = _policy_step(0, 1)
+    assert 0 < whole["share"] < 1
+    for rank, part in enumerate(run_together(_policy_steps, 2, tmp_path)):
+        assert torch.equal(part.pop("grid"), whole["grid"][rank::2])
+        for name, value in part.items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_draws_do_not_depend_on_how_many_processes_share_them(count):
+    torch.manual_seed(2)
+    expected = Replicas().uniform((8, 2, 3), torch.device("cpu"))
+    for index in range(count):
+        torch.manual_seed(2)
+        own = Replicas(index, count).uniform((8 // count, 2, 3), torch.device("cpu"))
+        assert torch.equal(own, expected[index::count])

@@ -1,0 +1,147 @@
+"""Several processes that share each batch train and validate as one does."""
+
+import pytest
+import torch
+from jobs import run_job
+from tiny import (  # noqa: F401
+    REINFORCE,
+    arguments,
+    checkpoint,
+    figures,
+    make_trainer,
+    same,
+    tiny_backbone,
+)
+
+from argparser import parse_args
+from dataloaders import build_dataset
+from train import choose_device
+from utils.data import train_loader
+from utils.ranks import Ranks, ranks_of_environment
+
+pytestmark = pytest.mark.usefixtures("tiny_backbone")
+
+# Each process rounds the number of high blocks up for itself: without that, all draw as one does.
+POLICIES = {
+    "disabled": [],
+    "middle": [*REINFORCE, "--segblocks-policy", "middle"],
+    "random": [*REINFORCE, "--segblocks-policy", "random"],
+    "reinforce": [*REINFORCE, "--segblocks-quantize-percentage", "0"],
+}
+SETTING = (
+    "--synthetic-train-images 9 --synthetic-val-images 3 --batch-size 4 --lr 0.05 --log-every 1 "
+    "--num-viz-images 3 --crop-res 128"
+).split()
+
+
+def job(folder, *flags, **options):
+    """-> the experiment's folder, after a run that must succeed."""
+    argv = arguments(folder, *SETTING, *flags)
+    assert set(run_job(argv, **options)) == {0}
+    return folder / "default"
+
+
+@pytest.mark.parametrize(
+    ("policy", "flags"),
+    [
+        ("disabled", ["--loss", "bootstrap_ce"]),
+        ("middle", ["--accumulate", "2", "--grad-clip", "1"]),
+        ("random", []),
+        ("reinforce", []),
+    ],
+)
+def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):
+    flags = [*POLICIES[policy], *flags]
+    alone, both = (job(tmp_path / str(n), *flags, count=n, sgd=True) for n in (1, 2))
+    one, two = checkpoint(alone), checkpoint(both)
+    start = make_trainer(tmp_path, *SETTING, *flags).model.state_dict()
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    moved = [not torch.equal(value, start[name]) for name, value in one["state_dict"].items()]
+    assert sum(moved) > 0.9 * len(moved)
+    assert two["progress"]["score_best"] == pytest.approx(one["progress"]["score_best"], abs=1e-3)
+    assert same(one["rng"], two["rng"])
+    losses = [_logged(folder) for folder in (alone, both)]
+    assert len(losses[0]) >= 1
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_epoch_on_two_gpus_equals_one_on_one(tmp_path, policy):
+    test_an_epoch_on_two_ranks_equals_one_on_one(
+        tmp_path, policy, ["--device", "cuda", "--deterministic", "yes"]
+    )
+
+
+def _logged(folder):
+    """Total loss and share of every logged step, in the log, which the main rank alone writes."""
+    log = (folder / "run.log").read_text()
+    assert log.count("command: ") == 1
+    return [
+        float(part.rpartition(" ")[2])
+        for line in log.splitlines()
+        for part in line.partition(";")[0].split(", ")
+        if part.startswith(("loss_total ", "share "))
+    ]
+
+
+def test_validation_on_two_ranks_is_that_of_one(tmp_path):
+    flags = [*POLICIES["random"], "--viz", "pred"]
+    folder = job(tmp_path, *flags)
+    found = []
+    for count in (1, 2):
+        assert set(run_job(arguments(tmp_path, *SETTING, *flags, "--mode", "val"), count)) == {0}
+        found.append(figures(folder, "val.json"))
+        pictures = sorted(folder.glob("viz/pred/*.png"))
+        assert len(pictures) == 3
+        for picture in pictures:
+            picture.unlink()
+    for values in found:
+        values.pop("command")
+    assert found[0] == found[1]
+    assert found[0]["images"] == 3
+
+
+# ---- what cannot work ----
+
+
+@pytest.fixture
+def data():
+    return build_dataset("synthetic", "train", height=32, width=32, length=9)
+
+
+def test_ranks_share_a_batch_evenly(tmp_path, data):
+    args = parse_args(arguments(tmp_path, "--batch-size", "4"))
+    sizes = [train_loader(data, args, Ranks(r, 2)).batch_size for r in range(2)]
+    assert sizes == [2, 2]
+    with pytest.raises(ValueError, match=r"--batch-size 4 is that of all 3 processes.*multiple of"):
+        train_loader(data, args, Ranks(0, 3))
+
+
+def test_half_a_torchrun_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match=r"WORLD_SIZE is 2, but RANK.* not set.*torchrun"):
+        ranks_of_environment()
+
+
+def test_devices_of_ranks(monkeypatch):
+    assert choose_device("cpu", Ranks(1, 2, 1, 2)).type == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="2 processes on this node, but PyTorch sees 1 CUDA"):
+        choose_device("cuda", Ranks(1, 2, 1, 2))
+    with pytest.raises(ValueError, match="with several processes give cuda"):
+        choose_device("cuda:0", Ranks(1, 2, 1, 2))
+
+
+def test_speed_mode_refuses_several_processes(tmp_path):
+    assert run_job(arguments(tmp_path, "--mode", "speed"), 2) == [1, 1]
+
+
+def test_an_error_of_one_rank_ends_all(tmp_path):
+    """A loss that is not finite on one rank: all of them stop, with status 1."""
+    argv = arguments(tmp_path, *SETTING, "--lr", "1e30", "--epochs", "2")
+    assert run_job(argv, 2, sgd=True) == [1, 1]
+    assert "the loss is " in (tmp_path / "default" / "run.log").read_text()

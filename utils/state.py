@@ -1,0 +1,87 @@
+"""Everything the next optimiser step of a run depends on, saved and restored."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.checkpoint import load_weights
+from utils.ema import WeightAverage
+from utils.optim import CosineSchedule, build_optimizer, restore
+from utils.published import is_published, settle_upsampling
+from utils.resume import Progress, Told, changed_flags
+from utils.seeding import rng_state, set_rng_state
+
+
+def images_per_step(flags: Mapping[str, Any]) -> int:
+    """Images that one optimiser step takes, over all ranks."""
+    return flags["batch_size"] * flags["accumulate"]
+
+
+class TrainingState:
+    """Weights, optimiser, schedule, loss scaler, average of weights, progress and generators.
+
+    Nothing of it differs between ranks.
+    """
+
+    def __init__(self, model: nn.Module, args: Namespace, device: torch.device):
+        self.model, self.args, self.device = model, args, device
+        self.optimizer = build_optimizer(model, args)
+        self.schedule = CosineSchedule(self.optimizer, args)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
+        self.average = WeightAverage(model, args.ema) if args.ema else None
+        self.progress = Progress()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        state = {
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": self.progress.to_dict(),
+            "rng": rng_state(self.device),
+            "args": vars(self.args),
+        }
+        return state | {"ema": self.average.state_dict()} if self.average else state
+
+    def load(self, path: Path | str) -> Told:
+        """Continue from a checkpoint of a training run, or begin with published weights.
+
+        Returns what to tell its user: where it goes on, and flags that have changed since. Raises
+        ValueError if the file holds no training state or that of another architecture.
+        """
+        state = load_weights(self.model, path)
+        resizing = settle_upsampling(self.model, self.args, state)
+        if is_published(state):
+            if self.average:
+                self.average.restart()
+            told = f"published weights {path}: optimiser and schedule start afresh, epoch 1, step 0"
+            return Told([told, *resizing])
+        missing = sorted(self.to_dict().keys() - state.keys() - {"ema"})
+        if missing:
+            raise ValueError(
+                f"{path} cannot be trained further: it lacks {', '.join(missing)}; resume from a "
+                "checkpoint that this program's training wrote, or start afresh with --resume none"
+            )
+        restore(self.optimizer, self.schedule, state)
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average and "ema" in state:
+            self.average.load_state_dict(state["ema"])
+        elif self.average:
+            self.average.restart()
+        self.progress = Progress(**state["progress"])
+        # With batches of another size, about as far in the epoch as before.
+        samples = self.progress.step * images_per_step(state["args"])
+        self.progress.step = samples // images_per_step(vars(self.args))
+        set_rng_state(state["rng"], self.device)
+        at = self.progress
+        told = f"resumed {path}: epoch {at.epoch + 1}, step {at.step}"
+        changed = changed_flags(state["args"], self.args)
+        return Told(
+            [told, *resizing], [f"changed since the checkpoint: {text}" for text in changed]
+        )
