@@ -71,7 +71,7 @@ def blocks_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engi
 def blocks_fast(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
     """Policy and network on blocks through `segblocks.compile`."""
     fast = segblocks.compile(model, image)
-    engine = _eager("blocks fast", fast.how, True, lambda x: fast(x, budget=args.budget))
+    engine = Engine("blocks fast", fast.how, True, fast.load, lambda: fast.run(args.budget))
     if image.is_cuda:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

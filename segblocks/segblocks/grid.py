@@ -22,6 +22,7 @@ class BlockGrid:
         n_high: number of high blocks, known on the host because it sets the shapes.
         legacy_upsample: bilinear resizing inside each block alone, as the published release did.
         tables: neighbour tables that kernels have made for this grid so far.
+        shape: N, Gh, Gw; n_blocks: their product.
     """
 
     mask: Tensor
@@ -30,6 +31,13 @@ class BlockGrid:
     n_high: int
     legacy_upsample: bool = False
     tables: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    shape: tuple[int, int, int] = field(init=False)
+    n_blocks: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, gh, gw = self.mask.shape
+        object.__setattr__(self, "shape", (n, gh, gw))
+        object.__setattr__(self, "n_blocks", n * gh * gw)
 
     @classmethod
     def from_mask(
@@ -58,12 +66,16 @@ class BlockGrid:
 
     @property
     def n_low(self) -> int:
-        return self.mask.numel() - self.n_high
+        return self.n_blocks - self.n_high
 
     @cached_property
     def image_of_block(self) -> Tensor:
         """(N*Gh*Gw,) int64: the image in the batch that each stored block belongs to."""
-        return (self.cells // (self.mask.shape[1] * self.mask.shape[2])).long()
+        return (self.cells // (self.shape[1] * self.shape[2])).long()
+
+    def stored_pixels(self, block: int) -> int:
+        """P, for high blocks of `block` pixels a side."""
+        return self.n_high * block * block + (self.n_blocks - self.n_high) * (block // 2) ** 2
 
     def image_of_pixel(self, block: int) -> Tensor:
         """(P,) int64: the image in the batch that each stored pixel belongs to."""

@@ -188,7 +188,7 @@ def combine_all(value: Any) -> Any:
 
 
 def _split_all(value: Any, grid: BlockGrid) -> Any:
-    n, gh, gw = grid.mask.shape
+    n, gh, gw = grid.shape
 
     def split(x: Tensor) -> Any:
         # What is no picture any more (a pooled vector, say) stays dense.

@@ -105,13 +105,16 @@ class DualResTensor:
 
     @property
     def shape(self) -> torch.Size:
-        n, gh, gw = self.grid.mask.shape
-        height, width = gh * self.block, gw * self.block
+        n, gh, gw = self.grid.shape
+        channels, height, width = self.pixels.shape[1], gh * self.block, gw * self.block
         if self.padding:
             height += self.padding.top + self.padding.bottom
             width += self.padding.left + self.padding.right
-        sizes = {"N": n, "C": self.pixels.shape[1], "H": height, "W": width}
-        return torch.Size([sizes[letter] for letter in self.layout])
+        if self.layout == "NCHW":
+            return torch.Size((n, channels, height, width))
+        return torch.Size(
+            (n, height, width, channels) if self.layout == "NHWC" else (n, height, width)
+        )
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         return self.shape if dim is None else self.shape[dim]
@@ -135,7 +138,7 @@ class DualResTensor:
     def __repr__(self) -> str:
         return (
             f"DualResTensor(shape={tuple(self.shape)}, block={self.block}, "
-            f"high={self.grid.n_high}/{self.grid.mask.numel()}, dtype={self.dtype}, "
+            f"high={self.grid.n_high}/{self.grid.n_blocks}, dtype={self.dtype}, "
             f"device={self.device})"
         )
 
@@ -190,7 +193,7 @@ def to_blocks(x: Tensor, grid: Tensor | BlockGrid, legacy_upsample: bool = False
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4:
         given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"image must be a floating-point tensor (N, C, H, W); got {given}")
-    n, gh, gw = grid.mask.shape
+    n, gh, gw = grid.shape
     block = x.shape[2] // gh
     if x.shape[0] != n or (gh * block, gw * block) != tuple(x.shape[2:]) or block % 2 or not block:
         raise ValueError(

@@ -55,12 +55,12 @@ def neighbour_table(mask: Tensor, block: int, stride: int = 1) -> Tensor:
     index = buffer_index(mask, block)
     order = pixel_order(mask, block // stride)
     return torch.tensor([
-        [_read(mask, index, block, cell, y * stride + dy, x * stride + dx) for cell, y, x in order]
+        [read_row(mask, index, block, c, y * stride + dy, x * stride + dx) for c, y, x in order]
         for dy, dx in product((-1, 0, 1), (-1, 0, 1))
     ])  # fmt: skip
 
 
-def _read(mask: Tensor, index: dict, block: int, cell: tuple, y: int, x: int) -> int:
+def read_row(mask: Tensor, index: dict, block: int, cell: tuple, y: int, x: int) -> int:
     """The row holding pixel (y, x), counted from the corner of `cell` at its own resolution."""
     n, gy, gx = cell
     high = bool(mask[cell])

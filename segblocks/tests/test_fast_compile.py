@@ -6,9 +6,9 @@ what they ask for.
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from itertools import product
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import networks
 import pytest
@@ -20,8 +20,8 @@ from test_cuda_compile import ARCHITECTURES, Nvrtc, compile_ptx, nvrtc
 from test_fast_dense import DENSE, Layers
 from test_fast_fuse import FUSED
 
-from segblocks import BlockGrid
-from segblocks.fast import dense_run, hopper, small_conv, stem, tables
+from segblocks import BlockGrid, DualResTensor
+from segblocks.fast import dense_run, eager, hopper, patches, small_conv, stem, tables
 from segblocks.fast import policy as fast_policy
 from segblocks.fast.compile import _fold_batch_norm
 from segblocks.fast.dense_run import DenseFunction
@@ -35,7 +35,13 @@ from segblocks.ops.cuda import normalise as batch_norm
 from segblocks.policy import ReinforcePolicy
 
 HALF = (torch.float16, torch.bfloat16)
-PLAIN = ("stem.cu", "pool.cu", "tables.cu", "normalise.cu")
+TURNED = {"patch_sm90.cu": "patch_conv", "stem_sm90.cu": "stem_conv"}
+WITH_WGMMA = {"conv_sm90.cu": "block_conv", **TURNED}
+PLAIN = ("stem.cu", "pool.cu", "tables.cu", "patch_tables.cu", "normalise.cu")
+SHARED = 227 << 10  # bytes of shared memory that one thread block of Hopper can have
+# The 128 registers of a thread hold patch_conv's 64 sums and a tile's rows, and little more: a few
+# words that change with the tile are kept aside.
+SPILLED = {"patch_conv": 96}  # bytes
 SMALL = ("small_conv.cu", "policy.cu", "excursion.cu")
 
 
@@ -47,6 +53,17 @@ class Launch:
     kernel: str
     options: tuple[str, ...]
     size: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `hopper.load` is asked for, in place of a kernel."""
+
+    file: str
+    name: str
+    options: tuple[str, ...]
+    device: int | None
+    shared: int
 
 
 class VerboseNvrtc(Nvrtc):
@@ -61,6 +78,7 @@ class VerboseNvrtc(Nvrtc):
         return text
 
 
+@cache
 def compile_verbosely(text: str, options: tuple[str, ...]) -> tuple[str, str]:
     """PTX and the assembler's remarks for Hopper with its warpgroup instructions."""
     if nvrtc() is None:
@@ -85,23 +103,24 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    for user in (stem, tables, batch_norm, small_conv, dense_run, fast_policy):
+    for user in (eager, stem, tables, patches, batch_norm, small_conv, dense_run, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
-    monkeypatch.setattr(batch_norm, "multiprocessors", lambda device: 132)
-    asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(hopper, "import_cupy", MagicMock)
-    monkeypatch.setattr(
-        hopper, "cubin", lambda text, options: asked.append(options) or Path("kernel.cubin")
-    )
+    for user in (stem, patches, batch_norm):
+        monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(eager, "launches_directly", lambda x: True)
+    monkeypatch.setattr(eager, "_generation", lambda device: 9)
+    for name in ("_averages_kernel", "_pool_kernel"):
+        monkeypatch.setattr(eager, name, getattr(eager, name).__wrapped__)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
-    def kernel(function, grid, block, shared, constants, layout):
-        assert len(constants) == layout.itemsize
+    def launch(loaded, grid, block, shared, parameters, device):
         assert grid[0] > 0
-        found.add(Launch("conv_sm90.cu", "block_conv", asked[-1], layout.itemsize))
-        return nothing
+        assert shared <= loaded.shared <= SHARED
+        found.add(Launch(loaded.file, loaded.name, loaded.options, len(parameters)))
 
-    monkeypatch.setattr(hopper, "Kernel", kernel)
+    for user in (hopper, stem, patches):
+        monkeypatch.setattr(user, "load", Loaded)
+        monkeypatch.setattr(user, "launch", launch)
     return found
 
 
@@ -118,12 +137,23 @@ def launch_all(net, dtype, block=32, mask_shape=(1, 2, 2)) -> None:
 
 
 def check_conv(launch: Launch) -> None:
-    ptx, remarks = compile_verbosely(module.source(launch.file), launch.options)
-    assert ".entry block_conv(" in ptx
+    ptx = check_products(module.source(launch.file), launch.options, launch.kernel)
+    check_parameter(ptx, launch)
+
+
+def check_products(text: str, options: tuple[str, ...], kernel: str) -> str:
+    """Compiles a kernel of warpgroup products and looks at what became of it; returns the PTX."""
+    ptx, remarks = compile_verbosely(text, options)
+    assert f".entry {kernel}(" in ptx
     assert "wgmma.mma_async" in ptx
     assert "serialized" not in remarks, remarks
-    assert " 0 bytes spill stores, 0 bytes spill loads" in remarks, remarks
-    check_parameter(ptx, launch)
+    assert "setmaxnreg" not in remarks, "registers are not handed over: " + remarks
+    stores, loads = map(
+        int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", remarks).groups()
+    )
+    assert stores <= SPILLED.get(kernel, 0), remarks
+    assert loads <= 4 * SPILLED.get(kernel, 0), remarks
+    return ptx
 
 
 def check_parameter(ptx: str, launch: Launch) -> None:
@@ -143,7 +173,11 @@ def check_parameter(ptx: str, launch: Launch) -> None:
 )
 def test_convolutions_of_whole_networks(build, block, dtype, launches):
     launch_all(build().eval(), dtype, block)
-    found = {launch for launch in launches if launch.file == "conv_sm90.cu"}
+    found = {launch for launch in launches if launch.file in WITH_WGMMA}
+    expected = set(WITH_WGMMA.items())
+    if not stem.stem_applies(64, block // 2):
+        expected.remove(("stem_sm90.cu", "stem_conv"))
+    assert {(launch.file, launch.kernel) for launch in found} == expected
     assert len(found) > 3
     for launch in found:
         check_conv(launch)
@@ -152,7 +186,7 @@ def test_convolutions_of_whole_networks(build, block, dtype, launches):
 def test_convolutions_of_every_pattern(launches):
     for function, _ in FUSED.values():
         launch_all(Net(function, 128, stem=True).eval(), torch.float16)
-    found = {launch for launch in launches if launch.file == "conv_sm90.cu"}
+    found = {launch for launch in launches if launch.file in WITH_WGMMA}
     assert len(found) > 8
     for launch in found:
         check_conv(launch)
@@ -173,16 +207,33 @@ def test_convolutions_of_every_pattern(launches):
 )
 def test_convolutions_of_every_size(fused, rows, monkeypatch):
     """The tiles that are chosen for few and many rows, narrow and wide."""
-    asked: list[tuple] = []
-    monkeypatch.setattr(hopper, "import_cupy", MagicMock)
-    monkeypatch.setattr(hopper, "cubin", lambda text, options: asked.append((text, options)))
+    monkeypatch.setattr(hopper, "load", Loaded)
     for columns in (64, 128):
         tile = choose_tile(rows, columns, fused.taps * 2)
-        hopper._kernel.__wrapped__(fused, tile, torch.float16, 0)
-        ptx, remarks = compile_verbosely(*asked[-1])
-        assert ".entry block_conv(" in ptx
-        assert "serialized" not in remarks, remarks
-        assert " 0 bytes spill stores, 0 bytes spill loads" in remarks, remarks
+        loaded = hopper._kernel.__wrapped__(fused, tile, torch.float16, 0)
+        check_products(module.source(loaded.file), loaded.options, loaded.name)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
+def test_patch_convolutions_with_every_option(dtype, launches):
+    """Weights resident and streamed, with an affine behind and without, ReLU or not."""
+    few, many = tables.Scale.of(8, 4, 12), tables.Scale.of(16, 256, 1024)
+    x, bias = torch.zeros(1, 64, dtype=dtype), torch.zeros(128)
+    for (scale, channels), post, relu in product(
+        ((few, (64, 0, 128)), (many, (256, 64, 256))), (None, torch.zeros(2, 256)), (False, True)
+    ):
+        division = patches.plan(scale, channels, x.device)
+        assert division.resident == (scale is few)
+        own = count = torch.zeros(1, dtype=torch.int32)
+        packed = x.new_zeros(1, channels[2], 1)
+        patches.convolve_patches(
+            division, scale, x, packed, bias, x, channels, own, own, own,
+            post=post, relu=relu, count=count,
+        )  # fmt: skip
+    assert len(launches) == 8
+    for launch in launches:
+        assert launch.file == "patch_sm90.cu"
+        check_conv(launch)
 
 
 def test_serialised_products_would_be_seen():
@@ -217,6 +268,9 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
             statistics = torch.ones(64, dtype=kind)
             batch_norm._kernel.cache_clear()
             assert batch_norm.normalise(pixels, *[statistics] * 4, 1e-5) is not None
+        grid = BlockGrid.from_mask(torch.tensor([[[True, False]]]))
+        rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
+        assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4
     batch_norm._kernel.cache_clear()
     found = {launch for launch in launches if launch.file in PLAIN}
     assert {launch.file for launch in found} == set(PLAIN)
@@ -226,6 +280,7 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
         "max_pool",
         "averages",
         "build_tables",
+        "build_patches",
         "normalise",
     }
     for launch in found:
@@ -273,7 +328,19 @@ def test_batch_norm_compiles_for_every_generation(architecture, tmp_path):
         assert ".entry normalise(" in ptx
 
 
-@pytest.mark.parametrize("file", ["conv_sm90.cu", *PLAIN, *SMALL])
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a >= 80])
+def test_max_pooling_compiles_where_it_is_used(architecture, tmp_path):
+    """Eager inference uses it, and the tables that it reads, from sm_80 on."""
+    for dtype in (0, 1):
+        options = module.defines(dtype=dtype, vector=8, index64=0, separate=1)
+        ptx = compile_ptx(module.source("pool.cu"), options, architecture, tmp_path)
+        assert ".entry max_pool(" in ptx
+        assert ".entry averages(" in ptx
+    ptx = compile_ptx(module.source("tables.cu"), ("-std=c++17",), architecture, tmp_path)
+    assert ".entry build_tables(" in ptx
+
+
+@pytest.mark.parametrize("file", [*WITH_WGMMA, *PLAIN, *SMALL])
 def test_sources_stand_alone(file):
     text = module.source(file)
     assert "#include" not in text, "a header would escape CuPy's cache key"

@@ -4,6 +4,7 @@ The general way, in float64, is what they are compared with.
 """
 
 import copy
+import threading
 from itertools import pairwise
 
 import pytest
@@ -24,12 +25,13 @@ HALF = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp16", "bf16"])
 
 @pytest.fixture(autouse=True)
 def taken(monkeypatch):
-    """Counts the convolutions that the Hopper kernel did."""
+    """Notes of convolutions in half precision whether the Hopper kernel did them."""
     counted, conv2d = [], eager.conv2d
 
-    def count(*args):
-        result = conv2d(*args)
-        counted.append(result is not None)
+    def count(x, *args):
+        result = conv2d(x, *args)
+        if x.dtype in TOLERANCE:
+            counted.append(result is not None)
         return result
 
     monkeypatch.setattr(eager, "conv2d", count)
@@ -185,3 +187,44 @@ def test_several_grids_keep_their_own_tables(taken):
         for x in images:
             check(conv, x)
     assert taken == [True] * 8
+
+
+@HALF
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("channels", [8, 64])
+def test_max_pooling_equals_the_general_way(kind, channels, dtype):
+    for block in (4, 32):
+        x = blocks(kind, channels, block, dtype)
+        before = x.pixels.clone()
+        found = F.max_pool2d(x, 3, 2, 1)
+        expected = F.max_pool2d(x.double(), 3, 2, 1)
+        assert eager.max_pool2d(x) is not None
+        assert found.dtype == dtype
+        error = (found.pixels.double() - expected.pixels).abs().max()
+        assert error <= TOLERANCE[dtype] * max(1.0, float(expected.pixels.abs().max()))
+        assert torch.equal(x.pixels, before), "the input changed"
+
+
+def test_max_pooling_keeps_nan():
+    x = blocks("mixed", 64, 8, torch.float16)
+    x.pixels[::7] = torch.nan
+    found, expected = F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x.double(), 3, 2, 1)
+    assert torch.equal(found.pixels.isnan(), expected.pixels.isnan())
+
+
+@pytest.mark.parametrize("settings", [(2,), (3, 1, 1), (2, 2, 0, 1, True)], ids=str)
+def test_other_poolings_go_the_general_way(settings):
+    x = blocks("mixed", 64, 16, torch.float16)
+    found, expected = F.max_pool2d(x, *settings), F.max_pool2d(x.double(), *settings)
+    assert (
+        found.pixels.double() - expected.pixels
+    ).abs().max() < 2e-3 * expected.pixels.abs().max()
+
+
+def test_a_thread_that_has_not_used_cuda_yet():
+    conv, x = layer(64, 64, 3, 1, True, torch.float16), blocks("mixed", 64, 16, torch.float16)
+    expected, found = conv(x).pixels, []
+    thread = threading.Thread(target=lambda: found.append(conv(x).pixels))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], expected)

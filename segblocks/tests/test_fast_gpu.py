@@ -27,7 +27,7 @@ from test_fast_fuse import FUSED
 
 import segblocks
 from segblocks import BlockGrid, to_blocks
-from segblocks.fast import compile as compile_module
+from segblocks.fast import plan as plan_module
 from segblocks.fast import stem, tables
 from segblocks.fast.tables import Scale, TableKey
 from segblocks.structure import find
@@ -229,7 +229,7 @@ def test_runs_on_the_current_stream():
 
 
 def test_every_count_has_a_graph_and_their_number_is_bounded(monkeypatch):
-    monkeypatch.setattr(compile_module, "MAX_GRAPHS", 4)
+    monkeypatch.setattr(plan_module, "MAX_GRAPHS", 4)
     model, image = build("cuda"), picture("cuda", 96, 128)
     fast = segblocks.compile(model, image)
     (plan,) = fast._plans.values()

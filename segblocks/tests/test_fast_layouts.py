@@ -17,6 +17,7 @@ from programs import record
 from segblocks import to_blocks
 from segblocks.fast.fuse import fuse
 from segblocks.fast.hopper import Tile, choose_tile, pack_weights
+from segblocks.fast.patches import identity
 from segblocks.fast.run import Network
 from segblocks.fast.stem import padded_lines, stem_matrix
 from segblocks.fast.steps import ConvStep
@@ -45,6 +46,17 @@ def unpack(packed, cin, cout, taps):
     return weight
 
 
+def unpack_turned(packed, cin, cout, taps):
+    """As `unpack`, of weights whose product is turned round: taps column by column, and of each 16
+    rows of the matrix unit row r has channel 4·(r/2) + r%2, row r + 8 the channel two further."""
+    rows = unpack(packed, cin, -(-cout // 16) * 16, taps)
+    weight = torch.empty_like(rows)
+    for row in range(rows.shape[0]):
+        r = row % 8
+        weight[row - row % 16 + 4 * (r // 2) + r % 2 + row % 16 // 8 * 2] = rows[row]
+    return weight[:cout].transpose(2, 3)
+
+
 @pytest.mark.parametrize(("cin", "cout", "k"), SIZES)
 def test_packed_weights(cin, cout, k):
     weight = torch.randn(cout, cin, k, k)
@@ -64,16 +76,24 @@ def test_what_a_network_packs():
     steps = [s for s in network.steps if isinstance(s, ConvStep)]
     assert any(s.extra is not None for s in steps)
     assert any(s.weight.shape[0] == 19 for s in steps)
+    assert {network.packed[id(s)].by_patches for s in steps} == {True, False}
     for step in steps:
         packed, (cout, cin, k, _) = network.packed[id(step)], step.weight.shape
         width = -(-cout // 8) * 8
         extra = 0 if step.extra is None else step.extra_weight.shape[1]
-        assert packed.channels == (cin, extra, width)
+        passed_on = packed.by_patches and step.residual is not None
+        read = unpack_turned if packed.by_patches else unpack
+        assert packed.channels == (cin, 64 if passed_on else extra, width)
         split = cin // 64 * k * k
-        assert torch.equal(unpack(packed.weights[:split], cin, cout, k * k), step.weight)
+        assert torch.equal(read(packed.weights[:split], cin, cout, k * k), step.weight)
         if extra:
-            second = unpack(packed.weights[split:], extra, cout, 1)
+            second = read(packed.weights[split:], extra, cout, 1)
             assert torch.equal(second, step.extra_weight)
+        elif passed_on:
+            second = read(packed.weights[split:], 64, cout, 1)
+            assert torch.equal(second[:, :, 0, 0].t(), identity(cout).double())
+        else:
+            assert packed.weights.shape[0] == split
         assert torch.equal(packed.bias[:cout], step.bias.float())
         assert packed.bias.numel() == packed.weights.shape[1]
         assert not packed.bias[cout:].any()

@@ -78,7 +78,7 @@ def test_refuses_policies_that_need_no_compiling(policy, reason):
 
 
 def test_new_shapes_are_compiled_once(monkeypatch):
-    from segblocks.fast import compile as module
+    from segblocks.fast import plan as module
 
     built = []
     build_network = module.build_network
@@ -94,3 +94,17 @@ def test_new_shapes_are_compiled_once(monkeypatch):
         image = picture("cpu", height, width, n)
         assert_close(fast, model, image, fast(image, budget=2))
     assert built == [(1, 3, 64, 96), (1, 3, 64, 128), (2, 3, 64, 96)]
+
+
+def test_loading_and_running_apart():
+    model = build("cpu")
+    first, second = picture("cpu", seed=1), picture("cpu", 64, 96, seed=2)
+    fast = segblocks.compile(model, first)
+    with pytest.raises(RuntimeError, match=r"call load\(image\) first"):
+        fast.run()
+    for image in (first, second):
+        fast.load(image)
+        for budget in (1, 4):
+            result = fast.run(budget)
+            assert_close(fast, model, image, result)
+            assert int(result.grid.sum()) == budget

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
-from ..ops.cuda.module import Kernel, import_cupy, source
+from ..ops.cuda.launch import launch
+from ..ops.cuda.module import import_cupy, source
 from .tables import Scale
 
 _STEP = 64  # inner-dimension values of one pipeline stage
@@ -162,15 +162,8 @@ def convolve(
     )
     tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
-    record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
-    Kernel(
-        kernel,
-        (tiles, tile.split),
-        (256 + tile.producers,),
-        tile.shared,
-        pointers + sizes,
-        record,
-    ).launch(x.device)
+    threads = 256 + tile.producers
+    launch(kernel, (tiles, tile.split), (threads,), tile.shared, pointers + sizes, x.device)
 
 
 @functools.cache

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy
 import torch
 from torch import Tensor
 
-from ..ops.cuda.module import Kernel, defines, multiprocessors, prepare
+from ..ops.cuda.launch import launch
+from ..ops.cuda.module import defines, multiprocessors, prepare
 from .hopper import load, pack_weights
 from .tables import Scale
 
@@ -19,12 +19,8 @@ _TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
 _TILE = 128  # pixels
 _SLICE = 64  # output channels of a thread block, and input channels of a stage
 _STAGE_BYTES = _SLICE * _SLICE * 2
-_PLANES = {
-    _TALL: 2960,
-    _PAIR: 3216,
-    _WIDE: 3088,
-    _ROWS: 2064,
-}  # bytes; 16 more than a multiple of 128
+# Bytes of eight channels of a slot's pixels: 16 more than a multiple of 128, so that banks differ.
+_PLANES = {_TALL: 2960, _PAIR: 3216, _WIDE: 3088, _ROWS: 2064}
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
 _MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
 _TILE_PITCH = 736  # of the table of tiles
@@ -140,7 +136,7 @@ def applies(weight: Tensor, block: int, extra: Tensor | None) -> bool:
     """Whether the kernel is to do a convolution (COUT, CIN, 3, 3) that makes high blocks with sides
     of `block`, with a 1×1 one beside it. It could do smaller blocks, but would fetch their pixels
     several times, which `convolve` does faster."""
-    if block < 8:
+    if block < 8 or needs_table(block):
         return False
     whole = weight.shape[0] % _SLICE == 0 and weight.shape[1] % _SLICE == 0
     return weight.shape[2] == 3 and whole and (extra is None or extra.shape[1] % _SLICE == 0)
@@ -181,11 +177,12 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     resident, stages, chunk_of = True, sum(taps), (0, len(taps))
     # Products hold a slot until those after them are issued, so fewer than three do not do.
     if stages * _STAGE_BYTES + 3 * slot > _SHARED:
-        if tiling.tiles * slices >= processors:  # then half of them have two tiles each
+        parts = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
+        # With as many tiles as processors, half of them have two tiles each without parts.
+        if parts is None or tiling.tiles * slices >= processors:
             resident, stages = False, _STREAMED
         else:
-            chunk_of = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
-            stages = max(sum(taps[a:b]) for a, b in pairwise(chunk_of))
+            chunk_of, stages = parts, max(sum(taps[a:b]) for a, b in pairwise(parts))
     ring = min(_MAX_RING, (_SHARED - stages * _STAGE_BYTES) // slot)
     lanes = max(1, min(processors // (slices * (len(chunk_of) - 1)), tiling.tiles))
     return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
@@ -199,8 +196,9 @@ def _kind(side: int) -> int:
     return _TALL if side % 16 == 0 else _PAIR
 
 
-def _balance(taps: list[int], most: int) -> tuple[int, ...]:
-    """Boundaries of as few runs of chunks as `most` stages each allow, of nearly the same size."""
+def _balance(taps: list[int], most: int) -> tuple[int, ...] | None:
+    """Boundaries of as few runs of chunks as `most` stages each allow, of nearly the same size;
+    None where that would take too many."""
     for parts in range(1, _MAX_PARTS + 1):
         share, bounds, total = sum(taps) / parts, [0], 0
         for i, count in enumerate(taps):
@@ -210,7 +208,7 @@ def _balance(taps: list[int], most: int) -> tuple[int, ...]:
         bounds.append(len(taps))
         if max(sum(taps[a:b]) for a, b in pairwise(bounds)) <= most:
             return tuple(bounds)
-    raise ValueError(f"an inner dimension of {sum(taps)} stages of 64 does not fit in {_MAX_PARTS}")
+    return None
 
 
 def convolve_patches(
@@ -255,16 +253,15 @@ def convolve_patches(
     sizes = struct.pack("4i", scale.block, scale.high_rows, scale.rows, scale.zero)
     sizes += d.tiling.packed
     sizes += struct.pack(
-        "20i",
+        "21i",
         *(scale.pitch, cin, cout, packed.shape[1], width2, step2, stride2),
         *(d.parts, *d.chunk_of, *(0,) * (_MAX_PARTS - d.parts)),
-        *(d.stages, d.ring, d.tiling.plane),
+        *(d.stages, d.ring, d.tiling.plane, 0),
     )
-    record = numpy.dtype((numpy.void, len(pointers) + len(sizes)))
     flags = {"post": post is not None, "relu": relu, "resident": d.resident}
     options = defines(dtype=x.dtype == torch.bfloat16, vector=8, index64=0, **flags)
     kernel = load("patch_sm90.cu", "patch_conv", options, x.device.index, _SHARED + 1024)
-    Kernel(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, record).launch(x.device)
+    launch(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, x.device)
 
 
 def plan(scale: Scale, channels: tuple[int, int, int], device: torch.device) -> Division:

@@ -3,12 +3,12 @@
 import functools
 import struct
 
-import numpy
 import torch
 from torch import Tensor
 
 from ..ops.cuda import geometry as geo
-from ..ops.cuda.module import Kernel, multiprocessors, prepare
+from ..ops.cuda.launch import launch
+from ..ops.cuda.module import multiprocessors, prepare
 from .hopper import load
 from .tables import Scale
 
@@ -49,14 +49,7 @@ def convolve_stem(
     slices = cout // 64
     blocks = slices * max(1, min(tiles, 2 * multiprocessors(x.device.index) // slices))
     kernel = load("stem_sm90.cu", "stem_conv", _options(x.dtype), x.device.index, _STEM_SHARED)
-    Kernel(
-        kernel,
-        (blocks, 1),
-        (288,),
-        _STEM_SHARED,
-        record,
-        numpy.dtype((numpy.void, len(record))),
-    ).launch(x.device)
+    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device)
 
 
 def padded_lines(block: int) -> tuple[int, int]:

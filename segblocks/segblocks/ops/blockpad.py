@@ -22,7 +22,7 @@ def _fake_blockpad_backward(grad, slot, cells, n_high, block, left, right, top, 
 _blockpad = define(
     "blockpad", f"(Tensor pixels, {_PLACE}, {_SIDES}, float fill) -> Tensor", _fake_blockpad
 )
-_blockpad_backward = define(
+blockpad_backward = define(
     "blockpad_backward", f"(Tensor grad, {_PLACE}, {_SIDES}) -> Tensor", _fake_blockpad_backward
 )
 
@@ -34,7 +34,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad):
     slot, cells = ctx.saved_tensors
-    pixels = _blockpad_backward(grad.contiguous(), slot, cells, ctx.n_high, ctx.block, *ctx.sides)
+    pixels = blockpad_backward(grad.contiguous(), slot, cells, ctx.n_high, ctx.block, *ctx.sides)
     return (pixels, *(None,) * 10)
 
 

@@ -1,7 +1,5 @@
 """Convolutions on blocks: the halo replaces the zero padding (BlockPad, paper section 3.3)."""
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +8,9 @@ from torch import Tensor
 
 from ..dispatch import rule
 from ..tensor import DualResTensor
-from .arguments import pair, require_image
-from .window import Window, axes, map_blocks, output_block, padded_blocks, with_halo
+from .arguments import fast_eager, pair, require_image
+from .recompute import Setting, can_recompute, convolve
+from .window import Halo, map_blocks, padded_blocks, plan_windows
 
 
 @rule("conv2d")
@@ -30,27 +29,24 @@ def _conv2d(
 ) -> DualResTensor:
     require_image(input, "conv2d")
     kernel, stride, dilation = tuple(weight.shape[2:]), pair(stride), pair(dilation)
-    windows = _conv_windows(input, kernel, stride, padding, dilation)
-    block = output_block(input, windows, "conv2d")
+    if not isinstance(padding, str):
+        padding = pair(padding)
+    plan = plan_windows(input, "conv2d", kernel, stride, padding, dilation)
     if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
         return input.like(F.linear(input.pixels, weight.flatten(1), bias))
     if input.is_cuda and _is_plain(input, kernel, stride, padding, dilation, groups):
-        fused = _hopper().conv2d(input, weight, bias, stride[0])
+        fused = fast_eager().conv2d(input, weight, bias, stride[0])
         if fused is not None:
             return fused
-    high, low = with_halo(input, windows)
+    if can_recompute():
+        setting = Setting(input.grid, input.block, plan.block, plan.halo, stride, dilation, groups)
+        return DualResTensor(convolve(input.pixels, weight, bias, setting), input.grid, plan.block)
     return map_blocks(
         input,
         lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),
-        high,
-        low,
-        block,
+        padded_blocks(input, plan.halo),
+        plan.block,
     )
-
-
-@functools.cache
-def _hopper():
-    return importlib.import_module("segblocks.fast.eager")  # only CUDA tensors need what it needs
 
 
 def _is_plain(
@@ -59,24 +55,7 @@ def _is_plain(
     """3×3 or 1×1, centred, stride 1 or 2: what one launch can do for both resolutions."""
     if kernel not in ((1, 1), (3, 3)) or stride not in ((1, 1), (2, 2)) or x.padding:
         return False
-    centred = not isinstance(padding, str) and pair(padding) == (kernel[0] // 2,) * 2
-    return centred and dilation == (1, 1) and groups == 1
-
-
-def _conv_windows(
-    x: DualResTensor, kernel: tuple, stride: tuple, padding: int | tuple | str, dilation: tuple
-) -> tuple[Window, Window]:
-    if padding == "valid":
-        padding = 0
-    if padding != "same":
-        return axes(x, kernel, stride, pair(padding), dilation)
-    if stride != (1, 1):
-        raise ValueError(f"padding='same' needs stride 1; got {stride}")
-    plain = axes(x, kernel, stride, (0, 0), dilation)
-    return tuple(  # PyTorch puts the odd pixel of padding behind
-        Window(w.kernel, 1, w.before + w.reach // 2, w.after + w.reach - w.reach // 2, w.dilation)
-        for w in plain
-    )
+    return padding == (kernel[0] // 2,) * 2 and dilation == (1, 1) and groups == 1
 
 
 @rule("conv_transpose2d")
@@ -112,7 +91,7 @@ def _conv_transpose2d(
     blocks = (input.highres, input.lowres)
     if any(before) or any(after):
         sides = (before[1], after[1], before[0], after[0])
-        blocks = padded_blocks(input, sides, False, 0.0)
+        blocks = padded_blocks(input, Halo(sides))
     skip = tuple(b * s + p for b, s, p in zip(before, stride, padding))
     # Crop what the halo produced; pad behind where the last outputs have no input of their own.
     lack = tuple(max(0, s - 1 + p - a * s - r) for s, p, a, r in zip(stride, padding, after, reach))
@@ -123,4 +102,4 @@ def _conv_transpose2d(
         out = F.conv_transpose2d(x, weight, bias, stride, 0, lack, groups, dilation)
         return out[:, :, skip[0] : skip[0] + height, skip[1] : skip[1] + width]
 
-    return map_blocks(input, transpose, *blocks, input.block * stride[0])
+    return map_blocks(input, transpose, blocks, input.block * stride[0])

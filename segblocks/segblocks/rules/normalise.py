@@ -1,33 +1,46 @@
 """Batch normalisation: one joint mean and variance over every stored pixel of both resolutions."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import rule
 from ..ops.library import launches_directly
 from ..tensor import DualResTensor
-from .arguments import blocks_of, require_image
+from .arguments import require_image
 
 
 @rule("batch_norm")
 def batch_norm(func: Callable, args: tuple, kwargs: dict[str, Any]) -> DualResTensor:
-    """Batch norm over the buffer, so that running and batch statistics see the same pixels."""
-    x = blocks_of(args[:1], kwargs)
-    require_image(x, "batch_norm")
-    arguments = {**_DEFAULTS, **dict(zip(_NAMES, args)), **kwargs}
-    evaluated = not arguments["training"] and _parameters_need_no_gradient(arguments)
-    if evaluated and launches_directly(x.pixels):
-        from ..ops.cuda.normalise import normalise
+    return _batch_norm(*args, **kwargs)
 
-        names = ("running_mean", "running_var", "weight", "bias", "eps")
-        pixels = normalise(x.pixels, *(arguments[name] for name in names))
-        if pixels is not None:
-            return x.like(pixels)
-    arguments["input"] = as_image(x.pixels)
-    return x.like(as_pixels(func(**arguments)))
+
+def _batch_norm(
+    input: DualResTensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> DualResTensor:
+    """Batch norm over the buffer, so that running and batch statistics see the same pixels."""
+    input.refuse_padding()
+    require_image(input, "batch_norm")
+    pixels = input.pixels
+    evaluated = not training and running_mean is not None and not _learn(weight, bias)
+    if evaluated and launches_directly(pixels):
+        out = _kernel()(pixels, running_mean, running_var, weight, bias, eps)
+        if out is not None:
+            return input.like(out)
+    rest = (running_mean, running_var, weight, bias, training, momentum, eps)
+    return input.like(as_pixels(F.batch_norm(as_image(pixels), *rest)))
 
 
 def as_image(pixels: Tensor) -> Tensor:
@@ -38,14 +51,16 @@ def as_image(pixels: Tensor) -> Tensor:
 
 
 def as_pixels(image: Tensor) -> Tensor:
-    """Undo of `as_image`."""
-    return image[0, :, :, 0].t()
+    """Undo of `as_image`; a view whose gradient is one too, which that of indexing is not."""
+    return image.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-_NAMES = "input running_mean running_var weight bias training momentum eps".split()
-_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+def _learn(weight: Tensor | None, bias: Tensor | None) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return any(t is not None and t.requires_grad for t in (weight, bias))
 
 
-def _parameters_need_no_gradient(arguments: dict[str, Any]) -> bool:
-    given = (arguments["weight"], arguments["bias"])
-    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in given)
+@functools.cache
+def _kernel() -> Callable:
+    return importlib.import_module("segblocks.ops.cuda.normalise").normalise

@@ -34,8 +34,9 @@ def pointwise(func: Callable, args: tuple, kwargs: dict[str, Any]):
     Dropout draws for every stored pixel.
     """
     like = blocks_of(args, kwargs)
-    args = tuple(to_pixels(arg, like) for arg in args)
-    kwargs = {key: to_pixels(value, like) for key, value in kwargs.items()}
+    args = [to_pixels(arg, like) for arg in args]
+    if kwargs:
+        kwargs = {key: to_pixels(value, like) for key, value in kwargs.items()}
     return from_pixels(func(*args, **kwargs), like)
 
 

@@ -9,8 +9,11 @@ from torch import Tensor
 
 from ..dispatch import rule
 from ..tensor import DualResTensor
-from .arguments import pair, require_image
-from .window import Window, axes, map_blocks, output_block, with_halo
+from .arguments import fast_eager, pair, require_image
+from .recompute import Setting, can_recompute, max_pool
+from .window import Window, map_blocks, padded_blocks, plan_windows
+
+_HALVING = ((3, 3), (2, 2), (1, 1), (1, 1), None)  # what one kernel does for both resolutions
 
 
 @rule("max_pool2d")
@@ -36,11 +39,23 @@ def _max_pool2d(
         )
     kernel, dilation = pair(kernel_size), pair(dilation)
     stride = pair(stride) if stride else kernel
-    windows = axes(input, kernel, stride, pair(padding), dilation)
-    block = output_block(input, windows, "max_pool2d", ceil_mode)
-    high, low = with_halo(input, windows, fill=-torch.inf)
+    plan = plan_windows(
+        input, "max_pool2d", kernel, stride, pair(padding), dilation, -torch.inf, ceil_mode
+    )
+    windows = (kernel, stride, pair(padding), dilation, input.padding)
+    if input.is_cuda and windows == _HALVING:
+        pooled = fast_eager().max_pool2d(input)
+        if pooled is not None:
+            return pooled
+    if can_recompute():
+        window = (stride, dilation, 1, kernel)
+        setting = Setting(input.grid, input.block, plan.block, plan.halo, *window)
+        return input.like(max_pool(input.pixels, setting), plan.block)
     return map_blocks(
-        input, lambda x: F.max_pool2d(x, kernel, stride, 0, dilation), high, low, block
+        input,
+        lambda x: F.max_pool2d(x, kernel, stride, 0, dilation),
+        padded_blocks(input, plan.halo),
+        plan.block,
     )
 
 
@@ -61,21 +76,19 @@ def _avg_pool2d(
     require_image(input, "avg_pool2d")
     kernel = pair(kernel_size)
     stride = pair(stride) if stride else kernel
-    windows = axes(input, kernel, stride, pair(padding), (1, 1))
-    block = output_block(input, windows, "avg_pool2d", ceil_mode)
-    high, low = with_halo(input, windows)
+    settings = (kernel, stride, pair(padding), (1, 1))
+    plan = plan_windows(input, "avg_pool2d", *settings, ceil_mode=ceil_mode)
     if divisor_override:
         divisor = divisor_override
     else:
         extra = (0, 0) if not input.padding else (input.padding.top, input.padding.left)
         divisor = 1
-        count = _window_counts(input, windows, pair(padding), extra, count_include_pad)
+        count = _window_counts(input, plan.windows, pair(padding), extra, count_include_pad)
     pooled = map_blocks(
         input,
         lambda x: F.avg_pool2d(x, kernel, stride, divisor_override=divisor),
-        high,
-        low,
-        block,
+        padded_blocks(input, plan.halo),
+        plan.block,
     )
     if divisor_override:
         return pooled
@@ -90,7 +103,7 @@ def _window_counts(
     count_include_pad: bool,
 ) -> Tensor:
     """(P', 1): by how many pixels each output of the pooling is divided, as PyTorch counts."""
-    _, gh, gw = x.grid.mask.shape
+    _, gh, gw = x.grid.shape
     cells = x.grid.cells.long()
     counts = []
     for blocks, side in (

@@ -1,9 +1,11 @@
 """Resizing on blocks: interpolate, pixel_shuffle and pixel_unshuffle."""
 
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from ..dispatch import rule
 from ..ops import upsample
 from ..tensor import DualResTensor
 from .arguments import blocks_of, pair, require_image
-from .window import map_blocks, padded_blocks
+from .window import Halo, map_blocks, padded_blocks
 
 
 @rule("interpolate", "upsample")
@@ -50,8 +52,7 @@ def _interpolate(
         return map_blocks(
             input,
             lambda x: F.interpolate(x, size=_shrunk(x, input.block, side), mode=mode),
-            input.highres,
-            input.lowres,
+            (input.highres, input.lowres),
             side,
         )
     if scale.denominator == 1:
@@ -65,8 +66,8 @@ def _interpolate(
         out = F.interpolate(x, size=sides, mode=mode, align_corners=False)
         return out[:, :, edge:-edge, edge:-edge]
 
-    high, low = padded_blocks(input, (halo,) * 4, True, 0.0)
-    return map_blocks(input, resize, high, low, block.numerator)
+    blocks = padded_blocks(input, Halo((halo,) * 4, replicate=True))
+    return map_blocks(input, resize, blocks, block.numerator)
 
 
 def _upsample(x: DualResTensor, scale: int) -> DualResTensor:
@@ -91,17 +92,26 @@ def _shrunk(x: Tensor, block: int, side: int) -> tuple[int, int]:
 
 def _scale(x: DualResTensor, size: Any, scale_factor: Any) -> Fraction:
     """The one factor for both directions that keeps every block at a whole, even size."""
-    height, width = x.shape[2:]
+    # Dynamo warns of caches that it passes by; sizes that it does not know are not hashable.
+    find = _find_scale.__wrapped__ if torch.compiler.is_compiling() else _find_scale
+    _, gh, gw = x.grid.shape
+    size = None if size is None else tuple(map(int, pair(size)))
+    return find(x.block, gh, gw, size, None if size else pair(scale_factor))
+
+
+@functools.lru_cache(maxsize=1024)
+def _find_scale(
+    block: int, gh: int, gw: int, size: tuple[int, int] | None, factors: tuple[float, float] | None
+) -> Fraction:
     if size is not None:
-        new_height, new_width = pair(size)
-        scales = Fraction(int(new_height), height), Fraction(int(new_width), width)
+        scales = Fraction(size[0], gh * block), Fraction(size[1], gw * block)
     else:
-        scales = tuple(Fraction(s).limit_denominator(1024) for s in pair(scale_factor))
-    block = x.block * scales[0]
-    if scales[0] != scales[1] or block.denominator != 1 or block % 2 or block < 2:
+        scales = tuple(Fraction(s).limit_denominator(1024) for s in factors)
+    new = block * scales[0]
+    if scales[0] != scales[1] or new.denominator != 1 or new % 2 or new < 2:
         raise NotImplementedError(
             f"'interpolate' by {float(scales[0]):g} × {float(scales[1]):g} turns blocks of "
-            f"{x.block} pixels into {float(block):g}: the factor must be the same in both "
+            f"{block} pixels into {float(new):g}: the factor must be the same in both "
             "directions and leave an even block; wrap it in segblocks.no_blocks"
         )
     return scales[0]
@@ -128,4 +138,5 @@ def _reshape_channels(func: Callable, args: tuple, kwargs: dict, key: str) -> Du
             f"'{func.__name__}' by {factor} on blocks of {x.block} pixels: a low block of "
             f"{x.block // 2} cannot be divided; choose a larger block_size"
         )
-    return map_blocks(x, lambda part: func(part, factor), x.highres, x.lowres, block.numerator)
+    blocks = (x.highres, x.lowres)
+    return map_blocks(x, lambda part: func(part, factor), blocks, block.numerator)

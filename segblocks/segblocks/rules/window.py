@@ -1,11 +1,14 @@
 """What every windowed operation shares: its halo, and running it on both resolutions at once."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..grid import BlockGrid
 from ..ops import blockpad
 from ..tensor import DualResTensor, Padding
 
@@ -30,37 +33,105 @@ class Window:
         return self.reach - self.before - self.stride + 1
 
 
-def axes(
+class Halo(NamedTuple):
+    """How blocks are padded: left, right, top, bottom pixels, and what lies beyond the image."""
+
+    sides: tuple[int, int, int, int]
+    replicate: bool = False
+    fill: float = 0.0
+
+
+class Plan(NamedTuple):
+    """A windowed operation at one scale: what it reads and what it makes.
+
+    Attributes:
+        windows: the vertical and the horizontal one, with what `F.pad` asked for in their padding.
+        halo: None where the windows stay inside their block.
+        block: side of a high block of the output.
+    """
+
+    windows: tuple[Window, Window]
+    halo: Halo | None
+    block: int
+
+
+def plan_windows(
     x: DualResTensor,
+    name: str,
     kernel: tuple[int, int],
     stride: tuple[int, int],
-    padding: tuple[int, int],
+    padding: tuple[int, int] | str,
     dilation: tuple[int, int],
-) -> tuple[Window, Window]:
-    """The vertical and the horizontal window, with what `F.pad` asked for added to `padding`."""
-    extra = x.padding or Padding(0, 0, 0, 0)
-    top, bottom, left, right = (
-        padding[0] + extra.top,
-        padding[0] + extra.bottom,
-        padding[1] + extra.left,
-        padding[1] + extra.right,
-    )
-    vertical = Window(kernel[0], stride[0], top, bottom, dilation[0])
-    return vertical, Window(kernel[1], stride[1], left, right, dilation[1])
-
-
-def output_block(
-    x: DualResTensor, windows: tuple[Window, Window], name: str, ceil_mode: bool = False
-) -> int:
-    """Side of a high block after the operation.
+    fill: float = 0.0,
+    ceil_mode: bool = False,
+) -> Plan:
+    """How the operation `name` acts on `x`; worked out once for every scale and setting.
 
     Raises:
-        NotImplementedError: the output does not line up with the grid (as without padding).
-        ValueError: the block is too small for the stride.
+        NotImplementedError: the output does not line up with the grid (as without padding), or
+            `F.pad` and the operation pad differently.
+        ValueError: the block is too small for the stride; padding "same" with a stride.
     """
-    extra = (x.padding.bottom, x.padding.right) if x.padding else (0, 0)
-    for window, cells, more in zip(windows, x.grid.mask.shape[1:], extra):
-        size = cells * x.block
+    # Dynamo warns of caches that it passes by.
+    plan = _plan.__wrapped__ if torch.compiler.is_compiling() else _plan
+    _, gh, gw = x.grid.shape
+    setting = (name, kernel, stride, padding, dilation, fill, ceil_mode)
+    return plan(x.block, (gh, gw), x.padding, *setting)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    block: int,
+    cells: tuple[int, int],
+    extra: Padding | None,
+    name: str,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int] | str,
+    dilation: tuple[int, int],
+    fill: float,
+    ceil_mode: bool,
+) -> Plan:
+    windows = _axes(extra or Padding(0, 0, 0, 0), kernel, stride, padding, dilation)
+    out = _output_block(block, cells, extra, windows, name, ceil_mode)
+    vertical, horizontal = windows
+    sides = (horizontal.before, horizontal.halo_after, vertical.before, vertical.halo_after)
+    replicate = False
+    if extra:
+        replicate, fill = _agree_on_fill(extra, fill, sides)
+    inside = max(sides) <= 0 and not (vertical.before or horizontal.before)
+    return Plan(windows, None if inside else Halo(sides, replicate, fill), out)
+
+
+def _axes(
+    extra: Padding, kernel: tuple, stride: tuple, padding: tuple | str, dilation: tuple
+) -> tuple[Window, Window]:
+    around = ((extra.top, extra.bottom), (extra.left, extra.right))
+    if padding == "same" and stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1; got {stride}")
+    windows = []
+    for i, (before, after) in enumerate(around):
+        if padding == "same":  # PyTorch puts the odd pixel of padding behind
+            reach = dilation[i] * (kernel[i] - 1)
+            own = (reach // 2, reach - reach // 2)
+        else:
+            own = (0, 0) if padding == "valid" else (padding[i], padding[i])
+        windows.append(Window(kernel[i], stride[i], before + own[0], after + own[1], dilation[i]))
+    return tuple(windows)
+
+
+def _output_block(
+    block: int,
+    cells: tuple[int, int],
+    extra: Padding | None,
+    windows: tuple[Window, Window],
+    name: str,
+    ceil_mode: bool,
+) -> int:
+    """Side of a high block after the operation."""
+    behind = (extra.bottom, extra.right) if extra else (0, 0)
+    for window, count, more in zip(windows, cells, behind):
+        size = count * block
         span = size + window.before + window.after - window.reach - 1
         outputs = -(-span // window.stride) + 1 if ceil_mode else span // window.stride + 1
         if ceil_mode and (outputs - 1) * window.stride >= size + window.before + more:
@@ -78,50 +149,39 @@ def output_block(
             f"'{name}' with stride {(stride, windows[1].stride)} would make blocks that are not "
             "square; wrap it in segblocks.no_blocks"
         )
-    if x.block % (2 * stride):
+    if block % (2 * stride):
         raise ValueError(
-            f"'{name}' with stride {stride} on blocks of {x.block} pixels at this layer: a low "
-            f"block of {x.block // 2} cannot be divided; choose a block_size that is a multiple "
+            f"'{name}' with stride {stride} on blocks of {block} pixels at this layer: a low "
+            f"block of {block // 2} cannot be divided; choose a block_size that is a multiple "
             "of twice the network's stride, or wrap it in segblocks.no_blocks"
         )
-    return x.block // stride
+    return block // stride
 
 
-def with_halo(
-    x: DualResTensor, windows: tuple[Window, Window], fill: float = 0.0
+def padded_blocks(x: DualResTensor, halo: Halo | None) -> tuple[Tensor, Tensor]:
+    """High blocks (n_high, C, h, w) and low blocks (n_low, C, h', w') of `x` with their halo."""
+    return split_blocks(pad_pixels(x.pixels, x.grid, x.block, halo), x.grid, x.block, halo)
+
+
+def pad_pixels(pixels: Tensor, grid: BlockGrid, block: int, halo: Halo | None) -> Tensor:
+    """`blockpad` of a (P, C) buffer."""
+    if halo is None:
+        return pixels
+    where = (grid.slot, grid.cells, grid.n_high, block)
+    return blockpad(pixels.contiguous(), *where, *halo.sides, halo.replicate, halo.fill)
+
+
+def split_blocks(
+    pixels: Tensor, grid: BlockGrid, block: int, halo: Halo | None = None
 ) -> tuple[Tensor, Tensor]:
-    """High blocks (n_high, C, h, w) and low blocks, padded with the pixels the windows read."""
-    vertical, horizontal = windows
-    sides = (horizontal.before, horizontal.halo_after, vertical.before, vertical.halo_after)
-    replicate = False
-    if x.padding:
-        replicate, fill = _agree_on_fill(x.padding, fill, sides)
-    if max(sides) <= 0 and not (vertical.before or horizontal.before):
-        return x.highres, x.lowres  # the windows stay inside the block
-    return padded_blocks(x, sides, replicate, fill)
-
-
-def padded_blocks(
-    x: DualResTensor, sides: tuple[int, int, int, int], replicate: bool, fill: float
-) -> tuple[Tensor, Tensor]:
-    """`blockpad` by left, right, top, bottom, as views (n_high, C, h, w) and (n_low, C, h, w)."""
-    left, right, top, bottom = sides
-    grid, channels = x.grid, x.pixels.shape[1]
-    height, width = x.block + top + bottom, x.block + left + right
-    padded = blockpad(
-        x.pixels.contiguous(),
-        grid.slot,
-        grid.cells,
-        grid.n_high,
-        x.block,
-        *sides,
-        replicate,
-        fill,
-    )
-    rows = grid.n_high * height * width
-    high = padded[:rows].view(grid.n_high, height, width, channels)
-    half = x.block // 2
-    low = padded[rows:].view(grid.n_low, height - half, width - half, channels)
+    """Views (n_high, C, h, w) and (n_low, C, h', w') of a buffer of blocks, padded or not."""
+    left, right, top, bottom = halo.sides if halo else (0, 0, 0, 0)
+    height, width, channels = block + top + bottom, block + left + right, pixels.shape[1]
+    rows, half = grid.n_high * height * width, block // 2
+    # One operation, so that the gradients of both are joined in one.
+    high, low = pixels.split((rows, pixels.shape[0] - rows))
+    high = high.view(grid.n_high, height, width, channels)
+    low = low.view(grid.n_low, height - half, width - half, channels)
     return high.permute(0, 3, 1, 2), low.permute(0, 3, 1, 2)
 
 
@@ -146,12 +206,16 @@ def _agree_on_fill(
 def map_blocks(
     x: DualResTensor,
     function: Callable[[Tensor], Tensor],
-    high: Tensor,
-    low: Tensor,
+    blocks: tuple[Tensor, Tensor],
     block: int,
 ) -> DualResTensor:
     """Apply `function` to the high and to the low blocks and store both in one buffer."""
-    parts = [function(part) for part in (high, low) if part.shape[0]]
-    rows = [part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in parts]
-    pixels = rows[0] if len(rows) == 1 else torch.cat(rows)
+    parts = [function(part) for part in blocks if part.shape[0]]
+    pixels = join_blocks(parts)
     return DualResTensor(pixels, x.grid, block)
+
+
+def join_blocks(parts: list[Tensor]) -> Tensor:
+    """(P, C) of the blocks (n, C, h, w) of each resolution that has any."""
+    rows = [part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)

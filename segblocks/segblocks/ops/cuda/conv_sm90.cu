@@ -70,20 +70,36 @@ INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
 // The fetching warps: they fill the stages with input pixels and weights. A thread copies one 16-byte
 // chunk of each of EACH consecutive rows.
 INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned empty, int tile_m,
-                    int tile_n, int first, int last) {
+                    int tile_n, int first, int last, int* looked_up) {
     int thread = threadIdx.x - 256, chunk = thread & 7, lane_row = (thread >> 3) * EACH;
     int main_steps = SB_STEM ? 4 : TAPS * (p.cin / BK);
     int m = tile_m * BM + lane_row;
     int tap = first % TAPS, column = first / TAPS * BK;
-    int4 rows[EACH / 4];
-    auto lookup = [&](const int* table) {
+    // All rows that the tile reads are looked up at once, so that no step waits for a table. The eight
+    // threads that share rows are of one warp.
+    if (chunk == 0) {
 #pragma unroll
-        for (int i = 0; i < EACH / 4; i++) rows[i] = __ldg((const int4*)(table + m) + i);
+        for (int t = 0; t < TAPS + SB_EXTRA; t++) {
+            const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
+#pragma unroll
+            for (int i = 0; i < EACH / 4; i++) {
+                int4 v = __ldg(from + i);
+                if (TAPS == 1) {  // x may end with the stored pixels: past the last, read the first
+                    int left = p.rows - m - 4 * i;
+                    v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
+                    v.z = left > 2 ? v.z : 0, v.w = left > 3 ? v.w : 0;
+                }
+                ((int4*)(looked_up + t * BM + lane_row))[i] = v;
+            }
+        }
+    }
+    __syncwarp();
+    int4 rows[EACH / 4];
+    auto lookup = [&](int t) {
+#pragma unroll
+        for (int i = 0; i < EACH / 4; i++) rows[i] = ((const int4*)(looked_up + t * BM + lane_row))[i];
     };
-    auto table_of = [&](int k, int t) {
-        return SB_EXTRA && k >= main_steps ? p.table2 : p.table + t * p.pitch;
-    };
-    lookup(table_of(first, tap));
+    lookup(SB_EXTRA && first >= main_steps ? TAPS : tap);
     for (int k = first, stage = 0, phase = 1; k < last; k++) {
         barrier_wait(empty + 8 * stage, phase);
         unsigned to = smem + stage * STAGE_BYTES, filled = full + 8 * stage;
@@ -134,7 +150,8 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
         copy_async_arrive(filled);
 #endif
         if (++tap == TAPS) tap = 0, column += BK;
-        if (k + 1 < last && !SB_STEM && (TAPS > 1 || SB_EXTRA)) lookup(table_of(k + 1, tap));
+        if (k + 1 < last && !SB_STEM && (TAPS > 1 || SB_EXTRA))
+            lookup(SB_EXTRA && k + 1 >= main_steps ? TAPS : tap);
         if (++stage == STAGES) stage = 0, phase ^= 1;
     }
 }
@@ -224,6 +241,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     extern __shared__ char dynamic[];
     __shared__ unsigned long long barriers[2 * STAGES];
     __shared__ int arrived;
+    __shared__ __align__(16) int looked_up[(TAPS + SB_EXTRA) * BM];
     char* memory = (char*)(((unsigned long long)dynamic + 1023) & ~1023ull);
     unsigned smem = shared_address(memory);
     unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
@@ -241,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     }
     __syncthreads();
     if (threadIdx.x >= 256)
-        produce(p, smem, full, empty, tile_m, tile_n, first, last);
+        produce(p, smem, full, empty, tile_m, tile_n, first, last, looked_up);
     else
         consume(p, memory, smem, full, empty, tile_m, tile_n, first, last, &arrived);
 }

@@ -1,4 +1,4 @@
-"""Compiles the `.cu` files beside this one with CuPy and launches them on PyTorch's stream.
+"""Compiles the `.cu` files beside this one with CuPy; `launch.py` launches them.
 
 A file is compiled by NVRTC once per set of compile-time constants (element type, access width,
 index width, ...); shapes are arguments. CuPy keeps the binary in its disk cache (`CUPY_CACHE_DIR`),
@@ -7,51 +7,17 @@ so another process only loads it. The sources include no CUDA header, so no tool
 
 import functools
 import re
-import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy
 import torch
+
+from .launch import Kernel
 
 _FOLDER = Path(__file__).parent
 _SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a kernel may use without asking
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A compiled kernel with everything about a launch that does not change between calls.
-
-    Attributes:
-        function: CuPy's handle of the kernel on one device.
-        grid, block: numbers of thread blocks and of threads in each.
-        shared: dynamic shared memory in bytes.
-        constants: the kernel's parameter struct after its pointers.
-        record: opaque dtype of the whole struct.
-    """
-
-    function: Any
-    grid: tuple[int, ...]
-    block: tuple[int]
-    shared: int
-    constants: bytes
-    record: numpy.dtype
-
-    def launch(self, device: torch.device, *pointers: int) -> None:
-        """Enqueue on PyTorch's current stream of `device`; launch errors raise."""
-        if device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                return self.launch(device, *pointers)
-        # A NumPy array of one element is passed by value: the kernel's only parameter.
-        parameters = struct.pack(f"<{len(pointers)}Q", *pointers) + self.constants
-        stream = torch.cuda.current_stream(device).cuda_stream
-        arguments = (numpy.frombuffer(parameters, self.record),)
-        self.function(
-            self.grid, self.block, arguments, self.shared, external_stream(stream, device.index)
-        )
 
 
 def prepare(
@@ -75,9 +41,8 @@ def prepare(
         raise ValueError(
             f"{kernel} would need {blocks} thread blocks; split the batch (limit 2^31)"
         )
-    record = numpy.dtype((numpy.void, 8 * pointers + len(constants)))
     handle = function(file, kernel, options, device, shared)
-    return Kernel(handle, (blocks, rows), (threads,), shared, constants, record)
+    return Kernel(handle, (blocks, rows), (threads,), shared, constants, pointers)
 
 
 @functools.cache
@@ -118,12 +83,6 @@ def function(file: str, kernel: str, options: tuple[str, ...], device: int, shar
 @functools.cache
 def _raw_module(file: str, options: Sequence[str]) -> Any:
     return import_cupy().RawModule(code=source(file), options=options)
-
-
-@functools.lru_cache(maxsize=64)
-def external_stream(pointer: int, device: int) -> Any:
-    """CuPy's view of a PyTorch stream."""
-    return import_cupy().cuda.ExternalStream(pointer, device)
 
 
 @functools.cache

@@ -7,10 +7,13 @@ struct Extended {
     int block, high_rows, rows, zero;
 };
 
-// What the block at `cell` reads at pixel (y, x) of its own resolution, up to one block outside it.
-INLINE int neighbour_row(const Extended& e, const int* slot, int gh, int gw, int cell, bool high,
-                         int y, int x) {
+// What a block reads at pixel (y, x) of its own resolution, up to one block outside it. The block lies
+// at `cell` and has that rank among those of its resolution.
+INLINE int neighbour_row(const Extended& e, const int* slot, int gh, int gw, int cell, int rank,
+                         bool high, int y, int x) {
     int half = e.block / 2, side = high ? e.block : half;
+    if ((unsigned)y < side && (unsigned)x < side)
+        return (high ? 0 : e.high_rows) + (rank * side + y) * side + x;
     int step_y = y < 0 ? -1 : y >= side, step_x = x < 0 ? -1 : x >= side;
     int cell_y = cell / gw % gh + step_y, cell_x = cell % gw + step_x;
     if ((unsigned)cell_y >= gh || (unsigned)cell_x >= gw) return e.zero;

@@ -21,27 +21,43 @@ def normalise(
     eps: float,
 ) -> Tensor | None:
     """(P, C) float16 or bfloat16 pixels normalised; None where the kernel does not apply."""
-    rows, channels = pixels.shape
-    given = [t for t in (mean, variance, weight, bias) if t is not None]
-    kinds = {t.dtype for t in given}
-    half = pixels.dtype in (torch.float16, torch.bfloat16)
-    if not half or channels % 8 or not rows or len(kinds) > 1 or not pixels.is_contiguous():
+    given = (mean, variance) if weight is None else (mean, variance, weight)
+    if bias is not None:
+        given += (bias,)
+    kinds = tuple([t.dtype for t in given])
+    kernel = _kernel(pixels.dtype, kinds, pixels.get_device(), *pixels.shape, eps)
+    if kernel is None or not pixels.is_contiguous():
         return None
-    if not kinds <= {pixels.dtype, torch.float32} or not all(t.is_contiguous() for t in given):
-        return None
+    for t in given:
+        if not t.is_contiguous():
+            return None
     out = torch.empty_like(pixels)
-    kernel = _kernel(
-        pixels.dtype, kinds == {pixels.dtype}, pixels.device.index, rows, channels, eps
+    kernel.launch(
+        pixels.device,
+        pixels.data_ptr(),
+        mean.data_ptr(),
+        variance.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        out.data_ptr(),
     )
-    tensors = (pixels, mean, variance, weight, bias, out)
-    kernel.launch(pixels.device, *(0 if t is None else t.data_ptr() for t in tensors))
     return out
 
 
 @functools.lru_cache(maxsize=1024)
 def _kernel(
-    dtype: torch.dtype, half: bool, device: int, rows: int, channels: int, eps: float
-) -> Kernel:
+    dtype: torch.dtype,
+    kinds: tuple[torch.dtype, ...],
+    device: int,
+    rows: int,
+    channels: int,
+    eps: float,
+) -> Kernel | None:
+    half = kinds[0] == dtype
+    if dtype not in (torch.float16, torch.bfloat16) or channels % 8 or not rows:
+        return None
+    if len(set(kinds)) > 1 or kinds[0] not in (dtype, torch.float32):
+        return None
     vectors, row = rows * channels // 8, channels // 8
     # A whole number of rows for each stride of the grid.
     unit = row // math.gcd(row, _THREADS)

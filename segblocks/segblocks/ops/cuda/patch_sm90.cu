@@ -20,7 +20,7 @@
 //                                      channels, taps innermost, column by column; then one stage for
 //                                      each 64 channels of the second input
 //   bias     (cout_pad) float32
-//   x2       (.., width2)              second input through a 1×1 convolution, at stride2 times the
+//   x2       (extended rows, width2)   second input through a 1×1 convolution, at stride2 times the
 //                                      output's scale, read every stride2: the 64 · chunks2 channels
 //                                      from step2 for each 64 output channels on (a residual is its own
 //                                      64 channels through the identity)

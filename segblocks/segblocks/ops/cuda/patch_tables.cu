@@ -64,10 +64,8 @@ INLINE int input_row(const Arguments& p, const Entry& e, const Tile& tile, const
     }
     Source source = sources[place.source];
     if (source.block < 0) return e.at.zero;
-    int y = source.y + place.y, x = source.x + place.x, side = tile.high ? e.at.block : e.at.block / 2;
-    if ((unsigned)y < side && (unsigned)x < side)
-        return (tile.high ? 0 : e.at.high_rows) + (source.block * side + y) * side + x;
-    return neighbour_row(e.at, p.slot, p.gh, p.gw, source.cell, tile.high, y, x);
+    return neighbour_row(e.at, p.slot, p.gh, p.gw, source.cell, source.block, tile.high,
+                         source.y + place.y, source.x + place.x);
 }
 
 INLINE int output_row(const Entry& e, const Tile& tile, const Source* sources, Place place) {

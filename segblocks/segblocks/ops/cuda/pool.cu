@@ -3,17 +3,28 @@
 //   x      (extended rows, C) input; table (9, pitch) int32, zero: see tables.cu
 //   own    (pitch) int32: buffer row of each GEMM row of the output
 //   out    (extended rows, C), with the averages that low neighbours of the next layer read
+//   averages  with SEPARATE, where x and out hold stored pixels only: the rows that would follow x
 //
 // C is a multiple of 8. A thread does 8 channels of 4 GEMM rows, which in a high block are one quad:
 // 25 different input pixels for its 36 taps. sm_80 and later.
 #include "eight.cuh"
+
+#ifndef SB_SEPARATE
+#define SB_SEPARATE 0
+#endif
 
 struct Arguments {
     const scalar* x;
     const int* table;
     const int* own;
     scalar* out;
+#if SB_SEPARATE
+    const scalar* averages;
+#endif
     int zero, rows, high_rows, block, pitch, channels;
+#if SB_SEPARATE
+    int stored, padding;
+#endif
 };
 
 // NaN wins, as in PyTorch.
@@ -43,6 +54,11 @@ struct Reader {
         const int row = r == 0 ? four.x : r == 1 ? four.y : r == 2 ? four.z : four.w;
         const unsigned least = SB_DTYPE == 1 ? 0xff80ff80u : 0xfc00fc00u;
         if (row == p.zero) return make_uint4(least, least, least, least);
+#if SB_SEPARATE
+        if (row >= p.stored)
+            return __ldg((const uint4*)(p.averages + (x - p.x) +
+                                        (long long)(row - p.stored) * p.channels));
+#endif
         return __ldg((const uint4*)(x + (long long)row * p.channels));
     }
 };
@@ -98,7 +114,7 @@ INLINE void pool_four(const Reader& reader, bool in_line, uint4 (&best)[4]) {
 extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant__ Arguments p) {
     int chunks = p.channels / 8, item = blockIdx.x * 256 + threadIdx.x;
     int quad = item / chunks, column = (item - quad * chunks) * 8, m = quad * 4;
-    if (quad == 0)
+    if (!SB_SEPARATE && quad == 0)
         *(uint4*)(p.out + (long long)(p.rows + p.high_rows / 4) * p.channels + column) =
             make_uint4(0, 0, 0, 0);
     if (m >= p.rows) return;
@@ -123,7 +139,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant
 #pragma unroll
         for (int i = 0; i < 8; i++) mean[i] += 0.25f * v[i];
     }
-    if (m < p.high_rows)
+    if (!SB_SEPARATE && m < p.high_rows)
         *(uint4*)(p.out + (long long)(p.rows + quad) * p.channels + column) = pack_eight(mean);
 }
 

@@ -41,24 +41,25 @@ extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_cons
         return;
     }
     bool high = m < out_high_rows;
-    int cell, y, x;
+    int rank, y, x;
     if (high) {
         int quad = m / 4, out_half = out / 2;
-        cell = p.cells[quad / (out_half * out_half)];
+        rank = quad / (out_half * out_half);
         y = quad / out_half % out_half * 2 + m % 4 / 2;
         x = quad % out_half * 2 + m % 2;
     } else {
         int within = m - out_high_rows, out_side = out / 2;
-        cell = p.cells[p.n_high + within / (out_side * out_side)];
+        rank = within / (out_side * out_side);
         y = within / out_side % out_side;
         x = within % out_side;
     }
+    int cell = p.cells[high ? rank : p.n_high + rank];
     Extended at = {block, high_rows, rows, zero};
 #pragma unroll
     for (int tap = 0; tap < 9; tap++) {
         if (entry.centre && tap != 4) continue;
         entry.table[(entry.centre ? 0 : tap) * entry.pitch + m] =
-            neighbour_row(at, p.slot, p.gh, p.gw, cell, high, y * entry.stride + tap / 3 - 1,
+            neighbour_row(at, p.slot, p.gh, p.gw, cell, rank, high, y * entry.stride + tap / 3 - 1,
                           x * entry.stride + tap % 3 - 1);
     }
 }

@@ -1,0 +1,121 @@
+"""Launches compiled kernels on PyTorch's current stream, through the CUDA driver itself.
+
+At batch 1 a kernel takes about as long as its launch does, so this is written for few steps. A
+kernel has one parameter, a struct passed by value: pointers first, then what a shape fixes.
+"""
+
+import ctypes
+import functools
+import os
+import struct
+from typing import Any
+
+import torch
+
+_SUCCESS, _INVALID_CONTEXT, _CONTEXT_IS_DESTROYED = 0, 201, 709
+_Parameters = ctypes.c_char_p * 1
+
+
+class Kernel:
+    """A compiled kernel with everything about a launch that does not change between calls.
+
+    Args:
+        function: CuPy's handle of the kernel on one device.
+        grid, block: numbers of thread blocks and of threads in each, one to three.
+        shared: dynamic shared memory in bytes.
+        constants: the kernel's parameter struct after its pointers.
+        pointers: how many pointers that struct starts with.
+    """
+
+    __slots__ = ("_constants", "_function", "_pack", "_shape")
+
+    def __init__(
+        self,
+        function: Any,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        shared: int,
+        constants: bytes,
+        pointers: int = 0,
+    ):
+        self._function = function  # keeps its module loaded
+        self._shape = _shape(function, grid, block, shared)
+        self._constants = constants
+        self._pack = struct.Struct(f"<{pointers}Q").pack
+
+    def launch(self, device: torch.device, *pointers: int) -> None:
+        """Enqueue on PyTorch's current stream of `device`.
+
+        Raises:
+            RuntimeError: the driver refused the launch.
+        """
+        _enqueue(self._shape, self._pack(*pointers) + self._constants, device)
+
+
+def launch(
+    function: Any,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared: int,
+    parameters: bytes,
+    device: torch.device,
+) -> None:
+    """Enqueue a kernel once; arguments as of `Kernel`, `parameters` the whole struct."""
+    _enqueue(_shape(function, grid, block, shared), parameters, device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shape(function: Any, grid: tuple, block: tuple, shared: int) -> tuple:
+    """The first arguments of cuLaunchKernel."""
+    grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
+    return (ctypes.c_void_p(function.ptr), *map(ctypes.c_uint, (*grid, *block, shared)))
+
+
+def _enqueue(shape: tuple, parameters: bytes, device: torch.device) -> None:
+    index = device.index
+    if index != torch._C._cuda_getDevice():
+        with torch.cuda.device(device):
+            return _enqueue(shape, parameters, device)
+    stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
+    arguments = _Parameters(parameters)
+    launch_kernel = driver().cuLaunchKernel
+    status = launch_kernel(*shape, stream, arguments, None)
+    if status in (_INVALID_CONTEXT, _CONTEXT_IS_DESTROYED):  # a thread's first CUDA call
+        _bind_context(index)
+        status = launch_kernel(*shape, stream, arguments, None)
+    if status != _SUCCESS:
+        raise RuntimeError(f"CUDA could not launch a kernel: {_describe(status)}")
+
+
+@functools.cache
+def driver() -> ctypes.CDLL:
+    """The CUDA driver, which PyTorch has loaded by the time that a CUDA tensor exists."""
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+
+
+def _bind_context(device: int) -> None:
+    """Make the context that PyTorch uses current in this thread; allowed while capturing."""
+    _check(driver().cuCtxSetCurrent(_primary_context(device)), device)
+
+
+@functools.cache
+def _primary_context(device: int) -> ctypes.c_void_p:
+    """Retained for as long as the process lives, as PyTorch does."""
+    ordinal, context = ctypes.c_int(), ctypes.c_void_p()
+    _check(driver().cuDeviceGet(ctypes.byref(ordinal), device), device)
+    _check(driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), ordinal), device)
+    return context
+
+
+def _check(status: int, device: int) -> None:
+    if status != _SUCCESS:
+        raise RuntimeError(f"CUDA could not enter device {device}: {_describe(status)}")
+
+
+def _describe(status: int) -> str:
+    name, text = ctypes.c_char_p(), ctypes.c_char_p()
+    driver().cuGetErrorName(status, ctypes.byref(name))
+    driver().cuGetErrorString(status, ctypes.byref(text))
+    if not name.value or not text.value:
+        return f"error {status}"
+    return f"{name.value.decode()}: {text.value.decode()}"

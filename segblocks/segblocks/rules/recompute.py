@@ -1,0 +1,219 @@
+"""Convolution and max pooling that keep their input, not its padded copy, for the backward pass.
+
+The halo is a copy of the whole map. Autograd would keep it until the backward pass; here it is made
+again instead, which is one memory pass a layer. With cuDNN both resolutions write into one buffer,
+forward and backward, so nothing is joined afterwards. A second derivative raises.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..grid import BlockGrid
+from ..ops.blockpad import blockpad_backward
+from ..ops.cudnn import convolve_into, takes_cudnn
+from .window import Halo, join_blocks, pad_pixels, split_blocks
+
+_NONE = (0, 0)
+
+
+class Setting(NamedTuple):
+    """What a windowed operation is, besides its tensors.
+
+    Attributes:
+        block, out_block: side of a high block before and after.
+        halo: what the windows read around a block.
+        stride, dilation, groups: as in PyTorch.
+        kernel: size of the window, for pooling.
+    """
+
+    grid: BlockGrid
+    block: int
+    out_block: int
+    halo: Halo | None
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int = 1
+    kernel: tuple[int, int] = _NONE
+
+    def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """High and low blocks with their halo."""
+        return self.blocks(pad_pixels(pixels, self.grid, self.block, self.halo))
+
+    def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """High and low blocks of a buffer of outputs."""
+        return split_blocks(pixels, self.grid, self.out_block)
+
+    def new_output(self, like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised buffer of outputs."""
+        rows = self.grid.stored_pixels(self.out_block)
+        return like.new_empty((rows, channels), dtype=dtype)
+
+    def new_padded(self, like: Tensor, channels: int) -> Tensor:
+        """An uninitialised buffer of blocks with their halo."""
+        left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
+        grid, more, wide = self.grid, top + bottom, left + right
+        high = grid.n_high * (self.block + more) * (self.block + wide)
+        low = grid.n_low * (self.block // 2 + more) * (self.block // 2 + wide)
+        return like.new_empty((high + low, channels))
+
+    def blocks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+        """High and low blocks of a buffer of blocks with their halo."""
+        return split_blocks(padded, self.grid, self.block, self.halo)
+
+    def gradient(self, padded: Tensor) -> Tensor:
+        """Gradient of the pixel buffer from that of the blocks with their halo."""
+        if self.halo is None:
+            return padded
+        where = (self.grid.slot, self.grid.cells, self.grid.n_high, self.block)
+        return blockpad_backward(padded, *where, *self.halo.sides, self.halo.replicate)
+
+
+def can_recompute() -> bool:
+    """False for tracers and function transforms, which want every step as an operation."""
+    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+
+
+def convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
+    """Convolution of the (P, C) pixels of one grid; casts under autocast as `F.conv2d` does.
+
+    Returns:
+        (P', COUT) pixel buffer.
+    """
+    pixels, weight, bias = _autocast(pixels, weight, bias)
+    given = (pixels, weight) if bias is None else (pixels, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        return _Convolution.apply(pixels, weight, bias, setting)
+    return _convolve(pixels, weight, bias, setting)
+
+
+def max_pool(pixels: Tensor, setting: Setting) -> Tensor:
+    """Max pooling of the (P, C) pixels of one grid: (P', C)."""
+    if torch.is_grad_enabled() and pixels.requires_grad:
+        return _MaxPool.apply(pixels, setting)
+    return _max_pool(pixels, setting)[0]
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting
+    ) -> Tensor:
+        ctx.save_for_backward(pixels, weight)
+        ctx.setting = setting
+        return _convolve(pixels, weight, bias, setting)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        pixels, weight = ctx.saved_tensors
+        setting = ctx.setting
+        for_pixels, for_weight, for_bias, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        pixel_grad = weight_grad = None
+        if for_pixels and setting.stride == (1, 1) and takes_cudnn(grad, setting.groups):
+            pixel_grad, for_pixels = _full_correlation(grad, weight, setting), False
+        if for_pixels or for_weight:
+            wanted = (for_pixels, for_weight, False)
+            joined, weight_grad = _convolve_backward(pixels, weight, grad, setting, wanted)
+            pixel_grad = joined if for_pixels else pixel_grad
+        return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, setting: Setting) -> Tensor:
+        out, indices = _max_pool(pixels, setting)
+        ctx.save_for_backward(indices)
+        ctx.setting = setting
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (indices,) = ctx.saved_tensors
+        setting = ctx.setting
+        # Only the shapes of the padded blocks matter here.
+        shapes = setting.blocks(setting.new_padded(grad, grad.shape[1]))
+        parts = zip(shapes, setting.outputs(grad.contiguous()), setting.outputs(indices))
+        window = (setting.kernel, setting.stride, _NONE, setting.dilation, False)
+        grads = [
+            torch.ops.aten.max_pool2d_with_indices_backward(out, shape, *window, index)
+            for shape, out, index in parts
+            if shape.shape[0]
+        ]
+        return setting.gradient(join_blocks(grads)), None
+
+
+def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
+    out = setting.new_output(pixels, weight.shape[0])
+    in_place = takes_cudnn(pixels, setting.groups)
+    if in_place:
+        weight = weight.contiguous(memory_format=torch.channels_last)  # once for both resolutions
+    window = (setting.stride, _NONE, setting.dilation, setting.groups)
+    for part, target in zip(setting.padded(pixels), setting.outputs(out)):
+        if not part.shape[0]:
+            continue
+        if in_place:
+            convolve_into(target, part, weight, setting.stride, _NONE, setting.dilation)
+        else:
+            target.copy_(F.conv2d(part, weight, bias, *window))
+    return out.add_(bias) if in_place and bias is not None else out
+
+
+def _max_pool(pixels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
+    out = setting.new_output(pixels, pixels.shape[1])
+    indices = setting.new_output(pixels, pixels.shape[1], torch.int64)
+    window = (setting.kernel, setting.stride, _NONE, setting.dilation, False)
+    parts = zip(setting.padded(pixels), setting.outputs(out), setting.outputs(indices))
+    for part, target, index in parts:
+        if part.shape[0]:
+            torch.ops.aten.max_pool2d_with_indices.out(part, *window, out=target, indices=index)
+    return out, indices
+
+
+def _convolve_backward(
+    pixels: Tensor, weight: Tensor, grad: Tensor, setting: Setting, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of pixels and weight, as far as wanted."""
+    window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
+    pixel_grads, weight_grad = [], None
+    for part, out in zip(setting.padded(pixels), setting.outputs(grad)):
+        if not part.shape[0]:
+            continue
+        one, other, _ = torch.ops.aten.convolution_backward(
+            out, part, weight, None, *window, wanted
+        )
+        pixel_grads.append(one)
+        weight_grad = other if weight_grad is None or other is None else weight_grad.add_(other)
+    return setting.gradient(join_blocks(pixel_grads)) if wanted[0] else None, weight_grad
+
+
+def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
+    """Gradient of the pixels where the stride is 1: itself a convolution, with turned weights.
+
+    Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
+    """
+    turned = weight.flip((2, 3)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
+    padded = setting.new_padded(grad, weight.shape[1])
+    for out, target in zip(setting.outputs(grad), setting.blocks(padded)):
+        if out.shape[0]:
+            convolve_into(target, out, turned, (1, 1), around, setting.dilation)
+    return setting.gradient(padded)
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(x: Tensor | None) -> Tensor | None:
+        eligible = x is not None and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(dtype) if eligible else x
+
+    return [cast(x) for x in tensors]

@@ -1,0 +1,346 @@
+"""The patch convolution and the turned stem on Hopper, against float32 rules on block tensors."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from agreement import GRIDS, make_grid
+from fast_models import ON_HOPPER, relative_error
+from patches_by_hand import KINDS, tiles_by_hand
+from test_fast_layouts import plain_matrix
+
+from segblocks import BlockGrid, DualResTensor, to_blocks
+from segblocks.fast import patches, stem
+from segblocks.fast.packing import pack
+from segblocks.fast.patches import Division, Tiling
+from segblocks.fast.steps import StemStep
+from segblocks.fast.tables import Scale, TableKey, build_tables
+
+pytestmark = ON_HOPPER
+
+BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+REPEATS = 5
+NAN = float("nan")
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def grid_of(shape: tuple[int, int, int], n_high: int) -> BlockGrid:
+    """A grid on the GPU with so many high blocks, anywhere."""
+    total = shape[0] * shape[1] * shape[2]
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return BlockGrid.from_mask((order < n_high).view(shape).cuda(), n_high)
+
+
+def edges_of(averages: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n_high·(b/2)², C) averages as those along a block's edge, and those inside."""
+    half = block // 2
+    on_edge = torch.ones(half, half, dtype=torch.bool, device=averages.device)
+    on_edge[1:-1, 1:-1] = False
+    blocks = averages.view(-1, half, half, averages.shape[1])
+    return blocks[:, on_edge], blocks[:, ~on_edge]
+
+
+def quads_of(pixels: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """The 2×2 means of the high blocks, in the order of an extended buffer."""
+    half, channels = scale.block // 2, pixels.shape[1]
+    blocks = pixels[: scale.high_rows].view(-1, half, 2, half, 2, channels)
+    return blocks.mean((2, 4)).view(-1, channels)
+
+
+def extended_input(grid: BlockGrid, scale: Scale, channels: int, dtype) -> torch.Tensor:
+    """Random pixels and what follows them; NaN where nothing may be read."""
+    x = torch.randn(scale.zero + 1, channels, device="cuda").to(dtype)
+    x[-1] = 0
+    averages = quads_of(x.float(), scale).to(dtype)
+    if scale.block > 4 and grid.n_high:
+        half = scale.block // 2
+        averages.view(-1, half, half, channels)[:, 1:-1, 1:-1] = NAN
+    x[scale.rows : scale.zero] = averages
+    return x
+
+
+def check_output(out: torch.Tensor, expected: torch.Tensor, scale: Scale) -> None:
+    """Pixels, averages along the edges, and the row of zeros; `out` was NaN before."""
+    bound = BOUND[out.dtype]
+    assert relative_error(out[: scale.rows], expected) < bound
+    assert not out[scale.zero].any(), "the row of zeros"
+    if scale.high_rows:
+        found, _ = edges_of(out[scale.rows : scale.zero], scale.block)
+        means, _ = edges_of(quads_of(expected, scale), scale.block)
+        assert relative_error(found, means) < bound
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_tables_of_tiles(kind):
+    mask = make_grid(kind)
+    grid = BlockGrid.from_mask(mask.cuda())
+    blocks = [4, 8, 16, 24, 32]  # over one launch
+    tables = patches.build_patches(grid.slot, grid.cells, grid.n_high, blocks)
+    for block in blocks:
+        scale = Scale.of(block, grid.n_high, mask.numel())
+        tiling = Tiling.of(scale)
+        assert (block in tables) == tiling.has_patches
+        if not tiling.has_patches:
+            continue
+        expected = [
+            tile
+            for high in (True, False)
+            if (block if high else block // 2) in KINDS
+            for tile in tiles_by_hand(mask, block, high)
+        ]
+        table = tables[block].tolist()
+        assert len(table) == tiling.tiles
+        for found, tile in zip(table, expected):
+            assert found[: len(tile.inputs)] == tile.inputs
+            assert found[3 * 192 : 3 * 192 + 128] == tile.outputs
+            assert found[3 * 192 + 128 :] == tile.averages
+
+
+# -- the convolution -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A convolution: its grid, channels, what is added, and how its work is shared."""
+
+    block: int
+    cin: int = 64
+    cout: int = 64
+    grid: tuple[int, int, int] = (1, 3, 4)
+    high: int = 5
+    extra: int = 0  # channels of a second input
+    extra_stride: int = 1
+    residual: bool = False
+    post: bool = False
+    relu: bool = True
+    dtype: torch.dtype = torch.float16
+    lanes: int = 0  # thread blocks for each slice and part; 0: as planned
+    streamed: bool = False
+
+    def divide(self, scale: Scale) -> Division:
+        second = 64 if self.residual else self.extra
+        channels = (self.cin, second, self.cout)
+        d = patches.plan(scale, channels, torch.device("cuda", 0))
+        if self.streamed:
+            chunks, stages = d.chunk_of[-1], patches._STREAMED
+            ring = min(8, (patches._SHARED - stages * patches._STAGE_BYTES) // d.tiling.slot)
+            lanes = min(64 // d.slices, d.tiling.tiles)
+            d = Division(d.tiling, (0, chunks), False, stages, ring, lanes, d.slices)
+        return replace(d, lanes=min(self.lanes, d.tiling.tiles)) if self.lanes else d
+
+
+CASES = {
+    # Kinds of tiles: of high and of low blocks.
+    "tall, tall": Case(32),
+    "tall, pair": Case(16, 128, 128),
+    "pair, wide": Case(8, 128, 128),
+    "wide, rows": Case(4),
+    "pair, rows": Case(24),
+    "rows": Case(2),
+    "none high": Case(16, high=0),
+    "none high of 8": Case(8, high=0),
+    "one high": Case(16, high=1),
+    "all high": Case(16, high=12),
+    "all high of 8": Case(8, high=12),
+    "one block": Case(16, grid=(1, 1, 1), high=1),
+    # What is added.
+    "no relu": Case(16, relu=False, residual=True),
+    "residual": Case(16, 128, 128, (2, 3, 4), 9, residual=True),
+    "residual of 32": Case(32, residual=True),
+    "residual, wide": Case(8, 128, 192, residual=True),
+    "residual, rows": Case(4, 64, 128, residual=True),
+    "post": Case(16, 128, 128, (2, 3, 4), 9, residual=True, post=True),
+    "post alone": Case(8, 64, 128, post=True, relu=False),
+    "extra": Case(16, 128, 128, extra=64),
+    "extra of stride 2": Case(16, 128, 128, (2, 3, 4), 9, extra=64, extra_stride=2),
+    "extra of stride 2, wide": Case(8, 64, 128, extra=128, extra_stride=2),
+    "extra of stride 2, rows": Case(4, 64, 64, extra=64, extra_stride=2),
+    "extra of stride 2, 24": Case(24, extra=64, extra_stride=2),
+    # The inner dimension in parts.
+    "parts": Case(8, 256, 256),
+    "parts, residual": Case(8, 256, 256, residual=True),
+    "parts, extra": Case(8, 256, 256, extra=128, extra_stride=2),
+    "many parts": Case(8, 512, 512, high=6),
+    "many parts, post": Case(4, 512, 512, extra=256, extra_stride=2, post=True),
+    "parts, one thread block each": Case(8, 256, 64, (1, 8, 16), 51, lanes=1),
+    # Weights that stream by.
+    "streamed": Case(16, 128, 128, (2, 4, 8), 23, residual=True, post=True, streamed=True),
+    "streamed, pair": Case(8, 256, 256, (2, 4, 8), 23, post=True, streamed=True),
+    "streamed, extra": Case(
+        8, 256, 256, (2, 4, 8), 23, extra=128, extra_stride=2, post=True, streamed=True
+    ),
+    "streamed, wide": Case(4, 512, 128, (2, 4, 8), 23, residual=True, post=True, streamed=True),
+    "streamed, odd": Case(16, 256, 64, high=5, post=True, streamed=True, lanes=3),
+    "streamed, too long for parts": Case(8, 1152, 64, post=True, residual=True),
+    "streamed, one thread block": Case(8, 256, 64, high=7, post=True, streamed=True, lanes=1),
+    # Many tiles for each thread block, an odd number among them.
+    "many tiles of 32": Case(32, 64, 64, (1, 8, 16), 51),
+    "many tiles of 16": Case(16, 128, 128, (4, 8, 16), 205, residual=True),
+    "many tiles of 8": Case(8, 128, 128, (4, 8, 16), 205),
+    "many tiles, streamed": Case(8, 256, 256, (4, 8, 16), 205, post=True),
+    "one thread block": Case(16, 64, 64, high=5, lanes=1),
+    "one thread block, pair": Case(8, 64, 64, high=7, lanes=1),
+    "one thread block, rows": Case(24, 64, 64, high=1, lanes=1),
+    "three thread blocks": Case(16, 128, 64, high=6, lanes=3, residual=True),
+    "three thread blocks, wide": Case(8, 64, 64, (1, 4, 8), 11, lanes=3),
+    # bfloat16.
+    "bf16": Case(16, 128, 128, residual=True, dtype=torch.bfloat16),
+    "bf16, parts": Case(8, 256, 256, dtype=torch.bfloat16),
+    "bf16, rows": Case(4, extra=64, extra_stride=2, dtype=torch.bfloat16),
+    "bf16, streamed": Case(8, 256, 256, (4, 8, 16), 205, dtype=torch.bfloat16),
+}
+
+
+class Convolution:
+    """Random inputs and parameters of a case, on the GPU, and what it should make of them."""
+
+    def __init__(self, case: Case):
+        self.case, self.grid = case, grid_of(case.grid, case.high)
+        grid, block, dtype = self.grid, case.block, case.dtype
+        n_blocks = grid.mask.numel()
+        self.scale = Scale.of(block, case.high, n_blocks)
+        self.division = case.divide(self.scale)
+        keys = [TableKey(block), TableKey(block, centre=True)]
+        found = build_tables(grid.slot, grid.cells, case.high, keys)
+        self.table, self.own = found[keys[0]], found[keys[1]][0]
+        tiles = patches.build_patches(grid.slot, grid.cells, case.high, [block])
+        self.patches = tiles.get(block)
+        cin, cout = case.cin, case.cout
+        self.x = extended_input(grid, self.scale, cin, dtype)
+        weight = torch.randn(cout, cin, 3, 3) / (9 * cin) ** 0.5
+        self.weight = weight.to("cuda", dtype)
+        packed = [patches.pack_patch_weights(plain_matrix(weight).to(dtype), 9)]
+        self.channels, self.second = (cin, case.extra, cout), None
+        if case.extra:
+            scale2 = Scale.of(block * case.extra_stride, case.high, n_blocks)
+            self.second = extended_input(grid, scale2, case.extra, dtype)
+            self.second_rows = scale2.rows
+            matrix = torch.randn(case.extra, cout) / case.extra**0.5
+            self.second_weight = matrix.t().to("cuda", dtype)[:, :, None, None]
+            packed.append(patches.pack_patch_weights(matrix.to(dtype)))
+        elif case.residual:
+            self.second = extended_input(grid, self.scale, cout, dtype)
+            packed.append(patches.pack_patch_weights(patches.identity(cout).to(dtype)))
+            self.channels = (cin, 64, cout)
+        self.packed = torch.cat(packed).cuda()
+        self.bias = torch.randn(self.packed.shape[1], device="cuda")
+        self.post = torch.randn(2, self.packed.shape[1], device="cuda") if case.post else None
+        self.count = torch.zeros(4096, dtype=torch.int32, device="cuda")
+
+    def run(self) -> torch.Tensor:
+        case = self.case
+        shape = (self.scale.zero + 1, case.cout)
+        out = torch.full(shape, NAN, dtype=case.dtype, device="cuda")
+        more = {}
+        if case.extra:
+            more = {"x2": self.second, "stride2": case.extra_stride}
+        elif case.residual:
+            more = {"x2": self.second, "step2": 64}
+        patches.convolve_patches(
+            self.division,
+            self.scale,
+            self.x,
+            self.packed,
+            self.bias,
+            out,
+            self.channels,
+            self.own,
+            self.table,
+            self.patches,
+            post=self.post,
+            relu=case.relu,
+            count=self.count,
+            **more,
+        )
+        return out
+
+    def expected(self) -> torch.Tensor:
+        case, cout = self.case, self.case.cout
+        x = DualResTensor(self.x[: self.scale.rows].float(), self.grid, case.block)
+        y = F.conv2d(x, self.weight.float(), self.bias[:cout], padding=1).pixels
+        if case.extra:
+            pixels, stride = self.second[: self.second_rows].float(), case.extra_stride
+            second = DualResTensor(pixels, self.grid, case.block * stride)
+            y = y + F.conv2d(second, self.second_weight.float(), None, stride).pixels
+        elif case.residual:
+            y = y + self.second[: self.scale.rows].float()
+        if case.relu:
+            y = y.relu()
+        return y if self.post is None else (y * self.post[0, :cout] + self.post[1, :cout]).relu()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_convolutions(name):
+    convolution = Convolution(CASES[name])
+    results = [convolution.run() for _ in range(REPEATS)]
+    check_output(results[0], convolution.expected(), convolution.scale)
+    bits = [out.view(torch.int16) for out in results]
+    assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
+    assert not convolution.count.any(), "counters are left at zero"
+
+
+def test_cases_cover_every_way_of_sharing_the_work():
+    ways = set()
+    for case in CASES.values():
+        n_blocks = case.grid[0] * case.grid[1] * case.grid[2]
+        d = case.divide(Scale.of(case.block, case.high, n_blocks))
+        tiles, low = d.tiling.high_tiles, d.tiling.tiles - d.tiling.high_tiles
+        ways.add("streamed" if not d.resident else "parts" if d.parts > 1 else "whole")
+        ways.add("three parts" if d.parts > 2 else "")
+        if tiles > 2 * d.lanes and low > 2 * d.lanes:
+            ways.add("odd" if -(-tiles // d.lanes) % 2 else "even")
+    assert ways - {""} == {"streamed", "parts", "three parts", "whole", "odd", "even"}
+
+
+def test_averages_inside_a_block_are_left_alone():
+    """Nobody reads them, so they cost no write."""
+    convolution = Convolution(Case(16, high=5))
+    averages = convolution.run()[convolution.scale.rows : convolution.scale.zero]
+    _, inside = edges_of(averages, 16)
+    assert inside.numel() > 0
+    assert inside.isnan().all()
+
+
+# -- the stem --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processors", [None, 3], ids=["planned", "few thread blocks"])
+@pytest.mark.parametrize("high", [0, 5, 12])
+@pytest.mark.parametrize(
+    ("block", "size", "channels", "dtype", "relu"),
+    [
+        (128, 7, 64, torch.float16, True),
+        (64, 7, 64, torch.float16, True),
+        (128, 3, 64, torch.float16, True),
+        (64, 3, 128, torch.float16, False),
+        (128, 7, 128, torch.bfloat16, True),
+    ],
+)
+def test_the_stem(block, size, channels, dtype, relu, high, processors, monkeypatch):
+    if processors:
+        monkeypatch.setattr(stem, "multiprocessors", lambda device: processors)
+    grid = grid_of((1, 3, 4), high)
+    image = torch.randn(1, 3, 3 * block, 4 * block, device="cuda").to(dtype)
+    weight = torch.randn(channels, 3, size, size, device="cuda") / (3 * size * size) ** 0.5
+    weight, bias = weight.to(dtype).float(), torch.randn(channels, device="cuda")
+    packed = pack(StemStep(1, weight, bias, relu, 0), block // 2, dtype)
+    assert packed.by_patches
+    x = stem.split_padded(image, grid.slot, grid.cells, high, block, dtype)
+    scale = Scale.of(block // 2, high, 12)
+    results = []
+    for _ in range(REPEATS):
+        out = torch.full((scale.zero + 1, channels), NAN, dtype=dtype, device="cuda")
+        stem.convolve_stem(x, packed.weights, packed.bias, out, scale, 12, relu)
+        results.append(out)
+    expected = F.conv2d(to_blocks(image.float(), grid), weight, bias, 2, size // 2).pixels
+    check_output(results[0], expected.relu() if relu else expected, scale)
+    bits = [out.view(torch.int16) for out in results]
+    assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
