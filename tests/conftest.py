@@ -1,6 +1,10 @@
+import torch
 from experiments import SCRIPTS
 from published import easydict  # noqa: F401
 from web import server  # noqa: F401
+
+# Runs here are compared, bit for bit, with runs in processes of one thread each.
+torch.set_num_threads(1)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -22,8 +22,10 @@ from tiny import (  # noqa: F401
 )
 
 import train
+from argparser import parse_args
 from utils import checkpoint as checkpoints
 from utils.logger import RunLog
+from utils.resume import changed_flags
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -246,6 +248,27 @@ def test_changed_rates_and_schedule_take_effect(tmp_path):
         "--weight-decay was 0.0001",
     ):
         assert f"WARNING warning: changed since the checkpoint: {text}" in log
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ("", "--class-weights 1 2", ["--class-weights was None, now ['1', '2']"]),
+        ("--segblocks-budgets 0.1 0.5", "", ["--segblocks-budgets was [0.1, 0.5], now None"]),
+        ("", "--num-features 64", []),  # may be what the backbone has in any case
+        ("--segblocks-legacy-upsample yes", "", []),  # the checkpoint's counts
+        ("--num-features 48", "--num-features 64", ["--num-features was 48, now 64"]),
+        ("--synthetic-size 64 128", "--synthetic-size 64 128", []),
+        ("--cityscapes-data-dir here", "--cityscapes-data-dir there", []),
+    ],
+)
+def test_flags_that_count_as_changed(before, now, expected):
+    flags = (
+        ["--dataset", "synthetic", "--segblocks-policy", "random", *f.split()]
+        for f in (before, now)
+    )
+    saved, args = (parse_args(f) for f in flags)
+    assert changed_flags(vars(saved), args) == expected
 
 
 @pytest.mark.parametrize(
