@@ -7,6 +7,7 @@ from torch import Tensor
 
 from segblocks import BlockGrid, DualResTensor, execute_with_grid, to_blocks
 from segblocks.fast.fuse import fuse
+from segblocks.fast.cpu import CpuNetwork
 from segblocks.fast.portable import PortableNetwork
 from segblocks.fast.steps import PlainStep, PoolStep, StemStep
 from segblocks.fast.trace import Program, Ref, recording
@@ -116,13 +117,13 @@ def check_fused(net, block, mask_shape=(2, 2, 3)):
     program = record(net, make_image(first, 3, block), first)
     assert program.obstacle is None
     steps = fuse(program)
-    portable = PortableNetwork(program, steps)
+    ways = PortableNetwork(program, steps).run, CpuNetwork(program, steps, mask_shape).run
     for kind in ("mixed", "all", "none"):
         mask = make_grid(kind, mask_shape, seed=3)
         image, grid = make_image(mask, 3, block, seed=5), BlockGrid.from_mask(mask)
         with torch.no_grad():
             expected = find(execute_with_grid(net, image, grid), torch.Tensor)
-            for run in (lambda *args: execute(program, steps, *args), portable.run):
+            for run in (lambda *args: execute(program, steps, *args), *ways):
                 found = find(run(image, grid), torch.Tensor)
                 assert len(found) == len(expected) > 0
                 for mine, theirs in zip(found, expected):

@@ -11,6 +11,7 @@ from ..grid import BlockGrid
 from ..model import execute_with_grid
 from ..structure import map_structure
 from ..tensor import to_blocks
+from .cpu import CpuNetwork
 from .dense_run import DenseFunction
 from .dense_trace import record_dense
 from .fuse import fuse
@@ -50,8 +51,9 @@ def build_network(
             return _hopper(program, steps, image.dtype), "fused Hopper kernels"
         warnings.warn(f"{obstacle}; the network runs without the Hopper kernels", stacklevel=5)
     steps = fuse_excursions(program, steps, net, grid_shape, image)
-    portable = PortableNetwork(program, steps)
-    return portable.run, "fused"
+    if image.device.type == "cpu":
+        return CpuNetwork(program, steps, grid_shape).run, "fused"
+    return PortableNetwork(program, steps).run, "fused"
 
 
 def record(

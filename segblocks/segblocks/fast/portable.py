@@ -1,4 +1,4 @@
-"""Runs the fused steps of a network with PyTorch's own functions: the CPU, and GPUs before Hopper.
+"""Runs the fused steps of a network with PyTorch's own functions: GPUs before Hopper.
 
 Batch norm is folded into the convolutions and everything point-wise works in place.
 """
@@ -30,32 +30,46 @@ class PortableNetwork:
         self.program = program
         self.steps = steps
         self.last_use = last_uses(program, steps)
+        self.reads_split_image = program.is_output(0) or any(0 in step.inputs for step in steps)
 
     def run(self, image: Tensor, grid: BlockGrid) -> Any:
         """The network's output, block tensors combined; image (N, C, H, W)."""
-        values = {0: to_blocks(image, grid)}
+        values = {0: to_blocks(image, grid)} if self.reads_split_image else {}
         for i, step in enumerate(self.steps):
             if isinstance(step, ConvStep):
-                values[step.output] = _convolve(step, values)
+                values[step.output] = self.convolve(step, values, i)
             elif isinstance(step, StemStep):
-                values[step.output] = _stem(step, values[0])
+                values[step.output] = self.stem(step, image, grid)
             elif isinstance(step, PoolStep):
-                values[step.output] = F.max_pool2d(values[step.source], 3, 2, 1)
+                values[step.output] = self.pool(step, values[step.source])
             elif isinstance(step, ExcursionStep):
                 (source,), (output,) = step.node.inputs, step.node.outputs
-                values[output] = to_blocks(step.function(values[source].combine()), grid)
+                values[output] = to_blocks(step.function(self.combine(values[source])), grid)
             else:
                 _call(step.node, values)
             for value in step.inputs:
                 if self.last_use[value] == i:
                     values.pop(value, None)
-        return map_structure(self.program.output, Ref, lambda ref: values[ref.value].combine())
+        return map_structure(self.program.output, Ref, lambda ref: self.combine(values[ref.value]))
+
+    def convolve(self, step: ConvStep, values: dict[int, DualResTensor], i: int) -> DualResTensor:
+        """Run step number i."""
+        return _convolve(step, values)
+
+    def stem(self, step: StemStep, image: Tensor, grid: BlockGrid) -> DualResTensor:
+        return _stem(step, to_blocks(image, grid))
+
+    def pool(self, step: PoolStep, x: DualResTensor) -> DualResTensor:
+        return F.max_pool2d(x, 3, 2, 1)
+
+    def combine(self, x: DualResTensor) -> Tensor:
+        return x.combine()
 
 
 def _convolve(step: ConvStep, values: dict[int, DualResTensor]) -> DualResTensor:
     x = values[step.source]
     if step.pre is not None:
-        x = _normalise(x, step.pre, in_place=False)
+        x = normalise(x, step.pre, in_place=False)
     dtype = x.dtype
     weight, bias = step.weight.to(dtype), step.bias.to(dtype)
     y = F.conv2d(x, weight, bias, step.stride, weight.shape[2] // 2)
@@ -68,7 +82,7 @@ def _convolve(step: ConvStep, values: dict[int, DualResTensor]) -> DualResTensor
         y.pixels.add_(F.conv2d(values[step.extra], shortcut, None, step.extra_stride).pixels)
     if step.relu:
         y.pixels.relu_()
-    return y if step.post is None else _normalise(y, step.post, in_place=True)
+    return y if step.post is None else normalise(y, step.post, in_place=True)
 
 
 def _stem(step: StemStep, image: DualResTensor) -> DualResTensor:
@@ -79,7 +93,7 @@ def _stem(step: StemStep, image: DualResTensor) -> DualResTensor:
     return y
 
 
-def _normalise(x: DualResTensor, affine: Affine, in_place: bool) -> DualResTensor:
+def normalise(x: DualResTensor, affine: Affine, in_place: bool) -> DualResTensor:
     """relu(x * scale + shift), per channel."""
     scale, shift = affine.scale.to(x.dtype), affine.shift.to(x.dtype)
     pixels = x.pixels.mul_(scale) if in_place else x.pixels * scale

@@ -1,0 +1,126 @@
+"""Runs the fused steps of a network on the CPU: every convolution adds to its pixel buffer in place.
+
+Memory traffic is what blocks cost here: a padded copy of the input is gathered through an index, and
+the convolution of either resolution writes straight into the rows of its blocks.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..grid import BlockGrid
+from ..tensor import DualResTensor
+from .onednn import AddedConvolution
+from .padded import double, join, padded, padded_image
+from .portable import PortableNetwork, normalise
+from .steps import ConvStep, ExcursionStep, PoolStep, StemStep, Step
+from .trace import Program
+
+
+class CpuNetwork(PortableNetwork):
+    """A recorded, fused network for the CPU; `run` executes it for any grid.
+
+    Args:
+        grid_shape: (N, Gh, Gw) of the images to come.
+    """
+
+    def __init__(self, program: Program, steps: list[Step], grid_shape: tuple[int, int, int]):
+        super().__init__(program, steps)
+        self.blocks = math.prod(grid_shape)
+        self.convolutions = {
+            id(step): self._prepare(step) for step in steps if isinstance(step, ConvStep | StemStep)
+        }
+        self.shortcuts = {
+            id(step): step.extra_weight.flatten(1).t().to(program.dtypes[step.output]).contiguous()
+            for step in steps
+            if isinstance(step, ConvStep) and step.extra is not None
+        }
+        fused = (ConvStep, StemStep, PoolStep)
+        made = {step.output for step in steps if isinstance(step, fused)}
+        seen = {v for s in steps if not isinstance(s, (*fused, ExcursionStep)) for v in s.inputs}
+        # What only fused steps touch shares its memory with nothing else.
+        self.own = made - seen
+
+    def _prepare(self, step: ConvStep | StemStep) -> AddedConvolution:
+        stem = isinstance(step, StemStep)
+        source, stride = (0, 2) if stem else (step.source, step.stride)
+        dtype = self.program.dtypes[source]
+        cout, cin, kernel, _ = step.weight.shape
+        side = self.program.blocks[source]
+        shape = (self.blocks, cin, side + kernel - 1, side + kernel - 1)
+        if kernel == 1:
+            shape = (1, cin, 1, self.blocks * side * side)
+        return AddedConvolution(step.weight.to(dtype), step.bias.to(dtype), stride, shape)
+
+    def stem(self, step: StemStep, image: Tensor, grid: BlockGrid) -> DualResTensor:
+        block = image.shape[2] // grid.mask.shape[1] // 2
+        out = _zeros(image, grid, block, step.weight.shape[0])
+        blocks = padded_image(image, grid, step.weight.shape[2] // 2)
+        self._add(step, out, blocks)
+        return out
+
+    def convolve(self, step: ConvStep, values: dict[int, DualResTensor], i: int) -> DualResTensor:
+        out = self._addend(step, values, i)
+        x = values[step.source]
+        if step.pre is not None:
+            x = normalise(x, step.pre, in_place=False)
+        if step.weight.shape[2] == 1:
+            self.convolutions[id(step)](_line(out.pixels), _line(x.pixels.contiguous()), step.relu)
+        else:
+            self._add(step, out, padded(x, 1, 1, 0.0))
+        return out if step.post is None else normalise(out, step.post, in_place=True)
+
+    def pool(self, step: PoolStep, x: DualResTensor) -> DualResTensor:
+        block, channels = x.block // 2, x.pixels.shape[1]
+        out = x.like(x.pixels.new_empty((_rows(x.grid, block), channels)), block)
+        for part, rows in zip(padded(x, 1, 0, -torch.inf), (out.highres, out.lowres)):
+            if part.shape[0]:
+                rows.copy_(F.max_pool2d(part, 3, 2))
+        return out
+
+    def combine(self, x: DualResTensor) -> Tensor:
+        plain = x.pixels.is_floating_point() and x.layout == "NCHW"
+        return join(x) if plain and not x.grid.legacy_upsample else x.combine()
+
+    def _add(self, step: ConvStep | StemStep, out: DualResTensor, blocks: tuple) -> None:
+        for part, rows in zip(blocks, (out.highres, out.lowres)):
+            self.convolutions[id(step)](rows, part, step.relu)
+
+    def _addend(self, step: ConvStep, values: dict[int, DualResTensor], i: int) -> DualResTensor:
+        """A buffer that may be written, with what the convolution is added to."""
+        if step.residual is not None:
+            x, value = values[step.residual], step.residual
+            free = self.last_use[value] == i and value in self.own
+            alone = value not in (step.source, step.extra)
+            return x if free and alone else x.like(x.pixels.clone())
+        if step.enlarged is not None:
+            x = values[step.enlarged]
+            if not x.grid.legacy_upsample:
+                return double(x)
+            return F.interpolate(x, scale_factor=2, mode="bilinear")
+        x = values[step.source]
+        block = x.block // step.stride
+        if step.extra is None:
+            return _zeros(x.pixels, x.grid, block, step.weight.shape[0])
+        weight, every = self.shortcuts[id(step)], step.extra_stride
+        out = x.like(x.pixels.new_empty((_rows(x.grid, block), weight.shape[1])), block)
+        extra = values[step.extra]
+        for part, rows in zip((extra.highres, extra.lowres), (out.highres, out.lowres)):
+            read = part[:, :, ::every, ::every].permute(0, 2, 3, 1).reshape(-1, part.shape[1])
+            torch.mm(read, weight, out=rows.permute(0, 2, 3, 1).view(-1, weight.shape[1]))
+        return out
+
+
+def _line(pixels: Tensor) -> Tensor:
+    """A pixel buffer as one picture (1, C, 1, P), on which a 1×1 convolution acts alike."""
+    return pixels.t()[None, :, None]
+
+
+def _rows(grid: BlockGrid, block: int) -> int:
+    return grid.n_high * block**2 + grid.n_low * (block // 2) ** 2
+
+
+def _zeros(like: Tensor, grid: BlockGrid, block: int, channels: int) -> DualResTensor:
+    return DualResTensor(like.new_zeros((_rows(grid, block), channels)), grid, block)
