@@ -6,8 +6,8 @@ from agreement import TOLERANCE, distance, make_grid, make_image
 from torch import Tensor
 
 from segblocks import BlockGrid, DualResTensor, execute_with_grid, to_blocks
-from segblocks.fast.fuse import fuse
 from segblocks.fast.cpu import CpuNetwork
+from segblocks.fast.fuse import fuse
 from segblocks.fast.portable import PortableNetwork
 from segblocks.fast.steps import PlainStep, PoolStep, StemStep
 from segblocks.fast.trace import Program, Ref, recording

@@ -8,6 +8,7 @@ from fast_networks import Net, SmallSwiftNet, relu_, up
 from programs import check_fused, execute, record
 
 from segblocks import BlockGrid, execute_with_grid
+from segblocks.fast.cpu import CpuNetwork
 from segblocks.fast.fuse import fuse
 from segblocks.fast.portable import PortableNetwork
 from segblocks.fast.steps import ConvStep
@@ -100,6 +101,7 @@ def test_legacy_resizing_stays_legacy():
         for run in (
             lambda *args: execute(program, steps, *args),
             PortableNetwork(program, steps).run,
+            CpuNetwork(program, steps, tuple(mask.shape)).run,
         ):
             assert distance(run(image, grid), expected) < TOLERANCE
 

@@ -1,7 +1,7 @@
-"""Runs the fused steps of a network on the CPU: every convolution adds to its pixel buffer in place.
+"""Runs the fused steps of a network on the CPU: every convolution adds to its buffer in place.
 
-Memory traffic is what blocks cost here: a padded copy of the input is gathered through an index, and
-the convolution of either resolution writes straight into the rows of its blocks.
+Memory traffic is what blocks cost here. A padded copy of the input is gathered through an index,
+and the convolution of either resolution writes straight into the rows of its blocks.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..grid import BlockGrid
 from ..tensor import DualResTensor
 from .onednn import AddedConvolution
-from .padded import double, join, padded, padded_image
+from .padded import Scratch, double, join, padded, padded_image
 from .portable import PortableNetwork, normalise
 from .steps import ConvStep, ExcursionStep, PoolStep, StemStep, Step
 from .trace import Program
@@ -28,6 +28,7 @@ class CpuNetwork(PortableNetwork):
 
     def __init__(self, program: Program, steps: list[Step], grid_shape: tuple[int, int, int]):
         super().__init__(program, steps)
+        self.scratch, self.first = Scratch(), Scratch()
         self.blocks = math.prod(grid_shape)
         self.convolutions = {
             id(step): self._prepare(step) for step in steps if isinstance(step, ConvStep | StemStep)
@@ -47,7 +48,7 @@ class CpuNetwork(PortableNetwork):
         stem = isinstance(step, StemStep)
         source, stride = (0, 2) if stem else (step.source, step.stride)
         dtype = self.program.dtypes[source]
-        cout, cin, kernel, _ = step.weight.shape
+        cin, kernel = step.weight.shape[1:3]
         side = self.program.blocks[source]
         shape = (self.blocks, cin, side + kernel - 1, side + kernel - 1)
         if kernel == 1:
@@ -56,7 +57,12 @@ class CpuNetwork(PortableNetwork):
 
     def stem(self, step: StemStep, image: Tensor, grid: BlockGrid) -> DualResTensor:
         block = image.shape[2] // grid.mask.shape[1] // 2
-        out = _zeros(image, grid, block, step.weight.shape[0])
+        channels = step.weight.shape[0]
+        if step.output in self.own:  # the largest buffer of all: kept from call to call
+            pixels = self.first.rows(_rows(grid, block), image.new_empty((0, channels))).zero_()
+            out = DualResTensor(pixels, grid, block)
+        else:
+            out = _zeros(image, grid, block, channels)
         blocks = padded_image(image, grid, step.weight.shape[2] // 2)
         self._add(step, out, blocks)
         return out
@@ -69,20 +75,20 @@ class CpuNetwork(PortableNetwork):
         if step.weight.shape[2] == 1:
             self.convolutions[id(step)](_line(out.pixels), _line(x.pixels.contiguous()), step.relu)
         else:
-            self._add(step, out, padded(x, 1, 1, 0.0))
+            self._add(step, out, padded(x, 1, 1, 0.0, self.scratch))
         return out if step.post is None else normalise(out, step.post, in_place=True)
 
     def pool(self, step: PoolStep, x: DualResTensor) -> DualResTensor:
         block, channels = x.block // 2, x.pixels.shape[1]
         out = x.like(x.pixels.new_empty((_rows(x.grid, block), channels)), block)
-        for part, rows in zip(padded(x, 1, 0, -torch.inf), (out.highres, out.lowres)):
+        for part, rows in zip(padded(x, 1, 0, -torch.inf, self.scratch), (out.highres, out.lowres)):
             if part.shape[0]:
                 rows.copy_(F.max_pool2d(part, 3, 2))
         return out
 
     def combine(self, x: DualResTensor) -> Tensor:
         plain = x.pixels.is_floating_point() and x.layout == "NCHW"
-        return join(x) if plain and not x.grid.legacy_upsample else x.combine()
+        return join(x, self.scratch) if plain and not x.grid.legacy_upsample else x.combine()
 
     def _add(self, step: ConvStep | StemStep, out: DualResTensor, blocks: tuple) -> None:
         for part, rows in zip(blocks, (out.highres, out.lowres)):
@@ -98,7 +104,7 @@ class CpuNetwork(PortableNetwork):
         if step.enlarged is not None:
             x = values[step.enlarged]
             if not x.grid.legacy_upsample:
-                return double(x)
+                return double(x, self.scratch)
             return F.interpolate(x, scale_factor=2, mode="bilinear")
         x = values[step.source]
         block = x.block // step.stride

@@ -1,0 +1,109 @@
+"""The CPU's own parts of the fast path: padded blocks by one gather, convolutions that add."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from agreement import GRIDS, buffer, distance, make_grid, make_image
+
+from segblocks import DualResTensor, to_blocks
+from segblocks.fast import onednn
+from segblocks.fast.onednn import AddedConvolution
+from segblocks.fast.padded import Scratch, double, join, padded, padded_image
+from segblocks.grid import BlockGrid
+from segblocks.rules.window import Halo, padded_blocks
+
+SHAPES = [(2, 2, 3), (1, 1, 1), (1, 4, 1)]
+
+
+def blocks_of(kind: str, shape: tuple, block: int, channels: int = 5) -> DualResTensor:
+    mask = make_grid(kind, shape)
+    pixels, _ = buffer(mask, channels, block)
+    return DualResTensor(pixels, BlockGrid.from_mask(mask), block)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", [2, 8])
+@pytest.mark.parametrize(
+    ("before", "after", "fill"), [(1, 1, 0.0), (1, 0, -torch.inf), (1, 1, None), (3, 2, 0.5)]
+)
+def test_padded_blocks_are_those_of_blockpad(kind, shape, block, before, after, fill):
+    x = blocks_of(kind, shape, block)
+    sides = (before, after, before, after)
+    expected = padded_blocks(x, Halo(sides, fill is None, 0.0 if fill is None else fill))
+    scratch = Scratch()
+    for _ in range(2):  # the second time from the index and in the memory of the first
+        found = padded(x, before, after, fill, scratch)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert distance(mine, theirs) < 1e-12
+            assert mine.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("block", "pad"), [(8, 3), (8, 1), (4, 3), (2, 3)])
+def test_a_padded_image_is_split_then_padded(kind, shape, block, pad):
+    mask = make_grid(kind, shape)
+    image = make_image(mask, 3, block)
+    before, x = image.clone(), to_blocks(image, mask)
+    expected = padded_blocks(x, Halo((pad,) * 4))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        given = image.contiguous(memory_format=layout)
+        for mine, theirs in zip(padded_image(given, x.grid, pad), expected, strict=True):
+            assert distance(mine, theirs) < 1e-12
+        assert torch.equal(given, before)
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", [2, 8])
+def test_joining_and_doubling(kind, shape, block):
+    x = blocks_of(kind, shape, block)
+    assert distance(join(x, Scratch()), x.combine()) < 1e-12
+    expected = F.interpolate(x, scale_factor=2, mode="bilinear")
+    found = double(x, Scratch())
+    assert found.block == expected.block == 2 * block
+    assert distance(found.pixels, expected.pixels) < 1e-12
+
+
+def test_scratch_memory_follows_size_and_type():
+    scratch = Scratch()
+    small, large = torch.empty(1, 4), torch.empty(1, 8, dtype=torch.float64)
+    first = scratch.rows(6, small)
+    assert scratch.rows(3, small).data_ptr() == first.data_ptr()
+    for like, count in ((large, 3), (small, 100), (large, 2)):
+        rows = scratch.rows(count, like)
+        assert (rows.shape, rows.dtype) == ((count, like.shape[1]), like.dtype)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("cout", [1, 16])
+def test_a_convolution_adds_to_what_is_there(
+    monkeypatch, packed, dtype, kernel, stride, relu, cout
+):
+    if not packed:  # as in a PyTorch without oneDNN
+        monkeypatch.setattr(onednn, "_has_onednn", lambda: False)
+    torch.manual_seed(0)
+    weight, bias = torch.randn(cout, 3, kernel, kernel, dtype=dtype), torch.randn(cout, dtype=dtype)
+    convolution = AddedConvolution(weight, bias, stride, (5, 3, 13, 13))
+    for n, side in (
+        (5, 13),
+        (2, 9),
+        (1, kernel),
+        (0, 9),
+    ):  # other sizes than it was laid out for, too
+        x = torch.randn(n, side, side, 3, dtype=dtype).permute(0, 3, 1, 2)
+        after = (side - kernel) // stride + 1
+        memory = torch.randn(n * after**2 + 3, cout, dtype=dtype)
+        before = memory.clone()
+        out = memory[1:-2].view(n, after, after, cout).permute(0, 3, 1, 2)
+        expected = out.clone()
+        if n:
+            expected = expected + F.conv2d(x, weight, bias, stride)
+        convolution(out, x, relu)
+        assert torch.allclose(out, expected.relu() if relu else expected, rtol=1e-4, atol=1e-4)
+        for edge in (slice(None, 1), slice(-2, None)):
+            assert torch.equal(memory[edge], before[edge])
