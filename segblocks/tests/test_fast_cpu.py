@@ -35,7 +35,8 @@ def test_padded_blocks_are_those_of_blockpad(kind, shape, block, before, after, 
     for _ in range(2):  # the second time from the index and in the memory of the first
         found = padded(x, before, after, fill, scratch)
         for mine, theirs in zip(found, expected, strict=True):
-            assert distance(mine, theirs) < 1e-12
+            assert mine.shape == theirs.shape
+            assert not mine.numel() or distance(mine, theirs) < 1e-12
             assert mine.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -50,7 +51,8 @@ def test_a_padded_image_is_split_then_padded(kind, shape, block, pad):
     for layout in (torch.contiguous_format, torch.channels_last):
         given = image.contiguous(memory_format=layout)
         for mine, theirs in zip(padded_image(given, x.grid, pad), expected, strict=True):
-            assert distance(mine, theirs) < 1e-12
+            assert mine.shape == theirs.shape
+            assert not mine.numel() or distance(mine, theirs) < 1e-12
         assert torch.equal(given, before)
 
 
