@@ -107,8 +107,12 @@ def test_network_input_of_a_width_scores_at_the_size_of_the_labels(tmp_path, pol
     flags = [*layout.flags(root), "--res", "128", "--crop-res", "64", "--max-steps", "1"]
     flags += [*REINFORCE, "--segblocks-policy", policy, "--val-res", "128"]
     folder = run(tmp_path, *flags)
-    run(tmp_path, *flags, "--mode", "val", "--viz", "policy", "pred")
-    assert 0 <= figures(folder, "val.json")["miou"] <= 1
+    more = ["--segblocks-calibrate", "yes"] if policy == "reinforce" else []
+    more += ["--policy-metrics", "yes", "--viz", "policy", "pred"]
+    run(tmp_path, *flags, *more, "--mode", "val")
+    found = figures(folder, "val.json")
+    assert 0 <= found["miou"] <= 1
+    assert 0 <= found["policy_metrics"]["boundary_miou"] <= 1
     picture = Image.open(folder / "viz/pred/frame0.png")
     assert picture.size == (128, 96)  # of the image, as the network sees it
 
