@@ -108,3 +108,16 @@ def test_loading_and_running_apart():
             result = fast.run(budget)
             assert_close(fast, model, image, result)
             assert int(result.grid.sum()) == budget
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_policy_decides_in_float32(device):
+    """Its threshold is not rounded to the working precision, and its kernels are packed from it."""
+    model = build(device)
+    model.policy.threshold.fill_(0.1)
+    fast = segblocks.compile(model, picture(device))
+    engine = fast._engine
+    assert engine.policy is not engine.scorer
+    for part in (*engine.policy.parameters(), *engine.policy.buffers()):
+        assert part.dtype != torch.float16
+    assert float(engine.policy.threshold) == float(torch.tensor(0.1))

@@ -68,7 +68,8 @@ class FastModel:
         kernels = is_hopper(device) and self.dtype.itemsize == 2
         self._engine = Engine(
             net=copied.net.to(memory_format=torch.channels_last),
-            policy=folded.to(dtype=self.dtype, memory_format=torch.channels_last),
+            policy=folded,
+            scorer=copy.deepcopy(folded).to(self.dtype, memory_format=torch.channels_last),
             policy_kernels=PolicyKernels.of(folded, self.dtype) if kernels else None,
             device=device,
             dtype=self.dtype,

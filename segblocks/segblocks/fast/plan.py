@@ -22,14 +22,17 @@ MAX_GRAPHS = 32
 
 @dataclass(frozen=True)
 class Engine:
-    """What the plans of all shapes share: copies of network and policy in the working dtype.
+    """What the plans of all shapes share.
 
     Attributes:
-        policy: with its batch norm folded in. policy_kernels: its own kernels, where they apply.
+        net: in the working dtype.
+        policy: decides on scores; in float32, with its batch norm folded in.
+        scorer: the same in the working dtype. policy_kernels: in its place, where they apply.
     """
 
     net: nn.Module
     policy: Policy
+    scorer: Policy
     policy_kernels: PolicyKernels | None
     device: torch.device
     dtype: torch.dtype
@@ -100,7 +103,7 @@ class Plan:
     def _policy_scores(self) -> Tensor:
         if self.engine.policy_kernels is not None:
             return self.engine.policy_kernels.scores(self.image)
-        return self.engine.policy.scores(self.image, None).float()
+        return self.engine.scorer.scores(self.image, None).float()
 
     def _spend(self, count: int) -> SegBlocksOutput:
         chosen = None
