@@ -13,6 +13,7 @@ from segblocks.ops import cuda, reference
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.usefixtures("poisoned_memory"),
 ]
 
 CHANNELS = [16, 3, 19]
@@ -33,17 +34,6 @@ SIDES = [  # left, right, top, bottom
 PADDINGS = [(False, 0.0), (False, -torch.inf), (False, 1.5), (True, 0.0)]
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda d: str(d).removeprefix("torch."))
 KINDS = pytest.mark.parametrize("kind", GRIDS)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory():
-    """New tensors start as NaN, so that an output element nobody writes fails the comparison."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @DTYPES

@@ -17,7 +17,7 @@ from torch import nn
 from segblocks import to_blocks
 from segblocks.fast import eager
 
-pytestmark = ON_HOPPER
+pytestmark = [*ON_HOPPER, pytest.mark.usefixtures("poisoned_memory")]
 
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 HALF = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp16", "bf16"])
@@ -36,17 +36,6 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(eager, "conv2d", count)
     return counted
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory():
-    """New tensors start as NaN, so that what is read before it is written shows."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def blocks(kind, channels, block, dtype, seed=0):

@@ -38,17 +38,6 @@ KERNELS = "fused Hopper kernels"
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 
 
-@pytest.fixture
-def _poisoned_memory():
-    """New tensors start as NaN, so that what is read before it is written shows."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
-
-
 # -- what goes round the convolutions --------------------------------------------------------------
 
 
@@ -84,7 +73,7 @@ def test_neighbour_tables(kind, block):
 
 @HALF
 @pytest.mark.parametrize("kind", GRIDS)
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 def test_padded_blocks_averages_and_pooling(kind, dtype):
     mask, block = make_grid(kind), 16
     grid = BlockGrid.from_mask(mask.cuda())
@@ -130,7 +119,7 @@ def check_pattern(function, channels, dtype):
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
 @pytest.mark.parametrize("name", FUSED)
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 def test_fused_patterns(name, channels):
     """256 channels are enough for the inner dimension to be taken in parts."""
     assert KERNELS in check_pattern(FUSED[name][0], channels, torch.float16)
@@ -143,7 +132,7 @@ def test_fused_patterns_in_bfloat16(name):
 
 @pytest.mark.parametrize("name", APART)
 @pytest.mark.filterwarnings("ignore:.*runs without the Hopper kernels")
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 def test_patterns_that_stay_apart(name):
     check_pattern(APART[name][0], 64, torch.float16)
 

@@ -20,20 +20,9 @@ from segblocks.fast.steps import Affine
 from segblocks.fast.tables import Scale
 from segblocks.ops import reference
 
-pytestmark = ON_HOPPER
+pytestmark = [*ON_HOPPER, pytest.mark.usefixtures("poisoned_memory")]
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory():
-    """New tensors start as NaN, so that what is read before it is written shows."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def noise(*size, dtype=torch.float32):
