@@ -110,7 +110,7 @@ def test_splits_into_an_extended_buffer(kind, dtype):
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_the_policy(block, dtype):
     model = build("cuda", policy="reinforce", block=block)
-    kernels = FastModel(model, torch.device("cuda", 0), torch.float32, dtype).policy_kernels
+    kernels = FastModel(model, torch.device("cuda", 0), torch.float32, dtype)._engine.policy_kernels
     for n, rows, columns in ((1, 3, 5), (2, 5, 7), (4, 1, 1)):
         image = picture("cuda", rows * block, columns * block, n, dtype=dtype)
         for given in (image, image.contiguous(memory_format=torch.channels_last)):
