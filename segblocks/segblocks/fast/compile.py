@@ -62,12 +62,12 @@ class FastModel:
         self.device = device
         self.image_dtype = image_dtype
         self.dtype = _working_dtype(device, dtype)
-        copied = copy.deepcopy(model).to(device=device, dtype=self.dtype).requires_grad_(False)
+        net = copy.deepcopy(model.net).to(device=device, dtype=self.dtype).requires_grad_(False)
         folded = _fold_batch_norm(copy.deepcopy(model.policy).to(device, torch.float32))
         folded = folded.requires_grad_(False)
         kernels = is_hopper(device) and self.dtype.itemsize == 2
         self._engine = Engine(
-            net=copied.net.to(memory_format=torch.channels_last),
+            net=net.to(memory_format=torch.channels_last),
             policy=folded,
             scorer=copy.deepcopy(folded).to(self.dtype, memory_format=torch.channels_last),
             policy_kernels=PolicyKernels.of(folded, self.dtype) if kernels else None,
