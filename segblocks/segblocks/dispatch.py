@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
+_modes = torch._C._len_torch_dispatch_stack
+
 RULES: dict[str, Callable] = {}
+
+# Short ways of functions that inference repeats: (args, kwargs) -> result, or None where the rule
+# has to decide. Filled once there are blocks on CUDA.
+DIRECT: dict[Callable, Callable] = {}
 
 # Where `segblocks.fast.trace` notes what a network does while it runs once.
 RECORDER: ContextVar = ContextVar("segblocks_recorder", default=None)
@@ -15,6 +21,18 @@ RECORDER: ContextVar = ContextVar("segblocks_recorder", default=None)
 def current_recorder():
     """Whoever records, or None. Dynamo cannot trace a ContextVar, and nobody records under it."""
     return None if torch.compiler.is_compiling() else RECORDER.get()
+
+
+def apply(func: Callable, args: tuple, kwargs: dict[str, Any], name: str | None = None) -> Any:
+    """Apply a torch function to block tensors, the short way if there is one."""
+    if not torch.compiler.is_compiling():
+        direct = DIRECT.get(func)
+        # Recorders and dispatch modes want to see every operation.
+        if direct is not None and RECORDER.get() is None and not _modes():
+            result = direct(args, kwargs)
+            if result is not None:
+                return result
+    return apply_rule(func, args, kwargs, name)
 
 
 def rule(*names: str) -> Callable[[Callable], Callable]:

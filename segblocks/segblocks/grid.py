@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .fast.pending import Later
 from .ops import build_slots
 
 
@@ -21,7 +22,8 @@ class BlockGrid:
         cells: (N*Gh*Gw,) int32; the flat cell of each stored block, the high ones first.
         n_high: number of high blocks, known on the host because it sets the shapes.
         legacy_upsample: bilinear resizing inside each block alone, as the published release did.
-        tables: neighbour tables that kernels have made for this grid so far.
+        tables: addresses of the neighbour tables that have been made for this grid so far;
+            buffers: what holds them.
         shape: N, Gh, Gw; n_blocks: their product.
     """
 
@@ -30,7 +32,8 @@ class BlockGrid:
     cells: Tensor
     n_high: int
     legacy_upsample: bool = False
-    tables: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    tables: dict[Any, Any] = field(default_factory=dict, repr=False)
+    buffers: list[Tensor] = field(default_factory=list, repr=False)
     shape: tuple[int, int, int] = field(init=False)
     n_blocks: int = field(init=False)
 
@@ -67,6 +70,11 @@ class BlockGrid:
     @property
     def n_low(self) -> int:
         return self.n_blocks - self.n_high
+
+    @cached_property
+    def later(self) -> Later:
+        """Operations on tensors of this grid that have been put off."""
+        return Later()
 
     @cached_property
     def image_of_block(self) -> Tensor:

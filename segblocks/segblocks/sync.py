@@ -25,7 +25,7 @@ class SyncBatchNorm(_BatchNorm):
         if isinstance(x, DualResTensor):
             x.refuse_padding()
             require_image(x, "batch_norm")
-            return x.like(as_pixels(self._joint(as_image(x.pixels))))
+            return x.like(as_pixels(self._joint(as_image(x.stored))))
         return self._joint(x)
 
     def _check_input_dim(self, x: Tensor | DualResTensor) -> None:

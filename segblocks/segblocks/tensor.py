@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .dispatch import apply_rule
+from .dispatch import apply
+from .fast.pending import Pending
 from .grid import BlockGrid
 from .ops import combine, split
 from .ops.reference import combine as combine_labels
@@ -38,23 +39,37 @@ class DualResTensor:
         padding: set by `F.pad`, taken up by the next windowed operation.
     """
 
-    __slots__ = ("block", "grid", "layout", "padding", "pixels")
+    __slots__ = ("_value", "block", "grid", "layout", "padding")
 
     def __init__(
         self,
-        pixels: Tensor,
+        pixels: Tensor | Pending,
         grid: BlockGrid,
         block: int,
         layout: str = "NCHW",
         padding: Padding | None = None,
     ):
-        self.pixels = pixels
+        self._value = pixels
         self.grid = grid
         self.block = block
         self.layout = layout
         self.padding = padding
 
-    def like(self, pixels: Tensor, block: int | None = None) -> "DualResTensor":
+    @property
+    def pixels(self) -> Tensor:
+        """(P, C), computed by now. Its owner may do with it what he likes; rules read `stored`."""
+        value = self._value
+        if self.is_cuda and not torch.compiler.is_compiling():
+            self.grid.later.expose()
+        return value if isinstance(value, Tensor) else value.read()
+
+    @property
+    def stored(self) -> Tensor:
+        """`pixels` for functions that only read them, or say when they write (`Later.write`)."""
+        value = self._value
+        return value if isinstance(value, Tensor) else value.read()
+
+    def like(self, pixels: Tensor | Pending, block: int | None = None) -> "DualResTensor":
         """The same blocks with other pixels, and possibly at another scale."""
         return DualResTensor(pixels, self.grid, block or self.block, self.layout)
 
@@ -79,9 +94,9 @@ class DualResTensor:
         integer tensors, are repeated instead).
         """
         self.refuse_padding()
-        join = combine if self.pixels.is_floating_point() else combine_labels
+        join = combine if self._value.is_floating_point() else combine_labels
         image = join(
-            self.pixels.contiguous(),
+            self.stored.contiguous(),
             self.grid.slot,
             self.grid.cells,
             self.grid.n_high,
@@ -106,7 +121,7 @@ class DualResTensor:
     @property
     def shape(self) -> torch.Size:
         n, gh, gw = self.grid.shape
-        channels, height, width = self.pixels.shape[1], gh * self.block, gw * self.block
+        channels, height, width = self._value.shape[1], gh * self.block, gw * self.block
         if self.padding:
             height += self.padding.top + self.padding.bottom
             width += self.padding.left + self.padding.right
@@ -123,13 +138,13 @@ class DualResTensor:
         return len(self.layout)
 
     ndim = property(dim)
-    dtype = property(lambda self: self.pixels.dtype)
-    device = property(lambda self: self.pixels.device)
-    requires_grad = property(lambda self: self.pixels.requires_grad)
-    is_cuda = property(lambda self: self.pixels.is_cuda)
+    dtype = property(lambda self: self._value.dtype)
+    device = property(lambda self: self._value.device)
+    requires_grad = property(lambda self: self._value.requires_grad)
+    is_cuda = property(lambda self: self._value.is_cuda)
 
     def is_floating_point(self) -> bool:
-        return self.pixels.is_floating_point()
+        return self._value.is_floating_point()
 
     def contiguous(self, memory_format: torch.memory_format | None = None) -> "DualResTensor":
         """Itself: there is one storage order."""
@@ -149,18 +164,18 @@ class DualResTensor:
                 f"'DualResTensor' object has no attribute {name!r}; wrap the module or function "
                 "that needs it in segblocks.no_blocks"
             )
-        return lambda *args, **kwargs: apply_rule(function, (self, *args), kwargs, name)
+        return lambda *args, **kwargs: apply(function, (self, *args), kwargs, name)
 
     @classmethod
     def __torch_function__(cls, func: Callable, types: tuple, args=(), kwargs=None):
-        return apply_rule(func, args, kwargs or {})
+        return apply(func, args, kwargs or {})
 
 
 def _operator(name: str) -> Callable:
     function = getattr(Tensor, name)
 
     def method(self, *args):
-        return apply_rule(function, (self, *args), {}, name)
+        return apply(function, (self, *args), {}, name)
 
     return method
 

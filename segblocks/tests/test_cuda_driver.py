@@ -117,7 +117,7 @@ def test_another_device_is_made_current(driver, monkeypatch):
             self.device = device
 
         def __enter__(self):
-            current.append(self.device.index)
+            current.append(self.device)
 
         def __exit__(self, *error):
             current.pop()

@@ -21,7 +21,17 @@ from test_fast_dense import DENSE, Layers
 from test_fast_fuse import FUSED
 
 from segblocks import BlockGrid, DualResTensor
-from segblocks.fast import dense_run, eager, hopper, patches, small_conv, stem, tables
+from segblocks.fast import (
+    dense_run,
+    eager,
+    grid_tables,
+    hopper,
+    patches,
+    small_conv,
+    stem,
+    tables,
+)
+from segblocks.fast import launches as launches_of
 from segblocks.fast import policy as fast_policy
 from segblocks.fast.compile import _fold_batch_norm
 from segblocks.fast.dense_run import DenseFunction
@@ -95,7 +105,7 @@ def compile_verbosely(text: str, options: tuple[str, ...]) -> tuple[str, str]:
 def launches(monkeypatch) -> set[Launch]:
     """What is launched while the test runs; nothing really is."""
     found: set[Launch] = set()
-    nothing = SimpleNamespace(launch=lambda *args: None)
+    nothing = SimpleNamespace(launch=lambda *args: None, enqueue=lambda *args: None)
 
     def prepare(
         file, kernel, options, device, blocks, threads, constants, pointers=4, shared=0, rows=1
@@ -103,14 +113,16 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    for user in (eager, stem, tables, patches, batch_norm, small_conv, dense_run, fast_policy):
+    users = (launches_of, stem, tables, patches, batch_norm, small_conv, dense_run, fast_policy)
+    for user in users:
         monkeypatch.setattr(user, "prepare", prepare)
     for user in (stem, patches, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(eager, "launches_directly", lambda x: True)
     monkeypatch.setattr(eager, "_generation", lambda device: 9)
     for name in ("_averages_kernel", "_pool_kernel"):
-        monkeypatch.setattr(eager, name, getattr(eager, name).__wrapped__)
+        monkeypatch.setattr(launches_of, name, getattr(launches_of, name).__wrapped__)
+    monkeypatch.setattr(grid_tables, "_layout", grid_tables._layout.__wrapped__)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
     def launch(loaded, grid, block, shared, parameters, device):
@@ -196,8 +208,9 @@ def test_convolutions_of_every_pattern(launches):
 @pytest.mark.parametrize(
     "fused",
     [
-        Fused(averages=False, separate=True),
-        Fused(taps=1, averages=False),
+        Fused(averages=False, separate=True, late=True),
+        Fused(taps=1, averages=False, late=True),
+        Fused(averages=False),
         Fused(relu=True),
         Fused(extra=True, relu=True),
         Fused(add=1, relu=True),
@@ -266,12 +279,12 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
         pixels = torch.zeros(24, 64, dtype=dtype)
         for kind in (dtype, torch.float32):
             statistics = torch.ones(64, dtype=kind)
-            batch_norm._kernel.cache_clear()
+            batch_norm.plan.cache_clear()
             assert batch_norm.normalise(pixels, *[statistics] * 4, 1e-5) is not None
         grid = BlockGrid.from_mask(torch.tensor([[[True, False]]]))
         rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
         assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4
-    batch_norm._kernel.cache_clear()
+    batch_norm.plan.cache_clear()
     found = {launch for launch in launches if launch.file in PLAIN}
     assert {launch.file for launch in found} == set(PLAIN)
     assert {launch.kernel for launch in found} == {

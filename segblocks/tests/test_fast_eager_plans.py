@@ -9,53 +9,64 @@ from neighbours import neighbour_table, own_rows
 from torch import nn
 
 from segblocks import BlockGrid
-from segblocks.fast import eager
-from segblocks.fast.tables import Scale
+from segblocks.fast import grid_tables, weights
+from segblocks.fast.launches import Plan
+from segblocks.fast.tables import MOST_TABLES, Scale, TableKey, table_shape
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept(monkeypatch):
-    monkeypatch.setattr(eager, "_PACKED", {})
-    monkeypatch.setattr(eager, "_WANTED", {})
+    monkeypatch.setattr(weights, "_PACKED", {})
+    monkeypatch.setattr(grid_tables, "_WANTED", {})
 
 
 @pytest.fixture
 def built(monkeypatch):
-    """The keys of each launch of `build_tables`."""
+    """The keys of each launch that makes tables; their addresses have to lie in one buffer."""
     launches = []
 
-    def build(slot, cells, n_high, keys):
-        launches.append(sorted((k.block, k.stride, k.centre) for k in keys))
-        return {key: torch.zeros(1) for key in keys}
+    class Launch:
+        def __init__(self, n_high, keys):
+            self.n_high, self.keys = n_high, keys
 
-    monkeypatch.setattr(eager, "build_tables", build)
+        def enqueue(self, index, slot, cells, *addresses):
+            assert len(addresses) == MOST_TABLES
+            assert not any(addresses[len(self.keys) :])
+            assert all(address and address % 16 == 0 for address in addresses[: len(self.keys)])
+            launches.append(sorted((k.block, k.stride, k.centre) for k in self.keys))
+
+    def prepare(shape, n_high, keys, device):
+        return Launch(n_high, keys)
+
+    monkeypatch.setattr(grid_tables, "prepare_tables", prepare)
+    monkeypatch.setattr(grid_tables, "_layout", grid_tables._layout.__wrapped__)
     return launches
 
 
 def test_packed_weights_follow_their_tensors():
     conv = nn.Conv2d(64, 64, 3).half()
-    first = eager._packed(conv.weight, conv.bias)
-    assert eager._packed(conv.weight, conv.bias) is first
+    first = weights.packed(conv.weight, conv.bias)
+    assert weights.packed(conv.weight, conv.bias) is first
     with torch.no_grad():
         conv.bias.add_(1)
-    second = eager._packed(conv.weight, conv.bias)
+    second = weights.packed(conv.weight, conv.bias)
     assert torch.equal(second.shift[:64], conv.bias.float())
     with torch.no_grad():
         conv.weight.zero_()
-    third = eager._packed(conv.weight, conv.bias)
+    third = weights.packed(conv.weight, conv.bias)
     assert not third.matrix.any()
-    assert eager._packed(conv.weight, None) is not third
+    assert weights.packed(conv.weight, None) is not third
     conv.weight.data = torch.ones_like(conv.weight)
-    assert eager._packed(conv.weight, None).matrix.any()
+    assert weights.packed(conv.weight, None).matrix.any()
 
 
 def test_packed_weights_go_with_their_tensor():
     conv = nn.Conv2d(64, 64, 3).half()
-    eager._packed(conv.weight, None)
-    assert len(eager._PACKED) == 1
+    weights.packed(conv.weight, None)
+    assert len(weights._PACKED) == 1
     del conv
     gc.collect()
-    assert not eager._PACKED
+    assert not weights._PACKED
 
 
 def test_a_grid_gets_the_tables_of_the_one_before_at_once(built):
@@ -63,8 +74,8 @@ def test_a_grid_gets_the_tables_of_the_one_before_at_once(built):
     for seed in range(3):
         grid = BlockGrid.from_mask(make_grid("mixed", seed=seed))
         for key in keys:
-            eager._table(grid, key)
-            eager._table(grid, key)
+            grid_tables.table(grid, key)
+            grid_tables.table(grid, key)
         assert set(grid.tables) == set(keys)
     assert built == [[k] for k in keys] + [sorted(keys)] * 2
 
@@ -73,9 +84,9 @@ def test_what_is_remembered_is_bounded(built):
     for size in range(1, 60):
         grid = BlockGrid.from_mask(torch.ones(1, 1, size, dtype=torch.bool))
         for block in range(2, 90, 2):
-            eager._table(grid, (block, 1, True))
-    assert len(eager._WANTED) <= eager._MOST_KEYS + 1
-    assert all(len(keys) <= eager._MOST_KEYS for keys in eager._WANTED.values())
+            grid_tables.table(grid, (block, 1, True))
+    assert len(grid_tables._WANTED) <= grid_tables._MOST_KEYS + 1
+    assert all(len(keys) <= grid_tables._MOST_KEYS for keys in grid_tables._WANTED.values())
 
 
 @pytest.mark.parametrize("kind", ["none", "mixed", "all"])
@@ -84,9 +95,31 @@ def test_plans_fit_the_tables(kind, stride, kernel):
     """Sizes of the buffers that a plan asks for, against tables written with plain indexing."""
     mask = make_grid(kind)
     grid = BlockGrid.from_mask(mask)
-    plan = eager._plan(8, grid.n_high, grid.n_blocks, stride, kernel, 64, 128)
+    size = (8, grid.n_high, grid.n_blocks)
+    plan = Plan(*size, stride, kernel, (64, 128), torch.float16, 0, torch.device("cuda"))
     assert plan.scale.rows == grid.stored_pixels(8 // stride) == len(own_rows(mask, 8 // stride))
     assert plan.source == Scale.of(8, grid.n_high, grid.n_blocks)
     read = int(neighbour_table(mask, 8, stride).max())
     assert read == plan.source.rows + plan.averages - 1  # the row of zeros
-    assert (plan.here is None) == (kernel == 1)
+    assert plan.wide == (kernel > 1)
+    assert plan.stored == (plan.scale.rows, 128)
+    assert plan.extended == (plan.scale.zero + 1, 128)
+    assert plan.tail == plan.scale.rows * 128 * 2
+
+
+def test_tables_lie_one_after_another(built):
+    grid, keys = (
+        BlockGrid.from_mask(make_grid("mixed")),
+        ((8, 1, True), (8, 1, False), (8, 2, False)),
+    )
+    for seed in range(2):  # the second grid gets all of them in one buffer
+        grid = BlockGrid.from_mask(make_grid("mixed", seed=seed))
+        for key in keys:
+            grid_tables.table(grid, key)
+    (buffer,) = grid.buffers
+    ends = [buffer.data_ptr()]
+    for key in keys:
+        taps, pitch = table_shape(TableKey(*key), grid.n_high, grid.n_blocks)
+        assert ends[-1] <= grid.tables[key]
+        ends.append(grid.tables[key] + 4 * taps * pitch)
+    assert ends[-1] <= buffer.data_ptr() + 4 * buffer.numel()

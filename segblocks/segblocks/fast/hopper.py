@@ -7,12 +7,12 @@ import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..ops.cuda.launch import launch
+from ..ops.cuda.launch import Kernel, launch
 from ..ops.cuda.module import import_cupy, source
 from .tables import Scale
 
@@ -79,7 +79,10 @@ def choose_tile(rows: int, columns: int, steps: int) -> Tile:
 
 @dataclass(frozen=True)
 class Fused:
-    """What one launch does besides the convolution; each set of flags is its own kernel."""
+    """What one launch does besides the convolution; each set of flags is its own kernel.
+
+    With `late`, batch norm, addend, ReLU and averages are arguments of the launch (`Late`).
+    """
 
     taps: int = 9
     extra: bool = False
@@ -90,6 +93,7 @@ class Fused:
     averages: bool = True
     stem: bool = False
     separate: bool = False
+    late: bool = False
 
 
 def convolve(
@@ -141,9 +145,9 @@ def convolve(
         count,
         averages,
     )
-    pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors))
+    pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors)) + bytes(32)
     sizes = struct.pack(
-        "16i",
+        "18i",
         scale.rows,
         scale.high_rows,
         scale.block,
@@ -159,11 +163,52 @@ def convolve(
         *lines,
         stored,
         0,
+        0,
+        0,
     )
     tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
     threads = 256 + tile.producers
     launch(kernel, (tiles, tile.split), (threads,), tile.shared, pointers + sizes, x.device)
+
+
+class Late(NamedTuple):
+    """What a `late` launch does besides the convolution.
+
+    Attributes:
+        relu: at the end. averages: `out` is an extended buffer and its averages are written.
+        half: the statistics of the batch norm are of x's type, not float32; eps: its constant.
+    """
+
+    relu: bool = False
+    averages: bool = False
+    half: bool = False
+    eps: float = 0.0
+
+
+def prepare_late(
+    fused: Fused,
+    late: Late,
+    tile: Tile,
+    scale: Scale,
+    channels: tuple[int, int, int],
+    padded: int,
+    stored: int,
+    dtype: torch.dtype,
+    device: int,
+) -> Kernel:
+    """The launch of a convolution for 19 addresses, in the order of conv_sm90.cu's struct.
+
+    Args:
+        channels, stored: as for `convolve`. padded: output channels of the packed weights.
+    """
+    sizes = (scale.rows, scale.high_rows, scale.block, scale.pitch, 0, 0, 0, *channels, padded)
+    flags = late.relu + 2 * late.averages + 4 * late.half
+    constants = struct.pack("16ifi", *sizes, 1, 0, 0, stored, flags, late.eps, 0)
+    tiles = -(-scale.rows // tile.rows) * -(-channels[2] // tile.columns)
+    kernel = _kernel(fused, tile, dtype, device)
+    threads = 256 + tile.producers
+    return Kernel(kernel, (tiles, 1), (threads,), tile.shared, constants, pointers=19)
 
 
 @functools.cache
@@ -186,6 +231,7 @@ def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
         "AVERAGES": fused.averages,
         "STEM": fused.stem,
         "SEPARATE": fused.separate,
+        "LATE": fused.late,
     }
     options = tuple(f"-DSB_{name}={int(value)}" for name, value in constants.items())
     return load("conv_sm90.cu", "block_conv", ("-std=c++17", *options), device, tile.shared)

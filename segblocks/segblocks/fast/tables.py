@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..ops.cuda.module import prepare
+from ..ops.cuda.module import Kernel, prepare
 
 _TILE = 128  # tables are padded to whole tiles of GEMM rows
-_ENTRIES = 8  # tables a launch can fill
+MOST_TABLES = 16  # tables a launch can fill
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class TableKey:
 def build_tables(
     slot: Tensor, cells: Tensor, n_high: int, keys: Iterable[TableKey]
 ) -> dict[TableKey, Tensor]:
-    """All tables of a network, eight to a launch.
+    """All tables of a network, sixteen to a launch.
 
     Args:
         slot (N, Gh, Gw), cells (N·Gh·Gw,) int32: as from `build_slots`.
@@ -67,34 +67,48 @@ def build_tables(
     Returns:
         For each key a (9, pitch) int32 table, or (1, pitch) with the middle tap alone.
     """
-    keys = list(keys)
+    keys, shape = list(keys), tuple(slot.shape)
     tables = {}
     for key in keys:
-        pitch = Scale.of(key.block // key.stride, n_high, cells.numel()).pitch
-        shape = (1 if key.centre else 9, pitch)
-        tables[key] = torch.empty(shape, dtype=torch.int32, device=slot.device)
-    for start in range(0, len(keys), _ENTRIES):
-        _launch(slot, cells, n_high, [(k, tables[k]) for k in keys[start : start + _ENTRIES]])
+        size = table_shape(key, n_high, cells.numel())
+        tables[key] = torch.empty(size, dtype=torch.int32, device=slot.device)
+    for start in range(0, len(keys), MOST_TABLES):
+        some = tuple(keys[start : start + MOST_TABLES])
+        addresses = [tables[key].data_ptr() for key in some]
+        kernel = prepare_tables(shape, n_high, some, slot.device.index)
+        addresses += [0] * (MOST_TABLES - len(addresses))
+        kernel.launch(slot.device, slot.data_ptr(), cells.data_ptr(), *addresses)
     return tables
 
 
-def _launch(
-    slot: Tensor, cells: Tensor, n_high: int, entries: list[tuple[TableKey, Tensor]]
-) -> None:
-    record = struct.pack("4i", *slot.shape[1:], n_high, cells.numel())
-    for key, table in entries:
-        sizes = (key.block, key.stride, table.shape[1], key.centre)
-        record += struct.pack("Q4i", table.data_ptr(), *sizes)
-    record += bytes(24 * (_ENTRIES - len(entries)))
-    widest = max(table.shape[1] for _, table in entries)
-    prepare(
+def table_shape(key: TableKey, n_high: int, n_blocks: int) -> tuple[int, int]:
+    """Shape of a table: taps and GEMM rows."""
+    pitch = Scale.of(key.block // key.stride, n_high, n_blocks).pitch
+    return 1 if key.centre else 9, pitch
+
+
+def prepare_tables(
+    shape: tuple[int, int, int], n_high: int, keys: tuple[TableKey, ...], device: int | None
+) -> Kernel:
+    """The launch for up to `MOST_TABLES` tables of a grid.
+
+    It takes the addresses of slot, of cells and of each table, 0 for those that it does not make.
+    """
+    n, gh, gw = shape
+    record, widest = struct.pack("4i", gh, gw, n_high, n * gh * gw), 0
+    for key in keys:
+        pitch = table_shape(key, n_high, n * gh * gw)[1]
+        record += struct.pack("4i", key.block, key.stride, pitch, key.centre)
+        widest = max(widest, pitch)
+    record += bytes(16 * (MOST_TABLES - len(keys)))
+    return prepare(
         "tables.cu",
         "build_tables",
         ("-std=c++17",),
-        slot.device.index,
+        device,
         -(-widest // 256),
         256,
         record,
-        pointers=2,
-        rows=len(entries),
-    ).launch(slot.device, slot.data_ptr(), cells.data_ptr())
+        pointers=2 + MOST_TABLES,
+        rows=len(keys),
+    )

@@ -40,7 +40,7 @@ def _require_same_place(first: DualResTensor, other: DualResTensor) -> None:
 def to_pixels(value: Any, like: DualResTensor) -> Any:
     """`value` so that it broadcasts against a (P, C) buffer."""
     if isinstance(value, DualResTensor):
-        return value.pixels
+        return value.stored
     if not isinstance(value, Tensor) or value.dim() == 0:
         return value
     return _operand_to_pixels(value, like)

@@ -33,7 +33,7 @@ def cat(func: Callable, args: tuple, kwargs: dict[str, Any]):
                 f"cat of blocks with a dense tensor {tuple(dense[0].shape)}: split it first with "
                 "to_blocks(x, blocks.grid)"
             )
-        return like.like(torch.cat([x.pixels for x in tensors], dim=1))
+        return like.like(torch.cat([x.stored for x in tensors], dim=1))
 
     return along(*args, **kwargs)
 
@@ -43,7 +43,7 @@ def chunk(func: Callable, args: tuple, kwargs: dict[str, Any]):
     def along(x, sections, dim=0):
         _check_channel_dim(x, dim, func.__name__)
         blocks_of((x,))
-        return tuple(x.like(part) for part in func(x.pixels, sections, dim=1))
+        return tuple(x.like(part) for part in func(x.stored, sections, dim=1))
 
     names = {"chunks": "sections", "split_size": "sections", "split_size_or_sections": "sections"}
     names["indices_or_sections"] = "sections"
@@ -55,7 +55,7 @@ def softmax(func: Callable, args: tuple, kwargs: dict[str, Any]):
     x = blocks_of(args, kwargs)
     bound = dict(zip(("input", "dim", "dtype"), args), **kwargs)
     _check_channel_dim(x, bound.get("dim"), func.__name__)
-    return x.like(func(x.pixels, dim=1, dtype=bound.get("dtype")))
+    return x.like(func(x.stored, dim=1, dtype=bound.get("dtype")))
 
 
 @rule("sum", "mean", "amax", "amin", "argmax", "argmin", "max", "min", "var", "std", "logsumexp")
@@ -63,12 +63,12 @@ def reduce_channels(func: Callable, args: tuple, kwargs: dict[str, Any]):
     """A reduction over the channels; over anything else it would need the whole picture."""
     x = blocks_of(args, kwargs)
     if len(args) > 1 and isinstance(args[1], DualResTensor):  # max and min of two tensors
-        return from_pixels(func(args[0].pixels, args[1].pixels), x)
+        return from_pixels(func(args[0].stored, args[1].stored), x)
     bound = dict(zip(("input", "dim", "keepdim"), args), **kwargs)
     keepdim, dim = bound.pop("keepdim", False), bound.pop("dim", bound.pop("axis", None))
     _check_channel_dim(x, dim, func.__name__)
     bound.pop("input")
-    result = func(x.pixels, dim=1, keepdim=True, **bound)
+    result = func(x.stored, dim=1, keepdim=True, **bound)
 
     def wrap(pixels):
         return DualResTensor(pixels, x.grid, x.block, x.layout if keepdim else "NHW")
@@ -83,12 +83,12 @@ def layer_norm(func: Callable, args: tuple, kwargs: dict[str, Any]):
     """Layer norm over the channels, on blocks permuted to N, H, W, C."""
     x = blocks_of(args, kwargs)
     shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else None)
-    if x.layout != "NHWC" or tuple(shape) != (x.pixels.shape[1],):
+    if x.layout != "NHWC" or tuple(shape) != (x.shape[-1],):
         raise NotImplementedError(
             f"'{func.__name__}' over {tuple(shape)} of blocks {tuple(x.shape)}: only over the "
             "channels, after permute(0, 2, 3, 1); wrap it in segblocks.no_blocks"
         )
-    return from_pixels(func(x.pixels, *args[1:], **kwargs), x)
+    return from_pixels(func(x.stored, *args[1:], **kwargs), x)
 
 
 @rule("linear")
@@ -100,4 +100,4 @@ def linear(func: Callable, args: tuple, kwargs: dict[str, Any]):
             "'linear' acts on the last dimension, which is the width; permute(0, 2, 3, 1) first, "
             "use a 1×1 convolution, or wrap it in segblocks.no_blocks"
         )
-    return from_pixels(F.linear(x.pixels, *args[1:], **kwargs), x)
+    return from_pixels(F.linear(x.stored, *args[1:], **kwargs), x)

@@ -10,7 +10,7 @@ from ..dispatch import rule
 from ..tensor import DualResTensor
 from .arguments import fast_eager, pair, require_image
 from .recompute import Setting, can_recompute, convolve
-from .window import Halo, map_blocks, padded_blocks, plan_windows
+from .window import Halo, map_blocks, padded_blocks, plan_windows, split_blocks
 
 
 @rule("conv2d")
@@ -32,15 +32,16 @@ def _conv2d(
     if not isinstance(padding, str):
         padding = pair(padding)
     plan = plan_windows(input, "conv2d", kernel, stride, padding, dilation)
-    if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
-        return input.like(F.linear(input.pixels, weight.flatten(1), bias))
     if input.is_cuda and _is_plain(input, kernel, stride, padding, dilation, groups):
-        fused = fast_eager().conv2d(input, weight, bias, stride[0])
+        setting = (stride, padding, dilation, groups)
+        fused = fast_eager().conv2d(input, weight, bias, stride[0], setting)
         if fused is not None:
             return fused
+    if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
+        return input.like(F.linear(input.stored, weight.flatten(1), bias))
     if can_recompute():
         setting = Setting(input.grid, input.block, plan.block, plan.halo, stride, dilation, groups)
-        return DualResTensor(convolve(input.pixels, weight, bias, setting), input.grid, plan.block)
+        return DualResTensor(convolve(input.stored, weight, bias, setting), input.grid, plan.block)
     return map_blocks(
         input,
         lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),
@@ -88,7 +89,7 @@ def _conv_transpose2d(
         )
     before = tuple(max(0, (r - p) // s) for r, p, s in zip(reach, padding, stride))
     after = tuple((s - 1 + p) // s for p, s in zip(padding, stride))
-    blocks = (input.highres, input.lowres)
+    blocks = split_blocks(input.stored, input.grid, input.block)
     if any(before) or any(after):
         sides = (before[1], after[1], before[0], after[0])
         blocks = padded_blocks(input, Halo(sides))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..dispatch import rule
@@ -34,10 +35,18 @@ def pointwise(func: Callable, args: tuple, kwargs: dict[str, Any]):
     Dropout draws for every stored pixel.
     """
     like = blocks_of(args, kwargs)
+    if like.is_cuda and not torch.compiler.is_compiling() and _writes(func.__name__, kwargs):
+        like.grid.later.write()
     args = [to_pixels(arg, like) for arg in args]
     if kwargs:
         kwargs = {key: to_pixels(value, like) for key, value in kwargs.items()}
     return from_pixels(func(*args, **kwargs), like)
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes into a buffer that it is given."""
+    method = name.endswith("_") and not name.endswith("__")
+    return method or name.startswith("__i") or bool(kwargs.get("inplace")) or "out" in kwargs
 
 
 @rule("dropout2d")
@@ -48,7 +57,7 @@ def channel_dropout(func: Callable, args: tuple, kwargs: dict[str, Any]):
     bound = dict(zip(("input", "p", "training", "inplace"), args), **kwargs)
     if not bound.get("training", True):
         return x
-    ones = x.pixels.new_ones(x.shape[0], x.shape[1], 1, 1)
+    ones = x.stored.new_ones(x.shape[0], x.shape[1], 1, 1)
     kept = func(ones, bound.get("p", 0.5), True)
     return x.mul_(kept) if bound.get("inplace") else x.mul(kept)
 
@@ -57,7 +66,7 @@ def channel_dropout(func: Callable, args: tuple, kwargs: dict[str, Any]):
 def prelu(func: Callable, args: tuple, kwargs: dict[str, Any]):
     """PReLU, whose weight is one number or one a channel."""
     x = blocks_of(args, kwargs)
-    return x.like(func(x.pixels, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
+    return x.like(func(x.stored, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}))
 
 
 @rule("to", "type", "type_as")
@@ -67,7 +76,7 @@ def convert(func: Callable, args: tuple, kwargs: dict[str, Any]):
     x, *rest = (args[0], *(to_pixels(value, args[0]) for value in args[1:]))
     if isinstance(x, Tensor):  # a dense tensor that takes after blocks
         return func(x, *rest, **kwargs)
-    pixels = func(x.pixels, *rest, **kwargs)
+    pixels = func(x.stored, *rest, **kwargs)
     if pixels.device != x.device:
         raise NotImplementedError(
             f"blocks on {x.device} cannot be moved to {pixels.device}; move image, grid and "

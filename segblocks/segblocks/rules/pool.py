@@ -50,7 +50,7 @@ def _max_pool2d(
     if can_recompute():
         window = (stride, dilation, 1, kernel)
         setting = Setting(input.grid, input.block, plan.block, plan.halo, *window)
-        return input.like(max_pool(input.pixels, setting), plan.block)
+        return input.like(max_pool(input.stored, setting), plan.block)
     return map_blocks(
         input,
         lambda x: F.max_pool2d(x, kernel, stride, 0, dilation),
@@ -92,7 +92,7 @@ def _avg_pool2d(
     )
     if divisor_override:
         return pooled
-    return pooled.like(pooled.pixels / count.to(pooled.dtype))
+    return pooled.like(pooled.stored / count.to(pooled.dtype))
 
 
 def _window_counts(

@@ -13,7 +13,7 @@ from ..dispatch import rule
 from ..ops import upsample
 from ..tensor import DualResTensor
 from .arguments import blocks_of, pair, require_image
-from .window import Halo, map_blocks, padded_blocks
+from .window import Halo, map_blocks, padded_blocks, split_blocks
 
 
 @rule("interpolate", "upsample")
@@ -44,7 +44,7 @@ def _interpolate(
     scale = _scale(input, size, scale_factor)
     block = input.block * scale
     if scale == 1:
-        return input.like(input.pixels.clone())
+        return input.like(input.stored.clone())
     if mode != "bilinear" or input.grid.legacy_upsample:
         if mode == "bilinear" and scale.denominator == 1:
             return _upsample(input, scale.numerator)
@@ -52,7 +52,7 @@ def _interpolate(
         return map_blocks(
             input,
             lambda x: F.interpolate(x, size=_shrunk(x, input.block, side), mode=mode),
-            (input.highres, input.lowres),
+            split_blocks(input.stored, input.grid, input.block),
             side,
         )
     if scale.denominator == 1:
@@ -73,7 +73,7 @@ def _interpolate(
 def _upsample(x: DualResTensor, scale: int) -> DualResTensor:
     grid = x.grid
     pixels = upsample(
-        x.pixels.contiguous(),
+        x.stored.contiguous(),
         grid.slot,
         grid.cells,
         grid.n_high,
@@ -91,12 +91,18 @@ def _shrunk(x: Tensor, block: int, side: int) -> tuple[int, int]:
 
 
 def _scale(x: DualResTensor, size: Any, scale_factor: Any) -> Fraction:
-    """The one factor for both directions that keeps every block at a whole, even size."""
     # Dynamo warns of caches that it passes by; sizes that it does not know are not hashable.
     find = _find_scale.__wrapped__ if torch.compiler.is_compiling() else _find_scale
     _, gh, gw = x.grid.shape
+    return find_scale(x.block, gh, gw, size, scale_factor, find)
+
+
+def find_scale(
+    block: int, gh: int, gw: int, size: Any, scale_factor: Any, find: Callable | None = None
+) -> Fraction:
+    """The one factor for both directions that keeps every block at a whole, even size."""
     size = None if size is None else tuple(map(int, pair(size)))
-    return find(x.block, gh, gw, size, None if size else pair(scale_factor))
+    return (find or _find_scale)(block, gh, gw, size, None if size else pair(scale_factor))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -138,5 +144,5 @@ def _reshape_channels(func: Callable, args: tuple, kwargs: dict, key: str) -> Du
             f"'{func.__name__}' by {factor} on blocks of {x.block} pixels: a low block of "
             f"{x.block // 2} cannot be divided; choose a larger block_size"
         )
-    blocks = (x.highres, x.lowres)
+    blocks = split_blocks(x.stored, x.grid, x.block)
     return map_blocks(x, lambda part: func(part, factor), blocks, block.numerator)

@@ -21,7 +21,7 @@ def permute(func: Callable, args: tuple, kwargs: dict[str, Any]):
             f"permute{order} of {x.layout} blocks: only (0, 2, 3, 1) from NCHW and (0, 3, 1, 2) "
             "back; wrap the rest in segblocks.no_blocks"
         )
-    return DualResTensor(x.pixels, x.grid, x.block, layout)
+    return DualResTensor(x.stored, x.grid, x.block, layout)
 
 
 @rule("__getitem__")
@@ -33,7 +33,7 @@ def channel_slice(func: Callable, args: tuple, kwargs: dict[str, Any]):
             f"indexing blocks with {index}: only channel slices x[:, a:b] are possible; wrap the "
             "rest in segblocks.no_blocks"
         )
-    return x.like(x.pixels[:, index[1]])
+    return x.like(x.stored[:, index[1]])
 
 
 @rule("pad")
@@ -51,6 +51,6 @@ def pad(func: Callable, args: tuple, kwargs: dict[str, Any]):
         if not any(sides):
             return input
         padding = Padding(*sides, mode == "replicate", float(value or 0.0))
-        return DualResTensor(input.pixels, input.grid, input.block, padding=padding)
+        return DualResTensor(input.stored, input.grid, input.block, padding=padding)
 
     return note(*args, **kwargs)

@@ -160,7 +160,7 @@ def _output_block(
 
 def padded_blocks(x: DualResTensor, halo: Halo | None) -> tuple[Tensor, Tensor]:
     """High blocks (n_high, C, h, w) and low blocks (n_low, C, h', w') of `x` with their halo."""
-    return split_blocks(pad_pixels(x.pixels, x.grid, x.block, halo), x.grid, x.block, halo)
+    return split_blocks(pad_pixels(x.stored, x.grid, x.block, halo), x.grid, x.block, halo)
 
 
 def pad_pixels(pixels: Tensor, grid: BlockGrid, block: int, halo: Halo | None) -> Tensor:

@@ -21,6 +21,9 @@
 //   pre        (2, cin) float32        x becomes relu(x * pre[0] + pre[1]) (PRE, TAPS == 1 only)
 //   post       (2, cout_pad) float32   the same on the result (POST)
 //   out        (extended rows, cout)   AVERAGES: with the averages that low neighbours will read
+//   LATE       decided by the arguments: batch norm where `mean` is not null, with variance, gain and
+//              offset (cout; gain and offset may be null) in float32, or in the type of x with flag 4;
+//              then addend, as ADD 1, where it is not null; then ReLU with flag 1; AVERAGES with flag 2
 //   work       (split, rows, cout) float32, count (tiles) int32 zeros: for split > 1
 //
 // cin and cin2 are multiples of 64, cout of 8. BM is 128, the warpgroups sharing the rows, or 64,
@@ -50,8 +53,14 @@ struct Arguments {
     float* work;
     int* count;
     const scalar* averages;
+    const void* mean;
+    const void* variance;
+    const void* gain;
+    const void* offset;
     int rows, high_rows, block, pitch, up_high_rows, up_pitch, up_zero;
-    int cin, cin2, cout, cout_pad, split, line, half_line, stored, padding;
+    int cin, cin2, cout, cout_pad, split, line, half_line, stored, flags;
+    float eps;
+    int padding;
 };
 
 INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {

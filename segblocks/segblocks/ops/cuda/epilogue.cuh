@@ -58,6 +58,43 @@ INLINE uint4 pack_eight(const float (&v)[8]) {
                       pack_pair(v[6], v[7]));
 }
 
+// A ReLU that keeps NaN, as PyTorch's does.
+INLINE float positive(float x) {
+    float y;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Eight statistics of a batch norm; `absent` where there are none.
+INLINE void load_statistics(const void* from, bool half, int column, float absent, float (&v)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = absent;
+    if (!from) return;
+    if (half) {
+        uint4 w = *(const uint4*)((const scalar*)from + column);
+        unpack_pair(w.x, v[0], v[1]), unpack_pair(w.y, v[2], v[3]);
+        unpack_pair(w.z, v[4], v[5]), unpack_pair(w.w, v[6], v[7]);
+    } else {
+        load_eight((const float*)from + column, v);
+    }
+}
+
+// The batch norm of `sum + bias` as sum * scale + bias.
+INLINE void fold_norm(const Arguments& p, int column, float (&scale)[8], float (&bias)[8]) {
+    bool half = p.flags & 4;
+    float v[8];
+    load_statistics(p.variance, half, column, 1, v);
+    load_statistics(p.gain, half, column, 1, scale);
+#pragma unroll
+    for (int i = 0; i < 8; i++) scale[i] *= rsqrtf(v[i] + p.eps);
+    load_statistics(p.mean, half, column, 0, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) bias[i] = (bias[i] - v[i]) * scale[i];
+    load_statistics(p.offset, half, column, 0, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) bias[i] += v[i];
+}
+
 // Bias, addend, activation, store and averages of `quads` staged groups of four rows.
 INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, int thread,
                    int threads, int quads) {
@@ -67,11 +104,15 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
     int half = p.block / 2, shift = half & (half - 1) ? -1 : 31 - __clz(half);
     float bias[8], scale[8], offset[8];
     load_eight(p.bias + column, bias);
+    const bool norm = SB_LATE && p.mean, add = SB_LATE ? p.addend != 0 : SB_ADD == 1;
+    const bool relu = SB_LATE ? p.flags & 1 : SB_RELU;
+    const bool averages = SB_LATE ? p.flags & 2 : SB_AVERAGES;
+    if (norm) fold_norm(p, column, scale, bias);
     if (SB_POST) {
         load_eight(p.post + column, scale);
         load_eight(p.post + p.cout_pad + column, offset);
     }
-    if (SB_AVERAGES && m0 == 0 && thread < CHUNKS)
+    if (averages && m0 == 0 && thread < CHUNKS)
         *(uint4*)(p.out + (long long)(p.rows + p.high_rows / 4) * p.cout + column) =
             make_uint4(0, 0, 0, 0);
     for (int quad = thread / CHUNKS; quad < quads; quad += threads / CHUNKS) {
@@ -82,7 +123,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
         uint4 addend[4];
 #pragma unroll
         for (int r = 0; r < 4; r++)
-            if (SB_ADD == 1 && m + r < p.rows)
+            if (add && m + r < p.rows)
                 addend[r] = __ldg((const uint4*)(p.addend + (long long)rows[r] * p.cout + column));
         float mean[8] = {};
 #pragma unroll
@@ -108,8 +149,8 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
                 }
             }
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] += bias[i];
-            if (SB_ADD == 1) {
+            for (int i = 0; i < 8; i++) v[i] = norm ? v[i] * scale[i] + bias[i] : v[i] + bias[i];
+            if (add) {
                 unsigned w[4] = {addend[r].x, addend[r].y, addend[r].z, addend[r].w};
 #pragma unroll
                 for (int j = 0; j < 4; j++) {
@@ -122,14 +163,14 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
             if (SB_ADD == 2) add_enlarged(p, min(m + r, p.rows - 1), column, shift, v);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
-                if (SB_RELU) v[i] = fmaxf(v[i], 0.f);
+                if (relu) v[i] = positive(v[i]);
                 if (SB_POST) v[i] = fmaxf(v[i] * scale[i] + offset[i], 0.f);
                 mean[i] += v[i];
             }
             if (m + r < p.rows)
                 *(uint4*)(p.out + (long long)rows[r] * p.cout + column) = pack_eight(v);
         }
-        if (SB_AVERAGES && m < p.high_rows) {
+        if (averages && m < p.high_rows) {
             int q = m / 4, row = divide(q, half, shift), x = q - row * half;
             int y = row - divide(row, half, shift) * half;
             if (y == 0 || y == half - 1 || x == 0 || x == half - 1) {

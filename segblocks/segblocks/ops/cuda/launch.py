@@ -8,12 +8,12 @@ import ctypes
 import functools
 import os
 import struct
+import threading
 from typing import Any
 
 import torch
 
 _SUCCESS, _INVALID_CONTEXT, _CONTEXT_IS_DESTROYED = 0, 201, 709
-_Parameters = ctypes.c_char_p * 1
 
 
 class Kernel:
@@ -49,7 +49,11 @@ class Kernel:
         Raises:
             RuntimeError: the driver refused the launch.
         """
-        _enqueue(self._shape, self._pack(*pointers) + self._constants, device)
+        _enqueue(self._shape, self._pack(*pointers) + self._constants, device.index)
+
+    def enqueue(self, index: int, *pointers: int) -> None:
+        """`launch` on the device of this index."""
+        _enqueue(self._shape, self._pack(*pointers) + self._constants, index)
 
 
 def launch(
@@ -61,7 +65,7 @@ def launch(
     device: torch.device,
 ) -> None:
     """Enqueue a kernel once; arguments as of `Kernel`, `parameters` the whole struct."""
-    _enqueue(_shape(function, grid, block, shared), parameters, device)
+    _enqueue(_shape(function, grid, block, shared), parameters, device.index)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -71,20 +75,36 @@ def _shape(function: Any, grid: tuple, block: tuple, shared: int) -> tuple:
     return (ctypes.c_void_p(function.ptr), *map(ctypes.c_uint, (*grid, *block, shared)))
 
 
-def _enqueue(shape: tuple, parameters: bytes, device: torch.device) -> None:
-    index = device.index
+class _Parameters(threading.local):
+    """What cuLaunchKernel takes its parameters from, for each thread its own."""
+
+    def __init__(self) -> None:
+        self.pointers = (ctypes.c_char_p * 1)()
+
+
+_parameters = _Parameters()
+
+
+def _enqueue(shape: tuple, parameters: bytes, index: int) -> None:
     if index != torch._C._cuda_getDevice():
-        with torch.cuda.device(device):
-            return _enqueue(shape, parameters, device)
-    stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
-    arguments = _Parameters(parameters)
+        with torch.cuda.device(index):
+            return _enqueue(shape, parameters, index)
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    pointers = _parameters.pointers
+    pointers[0] = parameters
     launch_kernel = driver().cuLaunchKernel
-    status = launch_kernel(*shape, stream, arguments, None)
-    if status in (_INVALID_CONTEXT, _CONTEXT_IS_DESTROYED):  # a thread's first CUDA call
-        _bind_context(index)
-        status = launch_kernel(*shape, stream, arguments, None)
-    if status != _SUCCESS:
-        raise RuntimeError(f"CUDA could not launch a kernel: {_describe(status)}")
+    status = launch_kernel(*shape, _address(stream), pointers, None)
+    if status:
+        if status in (_INVALID_CONTEXT, _CONTEXT_IS_DESTROYED):  # a thread's first CUDA call
+            _bind_context(index)
+            status = launch_kernel(*shape, _address(stream), pointers, None)
+        if status != _SUCCESS:
+            raise RuntimeError(f"CUDA could not launch a kernel: {_describe(status)}")
+
+
+@functools.lru_cache(maxsize=256)
+def _address(stream: int) -> ctypes.c_void_p:
+    return ctypes.c_void_p(stream)
 
 
 @functools.cache

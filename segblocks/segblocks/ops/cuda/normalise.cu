@@ -1,4 +1,4 @@
-// Batch norm in evaluation over a pixel buffer.
+// Batch norm in evaluation over a pixel buffer, and a ReLU behind it where `relu` is set.
 //
 //   x, out          (P, C), C a multiple of SB_VECTOR
 //   mean, variance  (C), weight and bias (C) or null: SB_STATISTICS_HALF of x's type, else float32
@@ -20,7 +20,7 @@ struct Arguments {
     const statistic* bias;
     scalar* out;
     long long vectors;
-    int channels;
+    int channels, relu;
     float eps;
 };
 
@@ -39,7 +39,10 @@ extern "C" __global__ void __launch_bounds__(256) normalise(const __grid_constan
         real x[VECTOR];
         unpack(load(p.x + item * VECTOR), x);
 #pragma unroll
-        for (int i = 0; i < VECTOR; i++) x[i] = x[i] * scale[i] + shift[i];
+        for (int i = 0; i < VECTOR; i++) {
+            x[i] = x[i] * scale[i] + shift[i];
+            if (p.relu && x[i] < 0) x[i] = 0;  // NaN stays
+        }
         store(p.out + item * VECTOR, pack(x));
     }
 }

@@ -3,7 +3,8 @@
 //   x      (extended rows, C) input; table (9, pitch) int32, zero: see tables.cu
 //   own    (pitch) int32: buffer row of each GEMM row of the output
 //   out    (extended rows, C), with the averages that low neighbours of the next layer read
-//   averages  with SEPARATE, where x and out hold stored pixels only: the rows that would follow x
+//   averages  with SEPARATE, where x holds stored pixels only, or does not know: the rows that follow
+//             them, wherever they are; out is extended as ever
 //
 // C is a multiple of 8. A thread does 8 channels of 4 GEMM rows, which in a high block are one quad:
 // 25 different input pixels for its 36 taps. sm_80 and later.
@@ -114,7 +115,7 @@ INLINE void pool_four(const Reader& reader, bool in_line, uint4 (&best)[4]) {
 extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant__ Arguments p) {
     int chunks = p.channels / 8, item = blockIdx.x * 256 + threadIdx.x;
     int quad = item / chunks, column = (item - quad * chunks) * 8, m = quad * 4;
-    if (!SB_SEPARATE && quad == 0)
+    if (quad == 0)
         *(uint4*)(p.out + (long long)(p.rows + p.high_rows / 4) * p.channels + column) =
             make_uint4(0, 0, 0, 0);
     if (m >= p.rows) return;
@@ -139,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant
 #pragma unroll
         for (int i = 0; i < 8; i++) mean[i] += 0.25f * v[i];
     }
-    if (!SB_SEPARATE && m < p.high_rows)
+    if (m < p.high_rows)
         *(uint4*)(p.out + (long long)(p.rows + quad) * p.channels + column) = pack_eight(mean);
 }
 

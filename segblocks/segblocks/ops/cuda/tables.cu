@@ -14,19 +14,20 @@
 #include "neighbours.cuh"
 
 struct Entry {
-    int* table;
     int block, stride, pitch, centre;
 };
 
 struct Arguments {
     const int* slot;
     const int* cells;
+    int* tables[16];
     int gh, gw, n_high, n_blocks;
-    Entry entries[8];
+    Entry entries[16];
 };
 
 extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_constant__ Arguments p) {
     Entry entry = p.entries[blockIdx.y];
+    int* table = p.tables[blockIdx.y];
     int m = blockIdx.x * 256 + threadIdx.x;
     if (m >= entry.pitch) return;
     int block = entry.block, half = block / 2, out = block / entry.stride;
@@ -37,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_cons
     int out_rows = out_high_rows + (p.n_blocks - p.n_high) * (out / 2) * (out / 2);
     if (m >= out_rows) {
         for (int tap = 0; tap < (entry.centre ? 1 : 9); tap++)
-            entry.table[tap * entry.pitch + m] = zero;
+            table[tap * entry.pitch + m] = zero;
         return;
     }
     bool high = m < out_high_rows;
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_cons
 #pragma unroll
     for (int tap = 0; tap < 9; tap++) {
         if (entry.centre && tap != 4) continue;
-        entry.table[(entry.centre ? 0 : tap) * entry.pitch + m] =
+        table[(entry.centre ? 0 : tap) * entry.pitch + m] =
             neighbour_row(at, p.slot, p.gh, p.gw, cell, rank, high, y * entry.stride + tap / 3 - 1,
                           x * entry.stride + tap % 3 - 1);
     }

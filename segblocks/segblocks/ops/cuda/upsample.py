@@ -55,7 +55,7 @@ def _run(
     target = torch.empty((out_rows, channels), dtype=source.dtype, device=source.device)
     if target.numel():
         aligned = geo.alignment(source.data_ptr(), target.data_ptr())
-        kernel = _plan(
+        kernel = plan(
             name,
             source.get_device(),
             source.dtype,
@@ -74,7 +74,7 @@ def _run(
 
 
 @functools.lru_cache(maxsize=2048)
-def _plan(
+def plan(
     name: str,
     device: int,
     dtype: torch.dtype,
@@ -86,6 +86,7 @@ def _plan(
     legacy: bool,
     aligned: int,
 ) -> Kernel:
+    """The launch for addresses of pixels, output, slot and cells; `aligned`: bytes, of both."""
     half = block // 2
     n_low = grid[0] * grid[1] * grid[2] - n_high
     vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize

@@ -1,0 +1,258 @@
+"""The launches of eager operations: what of them does not change is worked out once.
+
+A launch then takes the addresses of what it reads and writes, nothing else.
+"""
+
+import functools
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..grid import BlockGrid
+from ..ops.cuda.launch import Kernel
+from ..ops.cuda.module import prepare
+from ..ops.cuda.normalise import plan as plan_normalise
+from .grid_tables import Key, table
+from .hopper import Fused, Late, Tile, choose_tile, prepare_late
+from .pending import Pending
+from .sources import Norm, Source, hold
+from .tables import Scale
+
+_NO_NORM = (0, 0, 0, 0)
+
+
+class Plan:
+    """One convolution or pooling at one scale, in one precision on one device.
+
+    Attributes:
+        source, scale: sizes of what it reads and of what it makes; block: side of its high blocks.
+        wide: it reads neighbours.
+        own, table: keys of the neighbour tables that it reads; here: of the table that tells where
+            the input's own pixels are, for averages.
+        averages: rows that follow those of the input.
+        channels: input, output.
+        stored, extended: shapes of its output; tail: bytes of it before its averages.
+    """
+
+    name = "conv2d"
+
+    def __init__(
+        self,
+        block: int,
+        n_high: int,
+        n_blocks: int,
+        stride: int,
+        kernel: int,
+        channels: tuple[int, int],
+        dtype: torch.dtype,
+        index: int,
+        device: torch.device,
+    ):
+        self.source = Scale.of(block, n_high, n_blocks)
+        self.scale = Scale.of(block // stride, n_high, n_blocks)
+        self.wide = kernel > 1
+        self.taps = kernel * kernel
+        self.own: Key = (self.scale.block, 1, True)
+        self.table: Key = (block, stride, not self.wide)
+        self.here: Key = (block, 1, True)
+        self.averages = self.source.zero - self.source.rows + 1
+        self.channels = channels
+        self.dtype = dtype
+        self.index = index
+        self.device = device
+        self.block = self.scale.block
+        self.stored = (self.scale.rows, channels[1])
+        self.extended = (self.scale.zero + 1, channels[1])
+        self.tail = self.scale.rows * channels[1] * dtype.itemsize
+        self._kernels: dict[tuple, Kernel] = {}
+        self._normalised: NormPlan | None = None
+
+    def reads(self, made: Any) -> bool:
+        """Whether pixels that another plan has made fit this one."""
+        same = made.dtype is self.dtype and made.index == self.index
+        return same and made.stored[1] == self.channels[0]
+
+    def normalised(self) -> "NormPlan":
+        """A batch norm of what this one makes."""
+        if self._normalised is None:
+            self._normalised = norm_plan(self.stored, self.dtype, self.index, self.device)
+        return self._normalised
+
+    def run(self, cell: Pending, job: tuple, extend: bool) -> None:
+        """A convolution and the steps behind it, see `Pending`."""
+        (source, weights, grid, *_), steps, norm, addend = job
+        if source.watched is not None:
+            source.check()
+        added = 0
+        if addend is not None:
+            addend.check()
+            added = addend.address
+        if norm is None:
+            key, statistics = (steps[-1:] == "r", extend, False, 0.0), _NO_NORM
+        else:
+            norm.check()
+            key, statistics = (steps[-1:] == "r", extend, norm.kind, norm.eps), norm.addresses
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = self._prepare(*key)
+        shape = self.extended if extend else self.stored
+        out = weights.matrix.new_empty(shape)
+        address = out.data_ptr()
+        tables = grid.tables
+        there, own = tables.get(self.table), tables.get(self.own)
+        if there is None or own is None:
+            there, own = table(grid, self.table), table(grid, self.own)
+        kernel.enqueue(
+            self.index,
+            source.address,
+            there,
+            weights.address,
+            weights.shift_address,
+            *(0, 0),
+            own,
+            added,
+            *(0, 0, 0),
+            address,
+            *(0, 0),
+            source.averages,
+            *statistics,
+        )
+        if extend:
+            cell.averages = address + self.tail
+            cell.written = cell.later.writes
+        cell.address = address
+        cell.buffer = out
+
+    def _prepare(self, relu: bool, averages: bool, kind: torch.dtype | bool, eps: float) -> Kernel:
+        cin, cout = self.channels
+        tile = choose_tile(self.scale.rows, cout, self.taps * cin // 64)
+        return prepare_late(
+            Fused(taps=self.taps, averages=False, separate=self.wide, late=True),
+            Late(relu, averages, kind is self.dtype, eps),
+            Tile(tile.rows, tile.columns, tile.stages, tile.resident, tile.producers, 1),
+            self.scale,
+            (cin, 0, cout),
+            -(-cout // 128) * 128,
+            self.source.rows,
+            self.dtype,
+            self.index,
+        )
+
+
+plan = functools.lru_cache(maxsize=4096)(Plan)
+
+
+class NormPlan:
+    """A batch norm, and perhaps a ReLU, of (P, C) pixels in one precision on one device."""
+
+    name = "batch_norm"
+
+    def __init__(
+        self, stored: tuple[int, int], dtype: torch.dtype, index: int, device: torch.device
+    ):
+        self.stored = stored
+        self.dtype = dtype
+        self.index = index
+        self.device = device
+        self._kernels: dict[tuple, Kernel | None] = {}
+
+    def normalised(self) -> "NormPlan":
+        """A batch norm of what this one makes."""
+        return self
+
+    def kernel(self, norm: Norm, relu: bool) -> Kernel | None:
+        """The launch; None where there is no kernel for it."""
+        key = (norm.kind, norm.eps, relu)
+        found = self._kernels.get(key)
+        if found is None:
+            kind, eps, _ = key
+            found = plan_normalise(self.dtype, kind, self.index, *self.stored, eps, relu)
+            self._kernels[key] = found
+        return found
+
+    def run(self, cell: Pending, job: tuple, extend: bool) -> None:
+        """See `Pending`."""
+        (source, *_), steps, norm, _ = job
+        source.check()
+        norm.check()
+        out = torch.empty(self.stored, dtype=self.dtype, device=self.device)
+        address = out.data_ptr()
+        kernel = self.kernel(norm, steps[-1:] == "r")
+        kernel.enqueue(self.index, source.address, *norm.addresses, address)
+        cell.address = address
+        cell.buffer = out
+
+
+norm_plan = functools.lru_cache(maxsize=4096)(NormPlan)
+
+
+def locate(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Source:
+    """The input of a convolution or pooling, computed by now, with averages if they are read."""
+    wide = wanted.wide
+    if type(value) is Pending:
+        value.locate(wide)
+        if wide and not value.averages:
+            value.kept = averages_of(value.address, grid, wanted)
+            value.averages = value.kept.data_ptr()
+            value.written = grid.later.writes
+        return Source(value.address, value.averages, (value.buffer, value.kept))
+    found = hold(value)
+    if not wide:
+        return found
+    made = averages_of(found.address, grid, wanted)
+    return found._replace(averages=made.data_ptr(), holders=(value, made))
+
+
+def averages_of(address: int, grid: BlockGrid, wanted: Plan) -> Tensor:
+    """2×2 averages of the high blocks and a row of zeros: what follows in an extended buffer."""
+    channels = wanted.channels[0]
+    out = torch.empty((wanted.averages, channels), dtype=wanted.dtype, device=wanted.device)
+    kernel = _averages_kernel(wanted.dtype, wanted.index, wanted.source.high_rows, channels)
+    own = table(grid, wanted.here)
+    kernel.enqueue(wanted.index, address, own, out.data_ptr())
+    return out
+
+
+def pool(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Tensor:
+    """3×3 max pooling with stride 2 into an extended buffer."""
+    source = locate(value, grid, wanted)
+    out = torch.empty(wanted.extended, dtype=wanted.dtype, device=wanted.device)
+    channels = wanted.channels[0]
+    kernel = _pool_kernel(wanted.dtype, wanted.index, wanted.source, wanted.scale, channels)
+    own = table(grid, wanted.own)
+    there = table(grid, wanted.table)
+    kernel.enqueue(wanted.index, source.address, there, own, out.data_ptr(), source.averages)
+    return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _averages_kernel(dtype: torch.dtype, device: int, high_rows: int, channels: int) -> Kernel:
+    blocks = -(-(high_rows // 4 + 1) * channels // 8 // 256)
+    constants = struct.pack("2i", high_rows, channels)
+    return _pool_file("averages", dtype, device, blocks, constants, 3)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pool_kernel(
+    dtype: torch.dtype, device: int, source: Scale, scale: Scale, channels: int
+) -> Kernel:
+    sizes = (source.zero, scale.rows, scale.high_rows, scale.block, scale.pitch, channels)
+    constants = struct.pack("8i", *sizes, source.rows, 0)
+    blocks = -(-(-(-scale.rows // 4) * channels // 8) // 256)
+    return _pool_file("max_pool", dtype, device, blocks, constants, 5, SEPARATE=1)
+
+
+def _pool_file(
+    name: str,
+    dtype: torch.dtype,
+    device: int,
+    blocks: int,
+    constants: bytes,
+    pointers: int,
+    **more: int,
+) -> Kernel:
+    settings: dict[str, Any] = {"DTYPE": dtype == torch.bfloat16, "VECTOR": 8, "INDEX64": 0, **more}
+    options = ("-std=c++17", *(f"-DSB_{name}={int(value)}" for name, value in settings.items()))
+    return prepare("pool.cu", name, options, device, blocks, 256, constants, pointers)

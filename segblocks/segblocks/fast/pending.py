@@ -1,0 +1,247 @@
+"""Pixels that are computed when somebody reads them, so that what follows a convolution joins it.
+
+A `Pending` is a launch that has been put off: a convolution (or batch norm), then as steps a batch
+norm, an addend and a ReLU, as far as the kernel takes them in that order. An operation on a block
+tensor whose pixels are pending makes another `Pending` with one step more, or adds the step to this
+one where it works in place, so that every block tensor of the same pixels sees it. Whatever reads
+pixels has them computed first; nothing is remembered from one forward pass to the next.
+
+What a launch reads stays as it was when the operation was called:
+  * pixels: before a function writes into a buffer, and before a caller is handed one (`pixels`),
+    everything pending on that grid is computed; from then on nothing is put off on that grid,
+    because nobody sees when the caller writes. A buffer that a caller made and kept is watched by
+    its version: a change that nothing else can see raises.
+  * weights of convolutions: the packed copy is chosen when the convolution is called.
+  * batch norm: its tensors are read by the launch itself, where their versions must still be those
+    of the call. A parameter is changed between forward passes, of which `combine` leaves nothing
+    pending; who keeps blocks uncombined over a change gets an error, never another value.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The stream of a device's index on which PyTorch launches now; a PyTorch without CUDA has no such.
+raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+_inference = torch.is_inference_mode_enabled
+_FEW = 64  # references that are kept before the dead ones are sorted out
+# What may follow the steps taken so far: n batch norm, a addend, r ReLU.
+MAY_FOLLOW = {"": "nar", "n": "ar", "a": "r", "na": "r", "r": "", "nr": "", "ar": "", "nar": ""}
+
+
+class Later:
+    """What the block tensors of one grid have put off.
+
+    Attributes:
+        pending: references to what may not have been computed yet.
+        writes: how often a function wrote into pixels of the grid.
+        exposed: a caller has been handed a buffer that may change without anybody seeing it.
+    """
+
+    __slots__ = ("_limit", "exposed", "pending", "writes")
+
+    def __init__(self) -> None:
+        self.pending: list[weakref.ref] = []
+        self._limit = _FEW
+        self.writes = 0
+        self.exposed = False
+
+    def add(self, cell: "Pending") -> None:
+        """Note a launch that has been put off; where a buffer is exposed, it is not."""
+        if self.exposed:
+            cell.compute()
+            return
+        pending = self.pending
+        pending.append(weakref.ref(cell))
+        if len(pending) > self._limit:
+            self.pending = [r for r in pending if _is_open(r())]
+            self._limit = max(_FEW, 2 * len(self.pending))
+
+    def settle(self) -> None:
+        """Compute everything that is pending."""
+        pending, self.pending = self.pending, []
+        try:
+            for reference in pending:
+                cell = reference()
+                if cell is not None:
+                    cell.compute()
+        except BaseException:
+            self.pending += pending
+            raise
+
+    def write(self) -> None:
+        """Call before a function writes into a buffer of the grid."""
+        self.settle()
+        self.writes += 1
+
+    def expose(self) -> None:
+        """Call before a caller is handed a buffer of the grid."""
+        self.write()
+        self.exposed = True
+
+    def __reduce__(self) -> tuple:
+        return Later, ()
+
+
+def _is_open(cell: "Pending | None") -> bool:
+    return cell is not None and cell.job is not None
+
+
+class Pending:
+    """Pixels (P, C), computed on first reading.
+
+    Attributes:
+        plan: what is computed; it tells the tensor's `stored` shape, dtype, device and index, the
+            `name` of the operation for errors, and has `run(cell, job, extend)`, which launches and
+            fills the attributes below; with `extend` it makes an extended buffer if it can.
+        job: (call, steps, norm, addend): what `run` needs and the steps; None once computed. It is
+            replaced whole, so another thread sees all of it or nothing. A call ends with the
+            stream and the inference mode that it was made in.
+        steps: those that the pixels have been through.
+        buffer, address: what has been computed, and where it begins.
+        averages: address of the rows that follow the stored ones in an extended buffer; 0: none.
+        kept: the tensor that `averages` points into, where it is not `buffer`.
+        written: the grid's `writes` when the averages were made.
+    """
+
+    is_cuda = True
+    requires_grad = False
+    buffer: Tensor | None = None
+    kept: Tensor | None = None
+    address = averages = written = 0
+    _tensor: Tensor | None = None
+    _event: Any = None
+
+    def __init__(
+        self, plan: Any, later: Later, job: tuple | None, steps: str = "", bases: tuple = ()
+    ):
+        self.plan = plan
+        self.later = later
+        self.job = job
+        self.steps = steps
+        # (reference, steps) of what the pixels were before their last steps
+        self._bases = bases
+
+    shape = property(lambda self: self.plan.stored)
+    dtype = property(lambda self: self.plan.dtype)
+    device = property(lambda self: self.plan.device)
+
+    def get_device(self) -> int:
+        return self.plan.index
+
+    def is_floating_point(self) -> bool:
+        return True
+
+    def after(self, step: str, norm: Any, addend: Any) -> "Pending":
+        """The pixels after one more step; these stay as they are."""
+        steps, later = self.steps, self.later
+        more, bases = steps + step, (*self._bases, (weakref.ref(self), steps))
+        cell = Pending(self.plan, later, (self.job[0], more, norm, addend), more, bases)
+        later.pending.append(weakref.ref(cell))  # where this is pending, no buffer is exposed
+        return cell
+
+    def become(self, step: str, norm: Any, addend: Any) -> None:
+        """One more step in place."""
+        self.steps = steps = self.steps + step
+        self.job = (self.job[0], steps, norm, addend)
+
+    def compute(self, extend: bool = False) -> None:
+        """Launch, if that has not been done.
+
+        Args:
+            extend: a 3×3 window will read the pixels, which then needs the rows that follow.
+        """
+        job = self.job
+        if job is None:
+            return
+        call = job[0]
+        try:
+            current = raw_stream(self.plan.index)
+            if call[-2] == current and call[-1] == _inference():
+                self._launch(job, extend)
+            else:
+                self._launch_elsewhere(job, extend, current)
+        except Exception as error:
+            error.add_note(f"in '{self.plan.name}' on blocks, which had been put off until now")
+            raise
+        self.job = None
+        self._bases = ()
+
+    def read(self) -> Tensor:
+        """The (P, C) tensor."""
+        if self.job is not None:
+            self.compute()
+        if self._event is not None:
+            self._wait()
+        found = self._tensor
+        if found is None:
+            rows, buffer = self.plan.stored[0], self.buffer
+            found = buffer if buffer.shape[0] == rows else buffer.narrow(0, 0, rows)
+            self._tensor = found
+        return found
+
+    def locate(self, extend: bool) -> None:
+        """Make `address`, and where possible `averages`, good for a launch on this stream."""
+        if self.job is not None:
+            self.compute(extend)
+        if self._event is not None:
+            self._wait()
+        if self.averages:
+            later = self.later
+            if later.exposed or later.writes != self.written:
+                self.averages = 0
+
+    def __reduce__(self) -> tuple:
+        return _itself, (self.read(),)
+
+    # -- how it is computed ----------------------------------------------------------------------
+
+    def _launch(self, job: tuple, extend: bool) -> None:
+        for reference, steps in self._bases[::-1]:
+            base = reference()
+            # The pixels before these last steps are still in somebody's hands, unless they were
+            # changed in place: compute them once, for both.
+            if base is not None and base.steps == steps:
+                found = _apply(base.read(), job, steps)
+                self.address = found.data_ptr()
+                self.buffer = found
+                return
+        self.plan.run(self, job, extend)
+
+    def _launch_elsewhere(self, job: tuple, extend: bool, current: int) -> None:
+        """On the stream of the call; other streams are made to wait, as nobody else knows to."""
+        *_, stream, inference = job[0]
+        with torch.inference_mode(inference):
+            if stream == current:
+                self._launch(job, extend)
+                return
+            # A graph that is being captured cannot wait for what is outside; it is replayed later.
+            capturing = torch.cuda.is_current_stream_capturing()
+            there = torch.cuda.ExternalStream(stream, self.plan.device)
+            with torch.cuda.stream(there):
+                self._launch(job, extend)
+            if not capturing:
+                self._event = there.record_event()
+
+    def _wait(self) -> None:
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream(self.plan.device).wait_event(self._event)
+
+
+def _apply(pixels: Tensor, job: tuple, done: str) -> Tensor:
+    """The steps behind those that `pixels` have been through, which stay as they are."""
+    _, steps, norm, addend = job
+    steps = steps[len(done) :]
+    if steps[:1] == "n":
+        relu = steps == "nr"
+        pixels, steps = norm.apply(pixels, relu), "" if relu else steps[1:]
+    if steps[:1] == "a":
+        addend.check()
+        pixels, steps = pixels + addend.holders[0][: pixels.shape[0]], steps[1:]
+    return torch.relu(pixels) if steps else pixels
+
+
+def _itself(pixels: Tensor) -> Tensor:
+    return pixels
