@@ -1,7 +1,10 @@
 """`DualResTensor`: an image held as blocks of two resolutions, on which torch functions act."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -216,7 +219,15 @@ def to_blocks(x: Tensor, grid: Tensor | BlockGrid, legacy_upsample: bool = False
             f"H/Gh = W/Gw must be one even block size; pad the image or choose another grid"
         )
     pixels = split(x, grid.slot, grid.cells, grid.n_high, block)
+    if x.shape[1] == 3 and pixels.is_cuda and not torch.compiler.is_compiling():
+        pixels = _first().remember(pixels, x, grid)
     return DualResTensor(pixels, grid, block)
+
+
+@functools.cache
+def _first() -> ModuleType:
+    """The first convolution; only CUDA tensors need what it needs."""
+    return importlib.import_module("segblocks.fast.first")
 
 
 def _as_blocks(pixels: Tensor, n: int, side: int) -> Tensor:

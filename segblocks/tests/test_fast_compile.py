@@ -210,6 +210,7 @@ def test_convolutions_of_every_pattern(launches):
     [
         Fused(averages=False, separate=True, late=True),
         Fused(taps=1, averages=False, late=True),
+        Fused(taps=1, averages=False, stem=True, late=True),
         Fused(averages=False),
         Fused(relu=True),
         Fused(extra=True, relu=True),

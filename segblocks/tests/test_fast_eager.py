@@ -331,3 +331,49 @@ def test_captured_in_a_graph():
     torch.cuda.synchronize()
     for a, b in zip(found, expected):
         assert torch.equal(a, b)
+
+
+@HALF
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("block", [16, 64, 128])
+def test_the_first_convolution_reads_the_image(size, block, kind, dtype, taken):
+    mask = make_grid(kind)
+    conv = nn.Conv2d(3, 64, size, 2, size // 2, bias=size == 3)
+    conv = conv.to("cuda", dtype).requires_grad_(False)
+    norm = nn.BatchNorm2d(64).eval().to("cuda").requires_grad_(False)
+    nn.init.normal_(norm.running_mean)
+    layers = nn.Sequential(conv, norm, nn.ReLU(inplace=True))
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        image = make_image(mask, 3, block).to("cuda", dtype, memory_format=memory_format)
+        x = to_blocks(image, mask.cuda())
+        found = layers(x)
+        expected = copy.deepcopy(layers).double()(to_blocks(image.double(), mask.cuda()))
+        bound = 2 * TOLERANCE[dtype] * max(1.0, float(expected.pixels.abs().max()))
+        assert (found.stored.double() - expected.pixels).abs().max() <= bound
+        pooled = F.max_pool2d(layers(to_blocks(image, mask.cuda())), 3, 2, 1)
+        bound_pooled = F.max_pool2d(expected, 3, 2, 1)
+        assert (pooled.stored.double() - bound_pooled.pixels).abs().max() <= bound
+    assert True in taken
+
+
+def test_an_image_or_blocks_that_change_before_the_first_convolution(taken):
+    mask = make_grid("mixed").cuda()
+    conv = nn.Conv2d(3, 64, 7, 2, 3).to("cuda", torch.float16).requires_grad_(False)
+
+    def picture():
+        return make_image(mask.cpu(), 3, 32).to("cuda", torch.float16)
+
+    first = conv(to_blocks(picture(), mask)).combine()
+    image = picture()
+    x = to_blocks(image, mask)
+    image.zero_()
+    torch.testing.assert_close(conv(x).combine(), first, rtol=1e-2, atol=1e-2)
+    y = to_blocks(image.copy_(picture()), mask)
+    late = conv(y)
+    image.zero_()  # has been read by now
+    assert torch.equal(late.combine(), first)
+    z = to_blocks(picture(), mask)
+    z.mul_(2)
+    assert not torch.allclose(conv(z).combine(), first, atol=1e-2)
+    assert taken == [True, False, False], "the third took the short way"

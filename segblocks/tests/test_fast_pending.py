@@ -12,6 +12,7 @@ from put_off import CHANNELS, set_up
 from torch import nn
 
 from segblocks import BlockGrid, DualResTensor, to_blocks
+from segblocks.fast import first
 from segblocks.fast.pending import Pending
 from segblocks.fast.trace import recording
 
@@ -374,3 +375,32 @@ def test_a_grid_that_serves_many_passes_remembers_few(bench):
     for _ in range(200):
         layers(x).stored  # noqa: B018
     assert len(x.grid.later.pending) < 200
+
+
+def test_pixels_of_an_image_know_it_while_neither_changes(monkeypatch):
+    monkeypatch.setattr(first, "launches_directly", lambda x: True)
+    monkeypatch.setattr(first, "stem_places", lambda *args: torch.zeros(1, dtype=torch.int32))
+
+    def cut():
+        image, mask = torch.randn(1, 3, 16, 16), torch.tensor([[[True, False], [False, True]]])
+        grid = BlockGrid.from_mask(mask)
+        pixels = to_blocks(image, grid).stored
+        return image, DualResTensor(first.remember(pixels, image, grid), grid, 8)
+
+    def reads(x, dtype=torch.float32):
+        size = (x.block, x.grid.n_high, x.grid.n_blocks)
+        return first.StemPlan(*size, 7, 64, dtype, -1, torch.device("cpu")).reads(x._value)
+
+    image, x = cut()
+    assert reads(x)
+    assert not reads(x, torch.float16)
+    assert x.stored.shape == (2 * 64 + 2 * 16, 3)
+    image.add_(1)
+    assert not reads(x)
+    for change in (lambda x: x.mul_(2), lambda x: x.pixels, lambda x: x.relu_()):
+        _, x = cut()
+        change(x)
+        assert not reads(x)
+    with torch.inference_mode():
+        image, x = cut()
+        assert isinstance(x._value, torch.Tensor), "it does not count its changes"

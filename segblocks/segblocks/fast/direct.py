@@ -16,7 +16,6 @@ from ..ops.library import launches_directly
 from ..tensor import DualResTensor
 from . import pending
 from .enlarge import enlargement
-from .launches import locate
 from .pending import MAY_FOLLOW, Pending
 from .sources import ALIGNED, hold, norm_of
 from .weights import _PACKED as PACKED
@@ -36,11 +35,11 @@ def conv2d(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
     if type(value) is not Pending or weights.weight() is not weight:
         return None
     wanted = weights.plans.get((x.block, grid.n_high, grid.n_blocks, args[3:]))
-    if wanted is None or not weights.matches(weight, bias) or not wanted.reads(value.plan):
+    if wanted is None or not weights.matches(weight, bias) or not wanted.reads(value):
         return None
     if torch.is_grad_enabled() and _learns(weight, bias):
         return None
-    source, later = locate(value, grid, wanted), grid.later
+    source, later = wanted.locate(value, grid), grid.later
     call = (source, weights, grid, pending.raw_stream(wanted.index), _inference())
     cell = Pending(wanted, later, (call, "", None, None))
     later.add(cell)

@@ -16,7 +16,8 @@ from ..grid import BlockGrid
 from ..ops.library import launches_directly
 from ..tensor import DualResTensor
 from . import pending
-from .launches import locate, norm_plan, plan, pool
+from .first import CHANNELS, stem_plan
+from .launches import norm_plan, plan, pool
 from .pending import MAY_FOLLOW, Pending
 from .sources import ALIGNED, Norm, hold, norm_of
 from .weights import packed
@@ -29,6 +30,8 @@ def conv2d(
 ) -> DualResTensor | None:
     """A 3×3 (padding 1) or 1×1 convolution of stride 1 or 2; None where this way is not open.
 
+    Of an image of three channels, one of 3×3 or 7×7 with stride 2.
+
     Args:
         setting: under which `direct` will find the plan.
     """
@@ -36,13 +39,23 @@ def conv2d(
     index = value.get_device()
     if not _applies(value, weight, bias, index):
         return None
-    weights = packed(weight, bias)
     cout, cin, kernel, _ = weight.shape
-    size = (x.block, grid.n_high, grid.n_blocks)
-    wanted = plan(*size, stride, kernel, (cin, cout), value.dtype, index, value.device)
+    size, place = (x.block, grid.n_high, grid.n_blocks), (value.dtype, index, value.device)
+    if cin == CHANNELS:
+        # What a plan keeps is not made while a graph is captured, whose memory it would be.
+        if type(value) is not Pending or stride != 2 or torch.cuda.is_current_stream_capturing():
+            return None
+        wanted = stem_plan(*size, kernel, cout, *place)
+        if not wanted.reads(value):
+            return None
+    elif kernel > 3:
+        return None
+    else:
+        wanted = plan(*size, stride, kernel, (cin, cout), *place)
+    weights = packed(weight, bias)
     if setting:
         weights.plans[(*size, setting)] = wanted
-    source = locate(value, grid, wanted)
+    source = wanted.locate(value, grid)
     cell = put_off(wanted, grid, (source, weights, grid), "", None, value)
     return DualResTensor(cell, grid, wanted.block)
 
@@ -105,7 +118,9 @@ def put_off(
 
 def _applies(value: Tensor | Pending, weight: Tensor, bias: Tensor | None, index: int) -> bool:
     dtype, (cout, cin, *_) = value.dtype, weight.shape
-    if dtype not in _HALVES or weight.dtype is not dtype or cin % 64 or cout % 64:
+    if dtype not in _HALVES or weight.dtype is not dtype or cout % 64:
+        return False
+    if cin % 64 and (cin != CHANNELS or weight.shape[2] == 1):
         return False
     if not _is_plain(value) or not _in_order(value) or _generation(index) != 9:
         return False

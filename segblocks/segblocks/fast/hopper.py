@@ -196,15 +196,16 @@ def prepare_late(
     stored: int,
     dtype: torch.dtype,
     device: int,
+    lines: tuple[int, int] = (0, 0),
 ) -> Kernel:
     """The launch of a convolution for 19 addresses, in the order of conv_sm90.cu's struct.
 
     Args:
-        channels, stored: as for `convolve`. padded: output channels of the packed weights.
+        channels, stored, lines: as for `convolve`. padded: output channels of the packed weights.
     """
     sizes = (scale.rows, scale.high_rows, scale.block, scale.pitch, 0, 0, 0, *channels, padded)
     flags = late.relu + 2 * late.averages + 4 * late.half
-    constants = struct.pack("16ifi", *sizes, 1, 0, 0, stored, flags, late.eps, 0)
+    constants = struct.pack("16ifi", *sizes, 1, *lines, stored, flags, late.eps, 0)
     tiles = -(-scale.rows // tile.rows) * -(-channels[2] // tile.columns)
     kernel = _kernel(fused, tile, dtype, device)
     threads = 256 + tile.producers

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..grid import BlockGrid
-from ..ops.cuda.launch import Kernel
+from ..ops.cuda.launch import Kernel, enqueue
 from ..ops.cuda.module import prepare
 from ..ops.cuda.normalise import plan as plan_normalise
 from .grid_tables import Key, table
@@ -20,6 +20,7 @@ from .pending import Pending
 from .sources import Norm, Source, hold
 from .tables import Scale
 
+_new = tuple.__new__
 _NO_NORM = (0, 0, 0, 0)
 
 
@@ -69,10 +70,23 @@ class Plan:
         self._kernels: dict[tuple, Kernel] = {}
         self._normalised: NormPlan | None = None
 
-    def reads(self, made: Any) -> bool:
-        """Whether pixels that another plan has made fit this one."""
+    def reads(self, cell: Pending) -> bool:
+        """Whether pixels fit this convolution."""
+        made = cell.plan
         same = made.dtype is self.dtype and made.index == self.index
         return same and made.stored[1] == self.channels[0]
+
+    def locate(self, value: Tensor | Pending, grid: BlockGrid) -> Source:
+        """What the launch will read."""
+        return locate(value, grid, self)
+
+    def tables(self, grid: BlockGrid) -> tuple[int, int]:
+        """Addresses of the tables of where pixels are read and where they are written."""
+        tables = grid.tables
+        there, own = tables.get(self.table), tables.get(self.own)
+        if there is None or own is None:
+            there, own = table(grid, self.table), table(grid, self.own)
+        return there, own
 
     def normalised(self) -> "NormPlan":
         """A batch norm of what this one makes."""
@@ -100,25 +114,26 @@ class Plan:
         shape = self.extended if extend else self.stored
         out = weights.matrix.new_empty(shape)
         address = out.data_ptr()
-        tables = grid.tables
-        there, own = tables.get(self.table), tables.get(self.own)
-        if there is None or own is None:
-            there, own = table(grid, self.table), table(grid, self.own)
-        kernel.enqueue(
-            self.index,
+        there, own = self.tables(grid)
+        parameters = kernel.pack(
             source.address,
             there,
             weights.address,
             weights.shift_address,
-            *(0, 0),
+            0,
+            0,
             own,
             added,
-            *(0, 0, 0),
+            0,
+            0,
+            0,
             address,
-            *(0, 0),
+            0,
+            0,
             source.averages,
             *statistics,
         )
+        enqueue(kernel.shape, parameters + kernel.constants, self.index)
         if extend:
             cell.averages = address + self.tail
             cell.written = cell.later.writes
@@ -127,17 +142,31 @@ class Plan:
 
     def _prepare(self, relu: bool, averages: bool, kind: torch.dtype | bool, eps: float) -> Kernel:
         cin, cout = self.channels
-        tile = choose_tile(self.scale.rows, cout, self.taps * cin // 64)
+        fused = Fused(taps=self.taps, averages=False, separate=self.wide, late=True)
+        late = Late(relu, averages, kind is self.dtype, eps)
+        return self._prepare_for(fused, late, self.taps * cin // 64, (cin, 0, cout))
+
+    def _prepare_for(
+        self,
+        fused: Fused,
+        late: Late,
+        steps: int,
+        channels: tuple[int, int, int],
+        lines: tuple[int, int] = (0, 0),
+    ) -> Kernel:
+        cout = channels[2]
+        tile = choose_tile(self.scale.rows, cout, steps)
         return prepare_late(
-            Fused(taps=self.taps, averages=False, separate=self.wide, late=True),
-            Late(relu, averages, kind is self.dtype, eps),
+            fused,
+            late,
             Tile(tile.rows, tile.columns, tile.stages, tile.resident, tile.producers, 1),
             self.scale,
-            (cin, 0, cout),
+            channels,
             -(-cout // 128) * 128,
             self.source.rows,
             self.dtype,
             self.index,
+            lines,
         )
 
 
@@ -197,7 +226,7 @@ def locate(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Source:
             value.kept = averages_of(value.address, grid, wanted)
             value.averages = value.kept.data_ptr()
             value.written = grid.later.writes
-        return Source(value.address, value.averages, (value.buffer, value.kept))
+        return _new(Source, (value.address, value.averages, (value.buffer, value.kept), None, 0))
     found = hold(value)
     if not wide:
         return found

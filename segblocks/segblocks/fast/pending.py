@@ -104,6 +104,7 @@ class Pending:
         averages: address of the rows that follow the stored ones in an extended buffer; 0: none.
         kept: the tensor that `averages` points into, where it is not `buffer`.
         written: the grid's `writes` when the averages were made.
+        picture: the image that the pixels were cut from, and its version then; None: from none.
     """
 
     is_cuda = True
@@ -111,6 +112,7 @@ class Pending:
     buffer: Tensor | None = None
     kept: Tensor | None = None
     address = averages = written = 0
+    picture: tuple[Tensor, int] | None = None
     _tensor: Tensor | None = None
     _event: Any = None
 
@@ -156,15 +158,15 @@ class Pending:
         job = self.job
         if job is None:
             return
-        call = job[0]
+        call, plan = job[0], self.plan
         try:
-            current = raw_stream(self.plan.index)
-            if call[-2] == current and call[-1] == _inference():
-                self._launch(job, extend)
-            else:
+            current = raw_stream(plan.index)
+            if call[-2] != current or call[-1] != _inference():
                 self._launch_elsewhere(job, extend, current)
+            elif not self._bases or not self._launch_on(job):
+                plan.run(self, job, extend)
         except Exception as error:
-            error.add_note(f"in '{self.plan.name}' on blocks, which had been put off until now")
+            error.add_note(f"in '{plan.name}' on blocks, which had been put off until now")
             raise
         self.job = None
         self._bases = ()
@@ -188,27 +190,30 @@ class Pending:
             self.compute(extend)
         if self._event is not None:
             self._wait()
-        if self.averages:
-            later = self.later
-            if later.exposed or later.writes != self.written:
-                self.averages = 0
+        later = self.later
+        if later.writes != self.written or later.exposed:
+            self.averages = 0
 
     def __reduce__(self) -> tuple:
         return _itself, (self.read(),)
 
     # -- how it is computed ----------------------------------------------------------------------
 
-    def _launch(self, job: tuple, extend: bool) -> None:
+    def _launch_on(self, job: tuple) -> bool:
+        """The last steps alone, where the pixels before them are still in somebody's hands."""
         for reference, steps in self._bases[::-1]:
             base = reference()
-            # The pixels before these last steps are still in somebody's hands, unless they were
-            # changed in place: compute them once, for both.
+            # Unless they were changed in place: compute them once, for both.
             if base is not None and base.steps == steps:
                 found = _apply(base.read(), job, steps)
                 self.address = found.data_ptr()
                 self.buffer = found
-                return
-        self.plan.run(self, job, extend)
+                return True
+        return False
+
+    def _launch(self, job: tuple, extend: bool) -> None:
+        if not self._launch_on(job):
+            self.plan.run(self, job, extend)
 
     def _launch_elsewhere(self, job: tuple, extend: bool, current: int) -> None:
         """On the stream of the call; other streams are made to wait, as nobody else knows to."""

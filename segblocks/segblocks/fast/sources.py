@@ -8,6 +8,7 @@ from torch import Tensor
 from ..ops.cuda.normalise import normalise
 from .pending import Pending
 
+_new = tuple.__new__  # in place of a NamedTuple's own, which is a Python function
 ALIGNED = 15  # bits of an address that must be zero: kernels read 16 bytes at once
 
 
@@ -39,7 +40,7 @@ def hold(value: Tensor | Pending) -> Source:
     """Pixels alone, computed by now."""
     if type(value) is Pending:
         value.locate(False)
-        return Source(value.address, 0, (value.buffer,))
+        return _new(Source, (value.address, 0, (value.buffer,), None, 0))
     if value.is_inference():
         return Source(value.data_ptr(), 0, (value,))
     return Source(value.data_ptr(), 0, (value,), value, value._version)
@@ -107,4 +108,5 @@ def norm_of(
         return None
     if (at | to | scale | shift) & ALIGNED:
         return None
-    return Norm((mean, variance, weight, bias), eps, kind, (at, to, scale, shift), versions)
+    tensors = (mean, variance, weight, bias)
+    return _new(Norm, (tensors, eps, kind, (at, to, scale, shift), versions))

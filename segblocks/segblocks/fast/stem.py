@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops.cuda import geometry as geo
 from ..ops.cuda.launch import launch
-from ..ops.cuda.module import multiprocessors, prepare
+from ..ops.cuda.module import Kernel, multiprocessors, prepare
 from .hopper import load
 from .tables import Scale
 
@@ -61,32 +61,47 @@ def split_padded(
     image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
 ) -> Tensor:
     """The image (N, 3, H, W) of any strides as padded blocks of four channels, in `dtype`."""
-    n_low = cells.numel() - n_high
     image = image.to(dtype)
+    shape, strides = tuple(slot.shape), tuple(image.stride())
+    setting = (shape, n_high, block, dtype, image.device.index, strides, is_packed(image))
+    rows, kernel = prepare_padded(*setting)
+    out = torch.empty((rows, 4), dtype=dtype, device=image.device)
+    kernel.launch(image.device, *(t.data_ptr() for t in (image, out, slot, cells)))
+    return out
+
+
+def prepare_padded(
+    shape: tuple[int, int, int],
+    n_high: int,
+    block: int,
+    dtype: torch.dtype,
+    device: int | None,
+    strides: tuple[int, int, int, int],
+    packed: bool,
+) -> tuple[int, Kernel]:
+    """Rows of what `split_padded` makes, and its launch for image, output, slot and cells."""
+    n, gh, gw = shape
+    n_low = n * gh * gw - n_high
     sides = (block + 2 * _HALO, block // 2 + 2 * _HALO)
-    out = torch.empty(
-        (n_high * sides[0] ** 2 + n_low * sides[1] ** 2, 4), dtype=dtype, device=image.device
-    )
     pairs = [side // 2 + 1 for side in sides]  # that a line touches, the first and the last by half
     chunks = [-(-side * pair // 256) for side, pair in zip(sides, pairs)]
-    record = struct.pack("4q", *(image.stride(i) for i in range(4)))
-    record += struct.pack("6i", *slot.shape[1:], n_high, block, *chunks)
+    record = struct.pack("4q", *strides)
+    record += struct.pack("6i", gh, gw, n_high, block, *chunks)
     record += struct.pack("6I", *geo.divider(pairs[0]), *geo.divider(pairs[1]))
-    options = _options(dtype, PACKED=_is_packed(image))
-    prepare(
+    kernel = prepare(
         "stem.cu",
         "split_padded",
-        options,
-        image.device.index,
+        _options(dtype, PACKED=packed),
+        device,
         n_high * chunks[0] + n_low * chunks[1],
         256,
         record,
         pointers=4,
-    ).launch(image.device, *(t.data_ptr() for t in (image, out, slot, cells)))
-    return out
+    )
+    return n_high * sides[0] ** 2 + n_low * sides[1] ** 2, kernel
 
 
-def _is_packed(image: Tensor) -> bool:
+def is_packed(image: Tensor) -> bool:
     """Whether the values of a line of pixels lie side by side, every line on 16 bytes."""
     strides = [image.stride(i) * image.element_size() for i in (0, 2)]
     aligned = not any(address % 16 for address in (image.data_ptr(), *strides))

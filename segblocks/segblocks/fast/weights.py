@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .hopper import pack_weights
+from .stem import stem_matrix
 
 
 class Packed:
@@ -51,6 +52,7 @@ _PACKED: dict[int, Packed] = {}
 def packed(weight: Tensor, bias: Tensor | None) -> Packed:
     """`weight` (COUT, CIN, k, k) and `bias` (COUT,) packed, as they are now.
 
+    A convolution of three channels is packed for the stem, 3×3 or 7×7.
     Neither may be an inference tensor, whose changes are not counted.
     """
     versions = (weight.data_ptr(), weight._version, weight.dtype)
@@ -64,8 +66,11 @@ def packed(weight: Tensor, bias: Tensor | None) -> Packed:
 
 def _pack(weight: Tensor, bias: Tensor | None, versions: tuple) -> Packed:
     cout = weight.shape[0]
-    matrix = weight.detach().permute(2, 3, 1, 0).reshape(-1, cout)
-    tiles = pack_weights(matrix, weight.shape[2] ** 2)
+    if weight.shape[1] == 3:
+        tiles = pack_weights(stem_matrix(weight.detach()))
+    else:
+        matrix = weight.detach().permute(2, 3, 1, 0).reshape(-1, cout)
+        tiles = pack_weights(matrix, weight.shape[2] ** 2)
     shift = torch.zeros(tiles.shape[1], device=weight.device)
     if bias is not None:
         shift[:cout] = bias.detach()

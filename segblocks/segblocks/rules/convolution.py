@@ -53,8 +53,8 @@ def _conv2d(
 def _is_plain(
     x: DualResTensor, kernel: tuple, stride: tuple, padding: Any, dilation: tuple, groups: int
 ) -> bool:
-    """3×3 or 1×1, centred, stride 1 or 2: what one launch can do for both resolutions."""
-    if kernel not in ((1, 1), (3, 3)) or stride not in ((1, 1), (2, 2)) or x.padding:
+    """Small, centred, stride 1 or 2: what one launch can do for both resolutions."""
+    if kernel not in ((1, 1), (3, 3), (7, 7)) or stride not in ((1, 1), (2, 2)) or x.padding:
         return False
     return padding == (kernel[0] // 2,) * 2 and dilation == (1, 1) and groups == 1
 

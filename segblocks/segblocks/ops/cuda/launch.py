@@ -25,9 +25,12 @@ class Kernel:
         shared: dynamic shared memory in bytes.
         constants: the kernel's parameter struct after its pointers.
         pointers: how many pointers that struct starts with.
+
+    Attributes:
+        shape, constants: for `enqueue`; pack: addresses → bytes before the constants.
     """
 
-    __slots__ = ("_constants", "_function", "_pack", "_shape")
+    __slots__ = ("_function", "constants", "pack", "shape")
 
     def __init__(
         self,
@@ -39,9 +42,9 @@ class Kernel:
         pointers: int = 0,
     ):
         self._function = function  # keeps its module loaded
-        self._shape = _shape(function, grid, block, shared)
-        self._constants = constants
-        self._pack = struct.Struct(f"<{pointers}Q").pack
+        self.shape = _shape(function, grid, block, shared)
+        self.constants = constants
+        self.pack = struct.Struct(f"<{pointers}Q").pack
 
     def launch(self, device: torch.device, *pointers: int) -> None:
         """Enqueue on PyTorch's current stream of `device`.
@@ -49,11 +52,11 @@ class Kernel:
         Raises:
             RuntimeError: the driver refused the launch.
         """
-        _enqueue(self._shape, self._pack(*pointers) + self._constants, device.index)
+        enqueue(self.shape, self.pack(*pointers) + self.constants, device.index)
 
     def enqueue(self, index: int, *pointers: int) -> None:
         """`launch` on the device of this index."""
-        _enqueue(self._shape, self._pack(*pointers) + self._constants, index)
+        enqueue(self.shape, self.pack(*pointers) + self.constants, index)
 
 
 def launch(
@@ -65,7 +68,7 @@ def launch(
     device: torch.device,
 ) -> None:
     """Enqueue a kernel once; arguments as of `Kernel`, `parameters` the whole struct."""
-    _enqueue(_shape(function, grid, block, shared), parameters, device.index)
+    enqueue(_shape(function, grid, block, shared), parameters, device.index)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -85,10 +88,11 @@ class _Parameters(threading.local):
 _parameters = _Parameters()
 
 
-def _enqueue(shape: tuple, parameters: bytes, index: int) -> None:
+def enqueue(shape: tuple, parameters: bytes, index: int) -> None:
+    """Enqueue what a `Kernel` has prepared: its shape, and its whole parameter struct."""
     if index != torch._C._cuda_getDevice():
         with torch.cuda.device(index):
-            return _enqueue(shape, parameters, index)
+            return enqueue(shape, parameters, index)
     stream = torch._C._cuda_getCurrentRawStream(index)
     pointers = _parameters.pointers
     pointers[0] = parameters

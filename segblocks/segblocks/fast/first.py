@@ -1,0 +1,95 @@
+"""The first convolution of eager networks, on the image itself: 3×3 or 7×7, stride 2."""
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ..grid import BlockGrid
+from ..ops.cuda.launch import Kernel
+from ..ops.library import launches_directly
+from .grid_tables import table
+from .hopper import Fused, Late
+from .launches import NormPlan, Plan, norm_plan
+from .pending import Pending
+from .sources import Source
+from .stem import is_packed, padded_lines, prepare_padded, stem_places
+
+CHANNELS = 3
+
+
+class Cut:
+    """Pixels of an image cut into blocks, as a plan that has been carried out."""
+
+    def __init__(self, pixels: Tensor):
+        self.stored = tuple(pixels.shape)
+        self.dtype = pixels.dtype
+        self.index = pixels.get_device()
+        self.device = pixels.device
+
+    def normalised(self) -> NormPlan:
+        """A batch norm of the pixels."""
+        return norm_plan(self.stored, self.dtype, self.index, self.device)
+
+
+def remember(pixels: Tensor, image: Tensor, grid: BlockGrid) -> Tensor | Pending:
+    """Pixels that know the image that they were cut from, while neither changes."""
+    if image.is_inference() or not launches_directly(pixels):
+        return pixels
+    cell = Pending(Cut(pixels), grid.later, None)
+    cell.buffer, cell.address = pixels, pixels.data_ptr()
+    cell.picture, cell.written = (image, image._version), grid.later.writes
+    return cell
+
+
+class StemPlan(Plan):
+    """The first convolution at one size, in one precision on one device."""
+
+    def __init__(
+        self,
+        block: int,
+        n_high: int,
+        n_blocks: int,
+        kernel: int,
+        cout: int,
+        dtype: torch.dtype,
+        index: int,
+        device: torch.device,
+    ):
+        size = (block, n_high, n_blocks)
+        super().__init__(*size, 2, kernel, (CHANNELS, cout), dtype, index, device)
+        self.lines = padded_lines(block)
+        # Where windows begin in the padded blocks, the same for every grid of this many high ones.
+        self.places = stem_places(self.scale, n_high, n_blocks, block, device)
+        self._padded = functools.lru_cache(maxsize=64)(prepare_padded)
+
+    def reads(self, cell: Pending) -> bool:
+        """Whether these are pixels of an image that still is what they were cut from."""
+        later, picture = cell.later, cell.picture
+        if picture is None or later.exposed or later.writes != cell.written:
+            return False
+        image, version = picture
+        return image.dtype is self.dtype and image._version == version and super().reads(cell)
+
+    def locate(self, value: Pending, grid: BlockGrid) -> Source:
+        """The image as padded blocks, made by now: it may change before the convolution runs."""
+        image, block = value.picture[0], self.source.block
+        setting = (grid.shape, grid.n_high, block, self.dtype, self.index)
+        rows, kernel = self._padded(*setting, image.stride(), is_packed(image))
+        out = torch.empty((rows, 4), dtype=self.dtype, device=self.device)
+        address = out.data_ptr()
+        where = (grid.slot.data_ptr(), grid.cells.data_ptr())
+        kernel.enqueue(self.index, image.data_ptr(), address, *where)
+        return Source(address, 0, (out,))
+
+    def tables(self, grid: BlockGrid) -> tuple[int, int]:
+        """See `Plan`."""
+        return self.places.data_ptr(), table(grid, self.own)
+
+    def _prepare(self, relu: bool, averages: bool, kind: torch.dtype | bool, eps: float) -> Kernel:
+        fused = Fused(taps=1, averages=False, stem=True, late=True)
+        late = Late(relu, averages, kind is self.dtype, eps)
+        return self._prepare_for(fused, late, 4, (64, 0, self.channels[1]), self.lines)
+
+
+stem_plan = functools.lru_cache(maxsize=256)(StemPlan)
