@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fast.pending import Later
+from .fast.later import Later
 from .ops import build_slots
 
 

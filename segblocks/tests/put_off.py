@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from segblocks import DualResTensor, dispatch
-from segblocks.fast import direct, eager, launches, pending, sources, weights
+from segblocks.fast import direct, eager, launches, norms, pending, weights
 
 CHANNELS = 64
 
@@ -83,7 +83,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(eager, "max_pool2d", lambda x: None)
     monkeypatch.setattr(launches, "averages_of", lambda *args: torch.zeros(1))
     monkeypatch.setattr(launches.Plan, "run", convolve)
-    monkeypatch.setattr(launches.NormPlan, "run", norm)
-    monkeypatch.setattr(launches.NormPlan, "kernel", lambda *args: True)
-    monkeypatch.setattr(sources, "normalise", normalise)
+    monkeypatch.setattr(norms.NormPlan, "run", norm)
+    monkeypatch.setattr(norms.NormPlan, "kernel", lambda *args: True)
+    monkeypatch.setattr(norms, "normalise", normalise)
     return found

@@ -27,6 +27,7 @@ from segblocks.fast import (
     grid_tables,
     hopper,
     patches,
+    pool_kernels,
     small_conv,
     stem,
     tables,
@@ -113,14 +114,14 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    users = (launches_of, stem, tables, patches, batch_norm, small_conv, dense_run, fast_policy)
+    users = (pool_kernels, stem, tables, patches, batch_norm, small_conv, dense_run, fast_policy)
     for user in users:
         monkeypatch.setattr(user, "prepare", prepare)
     for user in (stem, patches, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(eager, "launches_directly", lambda x: True)
     monkeypatch.setattr(eager, "_generation", lambda device: 9)
-    for name in ("_averages_kernel", "_pool_kernel"):
+    for name in ("averages_kernel", "pool_kernel"):
         monkeypatch.setattr(launches_of, name, getattr(launches_of, name).__wrapped__)
     monkeypatch.setattr(grid_tables, "_layout", grid_tables._layout.__wrapped__)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)

@@ -304,6 +304,10 @@ def test_inference_mode(bench):
         outside.stored  # noqa: B018
     assert not outside.stored.is_inference()
     with torch.inference_mode():
+        inner = layers[0](x)
+    assert not layers[1](inner).stored.is_inference()
+    assert not F.relu(inner).stored.is_inference()
+    with torch.inference_mode():
         made = conv()
     assert layers[1](made(x)).stored.shape == expected.shape, "weights that do not count changes"
 

@@ -16,8 +16,9 @@ from ..ops.library import launches_directly
 from ..tensor import DualResTensor
 from . import pending
 from .enlarge import enlargement
+from .norms import norm_of
 from .pending import MAY_FOLLOW, Pending
-from .sources import ALIGNED, hold, norm_of
+from .sources import ALIGNED, hold
 from .weights import _PACKED as PACKED
 
 _inference = torch.is_inference_mode_enabled

@@ -15,14 +15,16 @@ from ..dispatch import current_recorder
 from ..grid import BlockGrid
 from ..ops.library import launches_directly
 from ..tensor import DualResTensor
-from . import pending
+from . import direct, pending  # noqa: F401 - direct fills the table of short ways
 from .first import CHANNELS, stem_plan
-from .launches import norm_plan, plan, pool
+from .launches import plan, pool
+from .norms import Norm, norm_of, norm_plan
 from .pending import MAY_FOLLOW, Pending
-from .sources import ALIGNED, Norm, hold, norm_of
+from .sources import ALIGNED, hold
 from .weights import packed
 
 _HALVES = (torch.float16, torch.bfloat16)
+_MOST_PLANS = 32  # of one layer, each for another grid size
 
 
 def conv2d(
@@ -54,6 +56,8 @@ def conv2d(
         wanted = plan(*size, stride, kernel, (cin, cout), *place)
     weights = packed(weight, bias)
     if setting:
+        if len(weights.plans) >= _MOST_PLANS:
+            weights.plans.clear()
         weights.plans[(*size, setting)] = wanted
     source = wanted.locate(value, grid)
     cell = put_off(wanted, grid, (source, weights, grid), "", None, value)
@@ -73,7 +77,9 @@ def batch_norm(
     norm = norm_of(mean, variance, weight, bias, eps) if _is_plain(value) else None
     if norm is None or mean.shape[0] != value.shape[1]:
         return None
-    if type(value) is Pending and value.job is not None and "n" in MAY_FOLLOW[value.steps]:
+    job = value.job if type(value) is Pending else None
+    fits = job is not None and "n" in MAY_FOLLOW[value.steps]
+    if fits and job[0][-1] == torch.is_inference_mode_enabled():
         return x.like(value.after("n", norm, None))
     wanted = norm_plan(tuple(value.shape), value.dtype, value.get_device(), value.device)
     if not _in_order(value) or wanted.kernel(norm, False) is None:
@@ -151,6 +157,3 @@ def _in_order(value: Tensor | Pending) -> bool:
 def _generation(device: int) -> int:
     """8 for Ampere and Ada, 9 for Hopper, ..."""
     return torch.cuda.get_device_capability(device)[0]
-
-
-from . import direct  # noqa: E402, F401 - fills the table of short ways

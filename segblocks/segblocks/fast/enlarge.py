@@ -7,7 +7,7 @@ import torch
 from ..grid import BlockGrid
 from ..ops.cuda.upsample import plan as plan_upsample
 from ..rules.resize import find_scale
-from .launches import NormPlan, norm_plan
+from .norms import NormPlan, norm_plan
 from .pending import Pending
 
 

@@ -10,7 +10,8 @@ from ..ops.cuda.launch import Kernel
 from ..ops.library import launches_directly
 from .grid_tables import table
 from .hopper import Fused, Late
-from .launches import NormPlan, Plan, norm_plan
+from .launches import Plan
+from .norms import NormPlan, norm_plan
 from .pending import Pending
 from .sources import Source
 from .stem import is_packed, padded_lines, prepare_padded, stem_places
@@ -92,4 +93,4 @@ class StemPlan(Plan):
         return self._prepare_for(fused, late, 4, (64, 0, self.channels[1]), self.lines)
 
 
-stem_plan = functools.lru_cache(maxsize=256)(StemPlan)
+stem_plan = functools.lru_cache(maxsize=16)(StemPlan)  # each holds a table on the device

@@ -4,20 +4,18 @@ A launch then takes the addresses of what it reads and writes, nothing else.
 """
 
 import functools
-import struct
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..grid import BlockGrid
 from ..ops.cuda.launch import Kernel, enqueue
-from ..ops.cuda.module import prepare
-from ..ops.cuda.normalise import plan as plan_normalise
 from .grid_tables import Key, table
 from .hopper import Fused, Late, Tile, choose_tile, prepare_late
+from .norms import NormPlan, norm_plan
 from .pending import Pending
-from .sources import Norm, Source, hold
+from .pool_kernels import averages_kernel, pool_kernel
+from .sources import Source, hold
 from .tables import Scale
 
 _new = tuple.__new__
@@ -173,50 +171,6 @@ class Plan:
 plan = functools.lru_cache(maxsize=4096)(Plan)
 
 
-class NormPlan:
-    """A batch norm, and perhaps a ReLU, of (P, C) pixels in one precision on one device."""
-
-    name = "batch_norm"
-
-    def __init__(
-        self, stored: tuple[int, int], dtype: torch.dtype, index: int, device: torch.device
-    ):
-        self.stored = stored
-        self.dtype = dtype
-        self.index = index
-        self.device = device
-        self._kernels: dict[tuple, Kernel | None] = {}
-
-    def normalised(self) -> "NormPlan":
-        """A batch norm of what this one makes."""
-        return self
-
-    def kernel(self, norm: Norm, relu: bool) -> Kernel | None:
-        """The launch; None where there is no kernel for it."""
-        key = (norm.kind, norm.eps, relu)
-        found = self._kernels.get(key)
-        if found is None:
-            kind, eps, _ = key
-            found = plan_normalise(self.dtype, kind, self.index, *self.stored, eps, relu)
-            self._kernels[key] = found
-        return found
-
-    def run(self, cell: Pending, job: tuple, extend: bool) -> None:
-        """See `Pending`."""
-        (source, *_), steps, norm, _ = job
-        source.check()
-        norm.check()
-        out = torch.empty(self.stored, dtype=self.dtype, device=self.device)
-        address = out.data_ptr()
-        kernel = self.kernel(norm, steps[-1:] == "r")
-        kernel.enqueue(self.index, source.address, *norm.addresses, address)
-        cell.address = address
-        cell.buffer = out
-
-
-norm_plan = functools.lru_cache(maxsize=4096)(NormPlan)
-
-
 def locate(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Source:
     """The input of a convolution or pooling, computed by now, with averages if they are read."""
     wide = wanted.wide
@@ -238,7 +192,7 @@ def averages_of(address: int, grid: BlockGrid, wanted: Plan) -> Tensor:
     """2×2 averages of the high blocks and a row of zeros: what follows in an extended buffer."""
     channels = wanted.channels[0]
     out = torch.empty((wanted.averages, channels), dtype=wanted.dtype, device=wanted.device)
-    kernel = _averages_kernel(wanted.dtype, wanted.index, wanted.source.high_rows, channels)
+    kernel = averages_kernel(wanted.dtype, wanted.index, wanted.source.high_rows, channels)
     own = table(grid, wanted.here)
     kernel.enqueue(wanted.index, address, own, out.data_ptr())
     return out
@@ -249,39 +203,8 @@ def pool(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Tensor:
     source = locate(value, grid, wanted)
     out = torch.empty(wanted.extended, dtype=wanted.dtype, device=wanted.device)
     channels = wanted.channels[0]
-    kernel = _pool_kernel(wanted.dtype, wanted.index, wanted.source, wanted.scale, channels)
+    kernel = pool_kernel(wanted.dtype, wanted.index, wanted.source, wanted.scale, channels)
     own = table(grid, wanted.own)
     there = table(grid, wanted.table)
     kernel.enqueue(wanted.index, source.address, there, own, out.data_ptr(), source.averages)
     return out
-
-
-@functools.lru_cache(maxsize=1024)
-def _averages_kernel(dtype: torch.dtype, device: int, high_rows: int, channels: int) -> Kernel:
-    blocks = -(-(high_rows // 4 + 1) * channels // 8 // 256)
-    constants = struct.pack("2i", high_rows, channels)
-    return _pool_file("averages", dtype, device, blocks, constants, 3)
-
-
-@functools.lru_cache(maxsize=1024)
-def _pool_kernel(
-    dtype: torch.dtype, device: int, source: Scale, scale: Scale, channels: int
-) -> Kernel:
-    sizes = (source.zero, scale.rows, scale.high_rows, scale.block, scale.pitch, channels)
-    constants = struct.pack("8i", *sizes, source.rows, 0)
-    blocks = -(-(-(-scale.rows // 4) * channels // 8) // 256)
-    return _pool_file("max_pool", dtype, device, blocks, constants, 5, SEPARATE=1)
-
-
-def _pool_file(
-    name: str,
-    dtype: torch.dtype,
-    device: int,
-    blocks: int,
-    constants: bytes,
-    pointers: int,
-    **more: int,
-) -> Kernel:
-    settings: dict[str, Any] = {"DTYPE": dtype == torch.bfloat16, "VECTOR": 8, "INDEX64": 0, **more}
-    options = ("-std=c++17", *(f"-DSB_{name}={int(value)}" for name, value in settings.items()))
-    return prepare("pool.cu", name, options, device, blocks, 256, constants, pointers)

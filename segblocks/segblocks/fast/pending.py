@@ -23,70 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .later import Later
+
 # The stream of a device's index on which PyTorch launches now; a PyTorch without CUDA has no such.
 raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _inference = torch.is_inference_mode_enabled
-_FEW = 64  # references that are kept before the dead ones are sorted out
 # What may follow the steps taken so far: n batch norm, a addend, r ReLU.
 MAY_FOLLOW = {"": "nar", "n": "ar", "a": "r", "na": "r", "r": "", "nr": "", "ar": "", "nar": ""}
-
-
-class Later:
-    """What the block tensors of one grid have put off.
-
-    Attributes:
-        pending: references to what may not have been computed yet.
-        writes: how often a function wrote into pixels of the grid.
-        exposed: a caller has been handed a buffer that may change without anybody seeing it.
-    """
-
-    __slots__ = ("_limit", "exposed", "pending", "writes")
-
-    def __init__(self) -> None:
-        self.pending: list[weakref.ref] = []
-        self._limit = _FEW
-        self.writes = 0
-        self.exposed = False
-
-    def add(self, cell: "Pending") -> None:
-        """Note a launch that has been put off; where a buffer is exposed, it is not."""
-        if self.exposed:
-            cell.compute()
-            return
-        pending = self.pending
-        pending.append(weakref.ref(cell))
-        if len(pending) > self._limit:
-            self.pending = [r for r in pending if _is_open(r())]
-            self._limit = max(_FEW, 2 * len(self.pending))
-
-    def settle(self) -> None:
-        """Compute everything that is pending."""
-        pending, self.pending = self.pending, []
-        try:
-            for reference in pending:
-                cell = reference()
-                if cell is not None:
-                    cell.compute()
-        except BaseException:
-            self.pending += pending
-            raise
-
-    def write(self) -> None:
-        """Call before a function writes into a buffer of the grid."""
-        self.settle()
-        self.writes += 1
-
-    def expose(self) -> None:
-        """Call before a caller is handed a buffer of the grid."""
-        self.write()
-        self.exposed = True
-
-    def __reduce__(self) -> tuple:
-        return Later, ()
-
-
-def _is_open(cell: "Pending | None") -> bool:
-    return cell is not None and cell.job is not None
 
 
 class Pending:

@@ -1,0 +1,125 @@
+"""Batch norms that have been put off: their tensors, and launches of their own."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops.cuda.launch import Kernel
+from ..ops.cuda.normalise import normalise
+from ..ops.cuda.normalise import plan as plan_normalise
+from .pending import Pending
+from .sources import ALIGNED
+
+_new = tuple.__new__  # in place of a NamedTuple's own, which is a Python function
+
+
+class Norm(NamedTuple):
+    """A batch norm in evaluation.
+
+    Attributes:
+        tensors: mean, variance, weight, bias; the last two may be None.
+        kind: their dtype.
+        addresses: theirs, 0 for none; versions: the sum of theirs, which any change makes larger.
+    """
+
+    tensors: tuple
+    eps: float
+    kind: torch.dtype
+    addresses: tuple[int, int, int, int]
+    versions: int
+
+    def apply(self, pixels: Tensor, relu: bool) -> Tensor:
+        """In a launch of its own."""
+        self.check()
+        return normalise(pixels, *self.tensors, self.eps, relu)
+
+    def check(self) -> None:
+        """Raise RuntimeError if its tensors are not what they were when it was called."""
+        mean, variance, weight, bias = self.tensors
+        if weight is None or bias is None:
+            now = norm_of(*self.tensors, self.eps)
+            same = now is not None and now[3:] == self[3:]
+        else:
+            versions = mean._version + variance._version + weight._version + bias._version
+            at = (mean.data_ptr(), variance.data_ptr(), weight.data_ptr(), bias.data_ptr())
+            same = versions == self.versions and at == self.addresses
+        if not same:
+            raise RuntimeError(
+                "the parameters or statistics of a batch norm on blocks were changed before its "
+                "result was read; combine the blocks, or read their pixels, before the change"
+            )
+
+
+def norm_of(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Norm | None:
+    """A batch norm whose tensors lie element by element and count their changes; None if not."""
+    kind, at = mean.dtype, mean.data_ptr()
+    to = variance.data_ptr()
+    if variance.dtype is not kind or not (mean.is_contiguous() and variance.is_contiguous()):
+        return None
+    scale = shift = 0
+    try:
+        versions = mean._version + variance._version
+        if weight is not None:
+            if weight.dtype is not kind or not weight.is_contiguous():
+                return None
+            scale = weight.data_ptr()
+            versions += weight._version
+        if bias is not None:
+            if bias.dtype is not kind or not bias.is_contiguous():
+                return None
+            shift = bias.data_ptr()
+            versions += bias._version
+    except RuntimeError:  # inference tensors do not count their changes
+        return None
+    if (at | to | scale | shift) & ALIGNED:
+        return None
+    tensors = (mean, variance, weight, bias)
+    return _new(Norm, (tensors, eps, kind, (at, to, scale, shift), versions))
+
+
+class NormPlan:
+    """A batch norm, and perhaps a ReLU, of (P, C) pixels in one precision on one device."""
+
+    name = "batch_norm"
+
+    def __init__(
+        self, stored: tuple[int, int], dtype: torch.dtype, index: int, device: torch.device
+    ):
+        self.stored = stored
+        self.dtype = dtype
+        self.index = index
+        self.device = device
+        self._kernels: dict[tuple, Kernel | None] = {}
+
+    def normalised(self) -> "NormPlan":
+        """A batch norm of what this one makes."""
+        return self
+
+    def kernel(self, norm: Norm, relu: bool) -> Kernel | None:
+        """The launch; None where there is no kernel for it."""
+        key = (norm.kind, norm.eps, relu)
+        found = self._kernels.get(key)
+        if found is None:
+            kind, eps, _ = key
+            found = plan_normalise(self.dtype, kind, self.index, *self.stored, eps, relu)
+            self._kernels[key] = found
+        return found
+
+    def run(self, cell: Pending, job: tuple, extend: bool) -> None:
+        """See `Pending`."""
+        (source, *_), steps, norm, _ = job
+        source.check()
+        norm.check()
+        out = torch.empty(self.stored, dtype=self.dtype, device=self.device)
+        address = out.data_ptr()
+        kernel = self.kernel(norm, steps[-1:] == "r")
+        kernel.enqueue(self.index, source.address, *norm.addresses, address)
+        cell.address = address
+        cell.buffer = out
+
+
+norm_plan = functools.lru_cache(maxsize=4096)(NormPlan)
