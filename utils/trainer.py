@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataloaders import SegmentationDataset, to_network
+from segblocks import TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous, save_checkpoint
 from utils.distributed import distributed
@@ -50,6 +51,8 @@ class Trainer:
         self.model, self.args, self.device, self.ranks = model, args, device, ranks
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
+        if device.type == "cuda" and args.cuda_graphs:
+            model.graphs = TrainingGraphs()
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)

@@ -7,11 +7,13 @@
 Inference is without policy, for a random grid, in the precision of `--eager-dtype`. A training step
 is forward, cross-entropy of the logits enlarged to the image, backward and Adam; on blocks the
 policy, its REINFORCE loss and the bookkeeping of the grid are in it, with exactly `--share` of the
-blocks high. The network alone and on blocks take turns, so that a busy machine slows both.
+blocks high. On CUDA both also run from `TrainingGraphs`. The variants take turns, so that a busy
+machine slows all.
 
 For each: the median and the 95th percentile in milliseconds of a call that is waited for; the
-median that the host took before it waited; the peak of memory in MiB that the call added to what
-lay there before (CUDA).
+median that the host took before it waited; the peak of memory in MiB that the call adds to what
+lies there before, with what graphs hold (CUDA). Ratios are to the faster dense variant, of memory
+to the smaller.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .graphs import TrainingGraphs
 from .grid import BlockGrid
 from .model import SegBlocksModel, execute_with_grid
 from .policy import build_policy
@@ -43,13 +47,13 @@ class Result:
     """One line of the table."""
 
     what: str
-    variant: str  # "dense" or "blocks"
+    variant: str  # "dense", "blocks", "dense graphs", "blocks graphs"
     precision: str
     median_ms: float
     p95_ms: float
     host_ms: float
     peak_mib: float | None
-    against_dense: float = 1.0
+    against_dense: float
     memory_against_dense: float | None = None
 
 
@@ -97,9 +101,10 @@ def forward_calls(net: nn.Module, options: argparse.Namespace) -> dict[str, Call
 def training_calls(
     net: nn.Module, precision: str, options: argparse.Namespace
 ) -> dict[str, Callable]:
-    """A training step, by variant. Both train the same network."""
+    """A training step, by variant. All train the same network."""
     policy = build_policy("reinforce", options.block, percent_target=options.share)
     model = SegBlocksModel(net, policy)
+    dense = SegBlocksModel(net, build_policy("disabled", options.block))
     model.train().float().to(options.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
     image = _image(options.batch, options.train_size, options)
@@ -107,23 +112,24 @@ def training_calls(
     valid = torch.ones_like(labels, dtype=torch.bool)
     dtype = PRECISIONS[precision]
 
-    def step(run: Callable[[], tuple[Any, Tensor]]) -> None:
+    def step(model: SegBlocksModel, budget: float | None, graphs: TrainingGraphs | None) -> None:
+        model.graphs = graphs
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
-            result, logits = run()
-        logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear")
+            result = model(image, budget=budget)
+        logits = F.interpolate(result.logits.float(), size=labels.shape[1:], mode="bilinear")
         losses = F.cross_entropy(logits, labels, reduction="none")
-        loss = losses.mean()
-        if result is not None:
-            loss = loss + policy.loss(result, losses, valid)[0]
+        loss = losses.mean() + model.policy.loss(result, losses, valid)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    def blocks() -> tuple[Any, Tensor]:
-        result = model(image, budget=options.share)
-        return result, result.logits
-
-    return {"dense": lambda: step(lambda: (None, net(image))), "blocks": lambda: step(blocks)}
+    calls = {"dense": partial(step, dense, None, None)}
+    calls["blocks"] = partial(step, model, options.share, None)
+    if options.device.type == "cuda":
+        calls["dense graphs"] = partial(step, dense, None, TrainingGraphs())
+        calls["blocks graphs"] = partial(step, model, options.share, TrainingGraphs())
+    calls["blocks"]()  # Adam's moments are no variant's own
+    return calls
 
 
 def measure(
@@ -132,23 +138,20 @@ def measure(
     """Time the calls by turns."""
     waits: dict[str, list[float]] = {name: [] for name in calls}
     hosts: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: dict[str, float | None] = {}
     cuda = options.device.type == "cuda"
-    for name, call in calls.items():
-        for _ in range(options.warm_up):
-            call()
-        peaks[name] = _peak(call) if cuda else None
+    peaks = {name: _warm_up(call, options.warm_up, cuda) for name, call in calls.items()}
     for _ in range(options.repeats):
         for name, call in calls.items():
             host, whole = _time(call, cuda)
             hosts[name].append(host)
             waits[name].append(whole)
-    dense = statistics.median(waits["dense"])
+    dense = [name for name in calls if name.startswith("dense")]
+    fastest = min(statistics.median(waits[name]) for name in dense)
+    smallest = min(peaks[name] for name in dense) if cuda else None
     results = []
     for name in calls:
         median = statistics.median(waits[name])
         ordered = sorted(waits[name])
-        memory = None if not cuda else round(peaks[name] / peaks["dense"], 3)
         results.append(
             Result(
                 what,
@@ -157,9 +160,9 @@ def measure(
                 round(median, 3),
                 round(ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))], 3),
                 round(statistics.median(hosts[name]), 3),
-                None if not cuda else round(peaks[name], 1),
-                round(median / dense, 3),
-                memory,
+                round(peaks[name], 1) if cuda else None,
+                round(median / fastest, 3),
+                round(peaks[name] / smallest, 3) if cuda else None,
             )
         )
     return results
@@ -177,13 +180,25 @@ def _time(call: Callable, cuda: bool) -> tuple[float, float]:
     return (returned - start) * 1e3, (time.perf_counter() - start) * 1e3
 
 
-def _peak(call: Callable) -> float:
+def _warm_up(call: Callable, times: int, cuda: bool) -> float | None:
+    """-> the peak of memory in MiB that a call takes: what it keeps from then on, as graphs do, and
+    what it adds to that for its time."""
+    if not cuda:
+        for _ in range(times):
+            call()
+        return None
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    for _ in range(times):
+        call()
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    kept = torch.cuda.memory_reserved() - before
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
     torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return (kept + torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _image(batch: int, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
@@ -240,14 +255,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     results = []
     head = ("", "", "precision", "median ms", "p95 ms", "host ms", "peak MiB", "x dense", "memory")
-    print("{:8}{:8}{:>10}{:>11}{:>10}{:>10}{:>10}{:>9}{:>8}".format(*head))
+    print("{:8}{:14}{:>10}{:>11}{:>10}{:>10}{:>10}{:>9}{:>8}".format(*head))
 
     def report(what: str, precision: str, calls: dict[str, Callable]) -> None:
         for r in measure(what, precision, calls, options):
             results.append(r)
             memory = ("-", "-") if r.peak_mib is None else (r.peak_mib, r.memory_against_dense)
             print(
-                f"{what:8}{r.variant:8}{precision:>10}{r.median_ms:>11.3f}{r.p95_ms:>10.3f}", end=""
+                f"{what:8}{r.variant:14}{precision:>10}{r.median_ms:>11.3f}{r.p95_ms:>10.3f}",
+                end="",
             )
             print(
                 f"{r.host_ms:>10.3f}{memory[0]:>10}{r.against_dense:>9.3f}{memory[1]:>8}",
