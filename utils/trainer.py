@@ -52,7 +52,7 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
         if device.type == "cuda" and args.cuda_graphs:
-            model.graphs = TrainingGraphs()
+            model.train_from_graphs(TrainingGraphs())
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)

@@ -113,7 +113,7 @@ def training_calls(
     dtype = PRECISIONS[precision]
 
     def step(model: SegBlocksModel, budget: float | None, graphs: TrainingGraphs | None) -> None:
-        model.graphs = graphs
+        model.train_from_graphs(graphs)
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
             result = model(image, budget=budget)
         logits = F.interpolate(result.logits.float(), size=labels.shape[1:], mode="bilinear")

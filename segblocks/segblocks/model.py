@@ -87,17 +87,19 @@ class SegBlocksModel(nn.Module):
         policy: from `build_policy`.
         legacy_upsample: resize inside each block alone, as the published release did.
 
-    Attributes:
-        graphs: `TrainingGraphs` from which the network runs in training on CUDA; None for none.
     """
-
-    graphs: TrainingGraphs | None = None
 
     def __init__(self, net: nn.Module, policy: Policy, legacy_upsample: bool = False):
         super().__init__()
         self.net = net
         self.policy = policy
         self.legacy_upsample = legacy_upsample
+        self.graphs: TrainingGraphs | None = None
+
+    def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
+        """Let network and policy run from CUDA graphs in training; None: as written in Python."""
+        self.graphs = graphs
+        self.policy.train_from_graphs(graphs)
 
     def forward(
         self,
