@@ -151,7 +151,8 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
 
     Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
     """
-    turned = weight.flip((2, 3)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    turned = weight if weight.shape[2:] == (1, 1) else weight.flip((2, 3))
+    turned = turned.transpose(0, 1).contiguous(memory_format=torch.channels_last)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
     for out, target in zip(setting.outputs(grad), setting.blocks(padded)):
