@@ -26,8 +26,13 @@ KERNELS = {
     "blockpad_near.cu": ["blockpad_near", "blockpad_near_backward"],
     "upsample.cu": ["upsample"],
     "upsample_backward.cu": ["upsample_backward"],
+    "pool_blocks.cu": ["pool_blocks", "pool_blocks_backward"],
     "grid.cu": ["build_slots", "choose_slots", "select_budget", "select_budget_large"],
 }
+WINDOWS = [  # of pooling: the common one, and one whose loops stay loops
+    {"kernel_y": 3, "kernel_x": 3, "stride": 2, "dilation_y": 1, "dilation_x": 1},
+    {"kernel_y": 16, "kernel_x": 16, "stride": 1, "dilation_y": 2, "dilation_x": 1},
+]
 SMALL_CONV = "size parts resized pre relu m n warps ahead".split()
 HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kernels, constants
     "small_conv.cu": (
@@ -61,6 +66,7 @@ def constants(file: str, dtype: torch.dtype, width: int, wide_index: bool) -> di
         "combine_strips.cu": {"vector": 1, "copy": width, "legacy": int(wide_index)},
         "upsample.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "upsample_backward.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
+        "pool_blocks.cu": WINDOWS[wide_index],
         "grid.cu": {"vector": 1},
     }
     return values | extra.get(file, {})

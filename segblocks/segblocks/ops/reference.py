@@ -131,6 +131,81 @@ def blockpad_backward(
     return out.to(grad.dtype)
 
 
+def max_pool(
+    pixels: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+    replicate: bool,
+    fill: float,
+    kernel: list[int],
+    stride: int,
+    dilation: list[int],
+) -> tuple[Tensor, Tensor]:
+    sides = (left, right, top, bottom)
+    if any(sides):
+        pixels = blockpad(pixels, slot, cells, n_high, block, *sides, replicate, fill)
+    outs, taps = [], []
+    for part in _blocks(pixels, cells, n_high, block, block, top + bottom, left + right):
+        if not part.shape[0]:
+            continue
+        window = (kernel, (stride, stride), (0, 0), dilation)
+        out, index = torch.ops.aten.max_pool2d_with_indices(part.permute(0, 3, 1, 2), *window)
+        y, x = _window_corners(out, stride)
+        row, column = index // part.shape[2] - y, index % part.shape[2] - x
+        tap = row // dilation[0] * kernel[1] + column // dilation[1]
+        for rows, image in ((outs, out), (taps, tap.to(torch.uint8))):
+            rows.append(image.permute(0, 2, 3, 1).reshape(-1, pixels.shape[1]))
+    return torch.cat(outs), torch.cat(taps)
+
+
+def max_pool_backward(
+    grad: Tensor,
+    taps: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+    replicate: bool,
+    kernel: list[int],
+    stride: int,
+    dilation: list[int],
+) -> Tensor:
+    sides, side, padded = (left, right, top, bottom), block // stride, []
+    parts = zip(_blocks(grad, cells, n_high, side, side), _blocks(taps, cells, n_high, side, side))
+    for own, (out, tap) in zip((block, block // 2), parts):
+        if not out.shape[0]:
+            continue
+        out, tap = out.permute(0, 3, 1, 2), tap.permute(0, 3, 1, 2).long()
+        height, width = own + top + bottom, own + left + right
+        y, x = _window_corners(out, stride)
+        row, column = y + tap // kernel[1] * dilation[0], x + tap % kernel[1] * dilation[1]
+        shape = out.new_empty((*out.shape[:2], height, width))
+        shape = shape.contiguous(memory_format=torch.channels_last)  # nothing of it is read
+        window = (kernel, (stride, stride), (0, 0), dilation, False, row * width + column)
+        image = torch.ops.aten.max_pool2d_with_indices_backward(out, shape, *window)
+        padded.append(image.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]))
+    pixels = torch.cat(padded)
+    if not any(sides):
+        return pixels
+    return blockpad_backward(pixels, slot, cells, n_high, block, *sides, replicate)
+
+
+def _window_corners(out: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Row (h, 1) and column (1, w) of the first pixel of the window of each output (N, C, h, w)."""
+    y, x = (torch.arange(n, device=out.device) * stride for n in out.shape[2:])
+    return y[:, None], x[None]
+
+
 def upsample(
     pixels: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, scale: int, legacy: bool
 ) -> Tensor:
