@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
 from .grid import BlockGrid
 from .model import SegBlocksModel, execute_with_grid
 from .policy import build_policy
@@ -110,8 +110,7 @@ def training_calls(
     def step(run: Callable[[], tuple[Any, Tensor]]) -> None:
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
             result, logits = run()
-        logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear")
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = ops.pixel_cross_entropy(logits, labels)
         loss = losses.mean()
         if result is not None:
             loss = loss + policy.loss(result, losses, valid)[0]
