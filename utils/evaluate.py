@@ -179,7 +179,7 @@ def pixel_loss_of(
     criterion: nn.Module, label: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """logits → loss of each pixel, `label` (N,H,W)."""
-    return lambda logits: criterion(logits.float(), label)[1]
+    return lambda logits: criterion(logits, label)[1]
 
 
 class BlockShares:

@@ -191,7 +191,7 @@ class Trainer:
         amp = self.args.amp
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             result = self.network(image, **forward_options(self.args, self.criterion, label))
-        task, loss_map = self.criterion(result.logits.float(), label)
+        task, loss_map = self.criterion(result.logits, label)
         valid = label != self.dataset.info.ignore_index
         policy, stats = self.model.policy.loss(result, loss_map.detach(), valid)
         total = task + policy

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
 from .graphs import TrainingGraphs
 from .grid import BlockGrid
 from .model import SegBlocksModel, execute_with_grid
@@ -116,8 +116,7 @@ def training_calls(
         model.train_from_graphs(graphs)
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
             result = model(image, budget=budget)
-        logits = F.interpolate(result.logits.float(), size=labels.shape[1:], mode="bilinear")
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = ops.pixel_cross_entropy(result.logits, labels)
         loss = losses.mean() + model.policy.loss(result, losses, valid)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -33,6 +33,11 @@ WINDOWS = [  # of pooling: the common one, and one whose loops stay loops
     {"kernel_y": 3, "kernel_x": 3, "stride": 2, "dilation_y": 1, "dilation_x": 1},
     {"kernel_y": 16, "kernel_x": 16, "stride": 1, "dilation_y": 2, "dilation_x": 1},
 ]
+LOSS_KERNELS = {  # one element an access: kernel, scales
+    "cross_entropy.cu": ("pixel_cross_entropy", (0, 1, 2, 4, 8)),
+    "cross_entropy_backward.cu": ("pixel_cross_entropy_backward", (0, 1)),
+    "cross_entropy_tiles.cu": ("pixel_cross_entropy_tiles", (2, 4, 8)),
+}
 SMALL_CONV = "size parts resized pre relu m n warps ahead".split()
 HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kernels, constants
     "small_conv.cu": (
@@ -194,8 +199,23 @@ def test_compiles_in_half_precision(file, architecture, tmp_path):
             assert all(f".entry {kernel}(" in ptx for kernel in kernels)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", LOSS_KERNELS)
+def test_the_loss_compiles(file, architecture, tmp_path):
+    kernel, scales = LOSS_KERNELS[file]
+    for dtype in SIZES:
+        for scale in scales if dtype == torch.float16 else scales[1:2]:
+            values = {"dtype": geometry.DTYPES[dtype], "vector": 1, "scale": scale}
+            values |= {"index64": scale == 4, "last": scale != 1}
+            options = module.defines(**values)
+            ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
+            assert f".entry {kernel}(" in ptx
+            assert ".red." not in ptx
+            assert "atom." not in ptx
+
+
 def test_sources_stand_alone():
-    for file in (*KERNELS, *HALF_KERNELS):
+    for file in (*KERNELS, *LOSS_KERNELS, *HALF_KERNELS):
         text = module.source(file)
         assert "#include" not in text, "a header would escape CuPy's cache key"
         assert text.lstrip().startswith("//"), "the shape contract comes first"

@@ -1,8 +1,8 @@
 """The block operations in plain PyTorch, for any device: what the CUDA kernels must equal.
 
 Each function has the name and signature of the registered operation. `N, Gh, Gw` is the grid; a
-pixel buffer is (P, C) with the high blocks first. All run without autograd: every operation is
-linear and comes with its explicit transpose.
+pixel buffer is (P, C) with the high blocks first. All run without autograd: every operation comes
+with its explicit gradient, which is a transpose but for the loss.
 """
 
 import torch
@@ -218,6 +218,44 @@ def upsample_backward(
 ) -> Tensor:
     high, low = _blocks(grad, cells, n_high, block * scale, block * scale)
     return _resize_backward(high, low, slot, cells, n_high, block, (scale, scale), legacy)
+
+
+def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    large = enlarged(logits, target)
+    losses = cross_entropy_of(large, target, ignore_index)
+    return losses, large.logsumexp(1).masked_fill_(target == ignore_index, 0)
+
+
+def pixel_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, target: Tensor, log_sums: Tensor, ignore_index: int
+) -> Tensor:
+    large, ignored = enlarged(logits, target), (target == ignore_index)[:, None]
+    grad = grad[:, None].masked_fill(ignored, 0)
+    part = (large - log_sums[:, None]).masked_fill_(ignored, -torch.inf).exp_().mul_(grad)
+    part.scatter_add_(1, target[:, None].masked_fill(ignored, 0), -grad)
+    if part.shape != logits.shape:
+        part = torch.ops.aten.upsample_bilinear2d_backward(
+            part, part.shape[-2:], logits.shape, False
+        )
+    return torch.empty_like(logits).copy_(part)
+
+
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def enlarged(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits (N, C, h, w) at the size of the target (N, H, W), half precision widened."""
+    size = target.shape[-2:]
+    logits = logits.to(loss_dtype(logits.dtype))
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def cross_entropy_of(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy of every pixel (N, H, W), at the size of the logits."""
+    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
 
 
 def _accumulate(x: Tensor) -> Tensor:
