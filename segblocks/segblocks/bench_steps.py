@@ -10,10 +10,10 @@ policy, its REINFORCE loss and the bookkeeping of the grid are in it, with exact
 blocks high. On CUDA both also run from `TrainingGraphs`. The variants take turns, so that a busy
 machine slows all.
 
-For each: the median and the 95th percentile in milliseconds of a call that is waited for; the
-median that the host took before it waited; the peak of memory in MiB that the call adds to what
-lies there before, with what graphs hold (CUDA). Ratios are to the faster dense variant, of memory
-to the smaller.
+For each: the median and the 95th percentile in milliseconds of a call; the median that the host
+took before it waited; the peak of the memory in MiB that PyTorch took from CUDA for it. Forward
+passes are waited for one by one, training steps in rows of `--row`, as a training loop goes on
+without waiting. Ratios are to the faster dense variant, of memory to the smaller.
 """
 
 import argparse
@@ -132,16 +132,16 @@ def training_calls(
 
 
 def measure(
-    what: str, precision: str, calls: dict[str, Callable], options: argparse.Namespace
+    what: str, precision: str, calls: dict[str, Callable], options: argparse.Namespace, row: int
 ) -> list[Result]:
-    """Time the calls by turns."""
+    """Time `row` calls of each by turns."""
     waits: dict[str, list[float]] = {name: [] for name in calls}
     hosts: dict[str, list[float]] = {name: [] for name in calls}
     cuda = options.device.type == "cuda"
     peaks = {name: _warm_up(call, options.warm_up, cuda) for name, call in calls.items()}
     for _ in range(options.repeats):
         for name, call in calls.items():
-            host, whole = _time(call, cuda)
+            host, whole = _time(call, row, cuda)
             hosts[name].append(host)
             waits[name].append(whole)
     dense = [name for name in calls if name.startswith("dense")]
@@ -167,37 +167,33 @@ def measure(
     return results
 
 
-def _time(call: Callable, cuda: bool) -> tuple[float, float]:
-    """Milliseconds until the call returned, and until the device was done."""
+def _time(call: Callable, row: int, cuda: bool) -> tuple[float, float]:
+    """Milliseconds a call until the last of them returned, and until the device was done."""
     if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    call()
+    for _ in range(row):
+        call()
     returned = time.perf_counter()
     if cuda:
         torch.cuda.synchronize()
-    return (returned - start) * 1e3, (time.perf_counter() - start) * 1e3
+    done = time.perf_counter()
+    return (returned - start) * 1e3 / row, (done - start) * 1e3 / row
 
 
 def _warm_up(call: Callable, times: int, cuda: bool) -> float | None:
-    """-> the peak of memory in MiB that a call takes: what it keeps from then on, as graphs do, and
-    what it adds to that for its time."""
-    if not cuda:
-        for _ in range(times):
-            call()
-        return None
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
+    """-> the most memory in MiB that PyTorch held for the call, beside what was there before."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
     for _ in range(times):
         call()
+    if not cuda:
+        return None
     torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    kept = torch.cuda.memory_reserved() - before
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return (kept + torch.cuda.max_memory_allocated() - before) / 2**20
+    return (torch.cuda.max_memory_reserved() - before) / 2**20
 
 
 def _image(batch: int, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
@@ -233,7 +229,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--train-precision", nargs="+", choices=list(PRECISIONS), default=["float32", "bfloat16"]
     )
-    parser.add_argument("--repeats", type=int, default=50, help="timed calls of each (50)")
+    parser.add_argument("--repeats", type=int, default=50, help="times that each is timed (50)")
+    parser.add_argument("--row", type=int, default=5, help="training steps timed together (5)")
     parser.add_argument("--warm-up", type=int, default=5, help="calls before those (5)")
     parser.add_argument(
         "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu"
@@ -244,8 +241,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for height, width in (options.eager_size, options.train_size):
         if height % options.block or width % options.block:
             parser.error(f"{height}x{width} is not made of whole {options.block}-pixel blocks")
-    if not 0 <= options.share <= 1 or options.repeats < 1:
-        parser.error("--share must be between 0 and 1, --repeats at least 1")
+    if not 0 <= options.share <= 1 or min(options.repeats, options.row) < 1:
+        parser.error("--share must be between 0 and 1, --repeats and --row at least 1")
     return options
 
 
@@ -256,8 +253,8 @@ def main(arguments: list[str] | None = None) -> None:
     head = ("", "", "precision", "median ms", "p95 ms", "host ms", "peak MiB", "x dense", "memory")
     print("{:8}{:14}{:>10}{:>11}{:>10}{:>10}{:>10}{:>9}{:>8}".format(*head))
 
-    def report(what: str, precision: str, calls: dict[str, Callable]) -> None:
-        for r in measure(what, precision, calls, options):
+    def report(what: str, precision: str, calls: dict[str, Callable], row: int = 1) -> None:
+        for r in measure(what, precision, calls, options, row):
             results.append(r)
             memory = ("-", "-") if r.peak_mib is None else (r.peak_mib, r.memory_against_dense)
             print(
@@ -275,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "train" in options.parts:
         for precision in options.train_precision:
             net = load(options.net, options.arguments)
-            report("train", precision, training_calls(net, precision, options))
+            report("train", precision, training_calls(net, precision, options), options.row)
     if options.json:
         cuda = options.device.type == "cuda"
         record = {

@@ -48,7 +48,7 @@ class Captured:
         entering: gradients of the outputs.
         gradients: of the parameters; None for those that the outputs do not depend on.
         structure: what the network returns, with a Place for each tensor.
-        modules: kept, so that no other gets the identity of one of them.
+        kept: whatever the setting is told by, so that nothing else gets its identity.
     """
 
     forward: tuple[torch.cuda.CUDAGraph, ...]
@@ -60,7 +60,7 @@ class Captured:
     parameters: list[Tensor]
     gradients: list[Tensor | None]
     structure: Any
-    modules: list[nn.Module]
+    kept: Any
 
     def run(self, inputs: tuple[Tensor, ...], ticket: Ticket) -> Any:
         """What the network returns for other inputs of the same layout, with its gradient."""
@@ -69,7 +69,7 @@ class Captured:
 
 
 def capture(
-    net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers
+    net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
 ) -> Captured:
     """Capture `function(*inputs)` and the gradient of its outputs in the parameters of `net`.
 
@@ -96,9 +96,8 @@ def capture(
             [g for _, g in ways],
             allow_unused=True,
         )
-        for target, source in zip(gradients, found):
-            if source is not None:
-                target.copy_(source)
+        reached = [(g, f) for g, f in zip(gradients, found) if f is not None]
+        torch._foreach_copy_([g for g, _ in reached], [f for _, f in reached])
     return Captured(
         forward=(forward, leave),
         backward=backward,
@@ -109,7 +108,7 @@ def capture(
         parameters=parameters,
         gradients=[None if f is None else g for g, f in zip(gradients, found)],
         structure=map_structure(result, Tensor, lambda _: Place()),
-        modules=list(net.modules()),
+        kept=kept,
     )
 
 

@@ -57,14 +57,13 @@ class TrainingGraphs:
             inputs: tensors of one device, of any shapes, without gradient.
             setting: whatever else `function` depends on.
         """
-        state = _state(net, inputs)
-        if state is None:
+        if not _can_be_captured(inputs):
             return function(*inputs)
         graphs = self._of_net.get(net)
         if graphs is None:  # libraries set themselves up, which cannot be captured
-            self._of_net[net] = _Graphs(self.most)
+            self._of_net[net] = _Graphs(net, self.most)
             return function(*inputs)
-        return graphs.run(net, function, inputs, (setting, state))
+        return graphs.run(function, inputs, setting)
 
     def captured(self, net: nn.Module) -> int:
         """Number of settings that `net` has graphs of."""
@@ -75,37 +74,40 @@ class TrainingGraphs:
 class _Graphs:
     """Of one network."""
 
-    def __init__(self, most: int):
+    def __init__(self, net: nn.Module, most: int):
         self.most = most
+        self.parts = Parts(net)
         self.captured: dict[Hashable, Captured | None] = {}  # None: cannot be
+        self.failed: set[Hashable] = set()  # once
         self.buffers = Buffers()
         self.waiting: Callable[[], Ticket | None] = lambda: None
 
-    def run(
-        self, net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], key: Hashable
-    ) -> Any:
+    def run(self, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable) -> Any:
         waiting = self.waiting()
         if waiting is not None and not waiting.done:
             return function(*inputs)
+        net = self.parts.state()
+        if net is None:
+            return function(*inputs)
+        key = (setting, net, *(layout(x) for x in inputs), _modes())
         if key not in self.captured:
-            if len(self.captured) >= self.most:
-                self.captured.clear()
-                self.buffers = Buffers()
-            self.captured[key] = self._try(net, function, inputs)
-        captured = self.captured[key]
+            self._add(key, function, inputs)
+        captured = self.captured.get(key)
         if captured is None:
             return function(*inputs)
         ticket = Ticket()
         self.waiting = weakref.ref(ticket)
         return captured.run(inputs, ticket)
 
-    def _try(
-        self, net: nn.Module, function: Callable, inputs: tuple[Tensor, ...]
-    ) -> Captured | None:
+    def _add(self, key: Hashable, function: Callable, inputs: tuple[Tensor, ...]) -> None:
+        if len(self.captured) >= self.most:
+            self.captured.clear()
+            self.buffers = Buffers()
         device = inputs[0].device
         try:
             with torch.cuda.device(device):
-                return capture(net, function, inputs, self.buffers)
+                kept = self.parts.everything()
+                self.captured[key] = capture(self.parts.net, function, inputs, self.buffers, kept)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
@@ -113,35 +115,82 @@ class _Graphs:
             # A capture that fails leaves the generator waiting for its end.
             generator = torch.cuda.default_generators[device.index]
             generator.graphsafe_set_state(generator.clone_state())
+            if key not in self.failed:  # perhaps a library set itself up; the pass now does that
+                self.failed.add(key)
+                return
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(
-                f"{type(net).__name__} trains without CUDA graphs: {reason}", stacklevel=5
+                f"{type(self.parts.net).__name__} trains without CUDA graphs: {reason}",
+                stacklevel=5,
             )
+            self.captured[key] = None
+
+
+class Parts:
+    """The modules, parameters and buffers of a network, and whether they are as they were.
+
+    Asked before every pass, so written for few steps: the tree of modules is walked again only when
+    a module has other children.
+    """
+
+    def __init__(self, net: nn.Module):
+        self._net = weakref.ref(net)  # which owns these graphs as long as it lives
+        self._below: list[nn.Module] = []
+        self._children: list[tuple[int, ...]] = []
+
+    @property
+    def net(self) -> nn.Module:
+        net = self._net()
+        assert net is not None, "asked by a pass of this very network"
+        return net
+
+    def state(self) -> Hashable | None:
+        """Equal for equal parts in equal modes; None where nothing can be captured."""
+        net = self.net
+        modules = [net, *self._below]
+        if [_identities(m._modules) for m in modules] != self._children:
+            modules = list(net.modules())
+            self._below = modules[1:]
+            self._children = [_identities(m._modules) for m in modules]
+        if any(getattr(m, hooks) for m in modules for hooks in _HOOKS):
             return None
+        tensors = [
+            (id(t), t.data_ptr(), t.requires_grad)
+            for m in modules
+            for held in (m._parameters, m._buffers)
+            for t in held.values()
+            if t is not None
+        ]
+        if not any(wanted for _, _, wanted in tensors):
+            return None
+        return tuple(self._children), tuple(m.training for m in modules), tuple(tensors)
+
+    def everything(self) -> list[Any]:
+        """What identities in `state` stand for."""
+        net = self.net
+        return [*self._below, *net.parameters(), *net.buffers()]
 
 
-def _state(net: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
-    """What a captured pass depends on; None where nothing can be captured."""
-    if not inputs[0].is_cuda or not torch.is_grad_enabled():
-        return None
-    watched = (
-        torch.compiler.is_compiling()
-        or _get_current_dispatch_mode() is not None
-        or current_recorder() is not None
-        or _has_any_global_hook()
-        or torch.cuda.is_current_stream_capturing()
-        or any(x.requires_grad for x in inputs)
-    )
-    modules, parameters = list(net.modules()), list(net.parameters())
-    if watched or any(getattr(m, hooks) for m in modules for hooks in _HOOKS):
-        return None
-    if not any(p.requires_grad for p in parameters):
-        return None
+def _identities(held: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(id, held.values()))
+
+
+def _can_be_captured(inputs: tuple[Tensor, ...]) -> bool:
     return (
-        tuple((id(m), m.training) for m in modules),
-        tuple((p.data_ptr(), p.requires_grad) for p in parameters),
-        tuple(b.data_ptr() for b in net.buffers()),
-        tuple(layout(x) for x in inputs),
+        inputs[0].is_cuda
+        and torch.is_grad_enabled()
+        and not any(x.requires_grad for x in inputs)
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and current_recorder() is None
+        and not _has_any_global_hook()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _modes() -> Hashable:
+    """Global settings that a pass depends on."""
+    return (
         torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.deterministic,

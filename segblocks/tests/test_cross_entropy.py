@@ -147,7 +147,7 @@ def test_registration(large, dtype, layout):
     torch.library.opcheck(backward, arguments)
 
 
-def check_kernels(logits, target, grad):
+def check_kernels(logits, target, grad, slack=1):
     """The kernels and the reference in float64, on the same inputs; returns the gradient."""
     kept = [t.clone() for t in (logits, target, grad)]
     losses, log_sums = cuda.pixel_cross_entropy(logits, target, IGNORED)
@@ -164,7 +164,7 @@ def check_kernels(logits, target, grad):
         (losses, log_sums, out), (exact, exact_sums, exact_out), tolerances
     ):
         error = (found.double() - expected).abs().max()
-        assert error <= tolerance * max(1.0, float(expected.abs().max()))
+        assert error <= slack * tolerance * max(1.0, float(expected.abs().max()))
     assert all(torch.equal(a, b) for a, b in zip(kept, (logits, target, grad)))
     again = cuda.pixel_cross_entropy_backward(grad, logits, target, log_sums, IGNORED)
     assert torch.equal(again, out)
@@ -213,7 +213,8 @@ def test_kernels_with_gradients_and_labels_of_any_layout(large):
 def test_kernels_at_large_logits(large):
     """No overflow, and small losses beside large logits keep their digits."""
     logits, target = example(5, (9, 17), large, device="cuda")
-    check_kernels((logits * 100).float(), target, weights_like(target, torch.float32))
+    # A probability is as exact as its logarithm, and these have three digits before the point.
+    check_kernels((logits * 100).float(), target, weights_like(target, torch.float32), slack=10)
     logits = 0.1 * logits + 500
     logits[:, 0] += 10
     target.fill_(0)

@@ -1,13 +1,16 @@
 """Training from CUDA graphs gives what training without them gives."""
 
 import copy
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
+from segblocks.graphs import Parts
 
 BLOCK = 32
 gpu = [
@@ -102,8 +105,8 @@ class TestOnCuda:
         (plain, counts), (graphed, same_counts) = (train(m, 12, amp) for m in models)
         assert counts == same_counts
         assert captured(models[1]) >= (2 if policy == "reinforce" else 1)
-        # The matrix library may add up in another order in a graph.
-        close = {"rtol": 1e-5, "atol": 1e-6} if amp is None else {"rtol": 1e-3, "atol": 1e-4}
+        # The matrix library may add up in another order in a graph, in TF32.
+        close = {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(graphed, plain, **close)
         other = models[1].state_dict()
         for name, value in models[0].state_dict().items():
@@ -178,18 +181,18 @@ class TestOnCuda:
         train(model, 3)
         assert captured(model) == 1
         model.net.stem.requires_grad_(False)
-        train(model, 2)
+        train(model, 3)
         assert captured(model) == 2
         before = model.net.stem.weight.clone()
         model.net.norm.eval()
         mean = model.net.norm.running_mean.clone()
-        train(model, 2)
+        train(model, 3)
         assert captured(model) == 3
         assert torch.equal(model.net.norm.running_mean, mean)
         assert torch.equal(model.net.stem.weight, before)
         model.net.head.weight.data = model.net.head.weight.data.clone()
         moved = model.net.head.weight.clone()
-        train(model, 2)
+        train(model, 3)
         assert captured(model) == 4
         assert not torch.equal(model.net.head.weight, moved)
 
@@ -210,7 +213,7 @@ class TestOnCuda:
         torch.manual_seed(0)
         model = make(True, net=Reads())
         with pytest.warns(UserWarning, match="Reads trains without CUDA graphs"):
-            train(model, 3)
+            train(model, 4)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             losses, _ = train(model, 3)
@@ -248,6 +251,45 @@ def test_on_the_cpu_everything_is_as_without():
         losses[-1].backward()
     assert torch.equal(*losses)
     assert captured(models[1]) == 0
+
+
+def test_parts_notice_what_changes():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    parts = Parts(net)
+    state = parts.state()
+    assert state == parts.state() is not None
+
+    def changed():
+        nonlocal state
+        before, state = state, parts.state()
+        return before != state
+
+    net[1][1] = nn.GELU()
+    assert changed()
+    net[1].append(nn.Conv2d(4, 4, 1))
+    assert changed()
+    assert not changed()
+    net[1][0].eval()
+    assert changed()
+    net[0].weight.requires_grad_(False)
+    assert changed()
+    net[1][0].running_mean = torch.ones(4)
+    assert changed()
+    net.double()
+    assert changed()
+    net[0].register_forward_hook(lambda *_: None)
+    assert parts.state() is None
+
+
+def test_graphs_do_not_keep_a_network_alive():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    parts, there = Parts(net), weakref.ref(net)
+    parts.state()
+    kept = parts.everything()
+    del net
+    gc.collect()
+    assert there() is None
+    assert kept
 
 
 def test_a_copy_has_graphs_of_its_own():

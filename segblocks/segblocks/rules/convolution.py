@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import rule
 from ..tensor import DualResTensor
 from .arguments import fast_eager, pair, require_image
+from .normalise import as_image, as_pixels
 from .recompute import Setting, can_recompute, convolve
 from .window import Halo, map_blocks, padded_blocks, plan_windows
 
@@ -33,7 +35,7 @@ def _conv2d(
         padding = pair(padding)
     plan = plan_windows(input, "conv2d", kernel, stride, padding, dilation)
     if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
-        return input.like(F.linear(input.pixels, weight.flatten(1), bias))
+        return input.like(_pixelwise(input.pixels, weight, bias))
     if input.is_cuda and _is_plain(input, kernel, stride, padding, dilation, groups):
         fused = fast_eager().conv2d(input, weight, bias, stride[0])
         if fused is not None:
@@ -47,6 +49,14 @@ def _conv2d(
         padded_blocks(input, plan.halo),
         plan.block,
     )
+
+
+def _pixelwise(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1×1 convolution of a (P, CIN) buffer."""
+    if pixels.is_cuda and pixels.dtype == torch.float32 and not torch.is_autocast_enabled("cuda"):
+        # A convolution like any other of the network: in TF32 where those are.
+        return as_pixels(F.conv2d(as_image(pixels), weight, bias))
+    return F.linear(pixels, weight.flatten(1), bias)
 
 
 def _is_plain(
