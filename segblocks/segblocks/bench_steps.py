@@ -106,7 +106,7 @@ def training_calls(
     model = SegBlocksModel(net, policy)
     dense = SegBlocksModel(net, build_policy("disabled", options.block))
     model.train().float().to(options.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=options.device.type == "cuda")
     image = _image(options.batch, options.train_size, options)
     labels = torch.zeros(image.shape[0], *image.shape[2:], dtype=torch.long, device=image.device)
     valid = torch.ones_like(labels, dtype=torch.bool)

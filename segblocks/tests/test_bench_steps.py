@@ -7,7 +7,8 @@ import torch
 
 from segblocks import bench_steps
 
-SMALL = "--block 32 --eager-size 64x64 --train-size 64x64 --batch 1 --repeats 1 --row 2 --warm-up 0".split()
+SMALL = "--block 32 --eager-size 64x64 --train-size 64x64 --batch 1".split()
+SMALL += "--repeats 1 --row 2 --warm-up 0".split()
 NET = ["--net", "networks:net", "--arguments", '{"stride": 2}']
 
 
