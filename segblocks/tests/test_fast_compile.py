@@ -16,7 +16,7 @@ import torch
 from agreement import make_grid, make_image
 from fast_networks import Net, SmallSwiftNet
 from programs import record
-from test_cuda_compile import ARCHITECTURES, Nvrtc, compile_ptx, nvrtc
+from test_cuda_compile import ARCHITECTURES, Nvrtc, check_follows, compile_ptx, nvrtc
 from test_fast_dense import DENSE, Layers
 from test_fast_fuse import FUSED
 
@@ -113,8 +113,9 @@ def launches(monkeypatch) -> set[Launch]:
         monkeypatch.setattr(eager, name, getattr(eager, name).__wrapped__)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
-    def launch(loaded, grid, block, shared, parameters, device):
+    def launch(loaded, grid, block, shared, parameters, device, follows=False):
         assert grid[0] > 0
+        assert follows == (loaded.name in module.FOLLOWING)
         assert shared <= loaded.shared <= SHARED
         found.add(Launch(loaded.file, loaded.name, loaded.options, len(parameters)))
 
@@ -160,6 +161,7 @@ def check_parameter(ptx: str, launch: Launch) -> None:
     """The driver copies as many bytes as the kernel declares, so the record must have them."""
     size = re.search(rf"\.b8 {launch.kernel}_param_0\[(\d+)\]", ptx)
     assert int(size.group(1)) == launch.size
+    check_follows(ptx)
 
 
 # -- the convolution -------------------------------------------------------------------------------

@@ -163,7 +163,8 @@ def convolve(
     tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
     threads = 256 + tile.producers
-    launch(kernel, (tiles, tile.split), (threads,), tile.shared, pointers + sizes, x.device)
+    shape = (tiles, tile.split)
+    launch(kernel, shape, (threads,), tile.shared, pointers + sizes, x.device, follows=True)
 
 
 @functools.cache

@@ -261,7 +261,7 @@ def convolve_patches(
     flags = {"post": post is not None, "relu": relu, "resident": d.resident}
     options = defines(dtype=x.dtype == torch.bfloat16, vector=8, index64=0, **flags)
     kernel = load("patch_sm90.cu", "patch_conv", options, x.device.index, _SHARED + 1024)
-    launch(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, x.device)
+    launch(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, x.device, follows=True)
 
 
 def plan(scale: Scale, channels: tuple[int, int, int], device: torch.device) -> Division:

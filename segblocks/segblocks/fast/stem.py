@@ -49,7 +49,7 @@ def convolve_stem(
     slices = cout // 64
     blocks = slices * max(1, min(tiles, 2 * multiprocessors(x.device.index) // slices))
     kernel = load("stem_sm90.cu", "stem_conv", _options(x.dtype), x.device.index, _STEM_SHARED)
-    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device)
+    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device, follows=True)
 
 
 def padded_lines(block: int) -> tuple[int, int]:

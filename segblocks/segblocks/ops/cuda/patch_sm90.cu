@@ -38,6 +38,7 @@
 #include "pipeline.cuh"
 #include "neighbours.cuh"
 #include "patch_tiles.cuh"
+#include "follow.cuh"
 
 constexpr int STAGE_BYTES = 64 * 64 * 2, OUTPUT_BYTES = (TILE_PITCH - OUTPUT_AT) * 4;
 constexpr int MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
@@ -163,7 +164,7 @@ INLINE void look_up(const Arguments& p, const Share& share, const Region& region
     limit = min(limit, second ? TILE : region.staging.count);
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
-        rows[i] = own + STEP * i < limit ? __ldg(from + STEP * i) : p.at.zero;
+        rows[i] = own + STEP * i < limit ? from[STEP * i] : p.at.zero;
     if (!second || p.stride2 == 1) return;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {  // where the second input lies under an output row
@@ -202,6 +203,9 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
 }
 
 INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share) {
+    follow();
+    for (int i = threadIdx.x - 256; blockIdx.x == 0 && i < p.cout / 8; i += FETCHERS)
+        *(uint4*)(p.out + (long long)p.at.zero * p.cout + i * 8) = make_uint4(0, 0, 0, 0);
     Cursor slot = {0, 0};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
@@ -219,6 +223,7 @@ INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share
     }
 }
 
+// Weights never change, so they are fetched while the kernel ahead may still run.
 INLINE void fetch_weights(const Arguments& p, const Shared& s, const Share& share) {
     if (threadIdx.x % 32) return;
     const scalar* from =
@@ -357,6 +362,7 @@ struct Multiplier {
 INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, int* arrived) {
     int group = threadIdx.x / 128;
     Channels channels = channels_of(p, share.slice);
+    follow();
     Multiplier multiplier = {p, s, share, group, threadIdx.x % 32 == 0, {0, 0}, {0, 0}, -1, -1, true};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
@@ -420,8 +426,6 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (blockIdx.x == 0 && threadIdx.x < p.cout / 8)
-        *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
     if (threadIdx.x >= 256) {
         set_registers<88, false>();

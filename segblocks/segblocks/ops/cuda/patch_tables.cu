@@ -7,6 +7,7 @@
 #define INLINE __device__ __forceinline__
 #include "neighbours.cuh"
 #include "patch_tiles.cuh"
+#include "follow.cuh"
 
 struct Entry {
     int* table;
@@ -99,6 +100,7 @@ constexpr int THREADS = 192;
 
 extern "C" __global__ void __launch_bounds__(THREADS) build_patches(const __grid_constant__ Arguments p) {
     __shared__ Source sources[8];
+    follow();
     const Entry& e = p.entries[blockIdx.y];
     int index = blockIdx.x, thread = threadIdx.x;
     if (index >= e.tiling.tiles) return;

@@ -9,7 +9,9 @@
 // A padded pixel of a high block reads the full-resolution picture (a low neighbour's 2×2 averages,
 // repeated), one of a low block the half-resolution picture. Beyond the image, and in the fourth
 // channel, it is zero. The image itself is split on the way; nothing else reads its blocks.
+#define SB_FOLLOWS
 #include "common.cuh"
+#include "follow.cuh"
 
 struct Arguments {
     const scalar* image;
@@ -31,15 +33,15 @@ INLINE Pair load_two(const Arguments& p, const scalar* at) {
     Pair pair;
 #if SB_PACKED
     const unsigned* words = (const unsigned*)at;
-    unpack_pair(__ldg(words), pair.v[0][0], pair.v[0][1]);
-    unpack_pair(__ldg(words + 1), pair.v[0][2], pair.v[1][0]);
-    unpack_pair(__ldg(words + 2), pair.v[1][1], pair.v[1][2]);
+    unpack_pair(fetch(words), pair.v[0][0], pair.v[0][1]);
+    unpack_pair(fetch(words + 1), pair.v[0][2], pair.v[1][0]);
+    unpack_pair(fetch(words + 2), pair.v[1][1], pair.v[1][2]);
 #else
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int c = 0; c < 3; c++)
-            pair.v[i][c] = to_real(__ldg(at + i * p.stride_x + c * p.stride_c));
+            pair.v[i][c] = to_real(fetch(at + i * p.stride_x + c * p.stride_c));
 #endif
     return pair;
 }
@@ -56,6 +58,7 @@ INLINE void average(const Arguments& p, const scalar* at, float (&mean)[3]) {
 // the same block and, where that is low and its neighbour high, under the same average.
 extern "C" __global__ void __launch_bounds__(256)
     split_padded(const __grid_constant__ Arguments p) {
+    follow();
     const int of_high = p.n_high * p.chunks_high, id = blockIdx.x;
     const bool high = id < of_high;
     const int chunks = high ? p.chunks_high : p.chunks_low, index = high ? id : id - of_high;
@@ -65,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int line = quotient(unit, by), y = line - 3;
     const int x = 2 * (unit - line * (int)by.divisor) - 4;
     if (line >= padded) return;
-    const int cell = __ldg(p.cells + stored + (high ? 0 : p.n_high)), cell_line = cell / p.gw;
+    const int cell = fetch(p.cells + stored + (high ? 0 : p.n_high)), cell_line = cell / p.gw;
     const int n = cell_line / p.gh, gy = cell_line - n * p.gh, gx = cell - cell_line * p.gw;
     const int step_y = y < 0 ? -1 : y >= side, step_x = x < 0 ? -1 : x >= side;
     Pair pair = {};
@@ -77,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(256)
             const scalar* at = image + 2 * iy * p.stride_y + 2 * ix * p.stride_x;
             average(p, at, pair.v[0]);
             average(p, at + 2 * p.stride_x, pair.v[1]);
-        } else if (beside && __ldg(p.slot + cell + step_y * p.gw + step_x) < 0) {
+        } else if (beside && fetch(p.slot + cell + step_y * p.gw + step_x) < 0) {
             average(p, image + (iy & ~1) * p.stride_y + ix * p.stride_x, pair.v[0]);
 #pragma unroll
             for (int c = 0; c < 3; c++) pair.v[1][c] = pair.v[0][c];

@@ -12,6 +12,7 @@
 
 #define INLINE __device__ __forceinline__
 #include "neighbours.cuh"
+#include "follow.cuh"
 
 struct Entry {
     int* table;
@@ -26,6 +27,7 @@ struct Arguments {
 };
 
 extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_constant__ Arguments p) {
+    follow();
     Entry entry = p.entries[blockIdx.y];
     int m = blockIdx.x * 256 + threadIdx.x;
     if (m >= entry.pitch) return;
