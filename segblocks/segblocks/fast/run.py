@@ -96,6 +96,8 @@ class Network:
                 made = self.extended.intersection(step.node.outputs)
                 keys.update(TableKey(blocks[v], centre=True) for v in made)
                 continue
+            if isinstance(step, StemStep) and self.packed[id(step)].by_patches:
+                continue
             keys.add(TableKey(blocks[step.output], centre=True))
             if isinstance(step, PoolStep):
                 keys.add(TableKey(blocks[step.source], 2))
