@@ -85,7 +85,6 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
     // Weights of the first stages, while the kernel ahead may still run.
     int ahead = min(first + STAGES, last);
     for (int k = first; k < ahead && thread == 0; k++) fetch_weights(k, k - first);
-    follow();
     // All rows that the tile reads are looked up at once, so that no step waits for a table. The eight
     // threads that share rows are of one warp.
     if (chunk == 0) {
@@ -94,7 +93,7 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
             const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
 #pragma unroll
             for (int i = 0; i < EACH / 4; i++) {
-                int4 v = from[i];
+                int4 v = read_ahead(from + i);
                 if (TAPS == 1) {  // x may end with the stored pixels: past the last, read the first
                     int left = p.rows - m - 4 * i;
                     v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
@@ -105,6 +104,7 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
         }
     }
     __syncwarp();
+    follow();
     int4 rows[EACH / 4];
     auto lookup = [&](int t) {
 #pragma unroll

@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256)
     follow();
     if (group < groups) {
         float sum[8] = {};
-#pragma unroll 4
+#pragma unroll 8
         for (int i = group; i < pixels; i += groups) {
             const int y = i / wide;
             const long long pixel =

@@ -14,3 +14,18 @@ __device__ __forceinline__ void follow() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// Four words of a table, before `follow` or after it. Before it this is sound for what was written at
+// least two launches ago, since a kernel lets the next one start only after its own wait: those ahead
+// of it have finished by then. Past L1, which may still hold what was there earlier.
+__device__ __forceinline__ int4 read_ahead(const int4* at) {
+    int4 v;
+    asm volatile("ld.global.cg.v4.s32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+    return v;
+}
+__device__ __forceinline__ int read_ahead(const int* at) {
+    int v;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(v) : "l"(at));
+    return v;
+}

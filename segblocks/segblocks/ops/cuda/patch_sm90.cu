@@ -146,7 +146,8 @@ struct Sequence {
     INLINE int tile(const Share& share) const { return index + group * share.lanes; }
 };
 
-// Rows of the input that this thread's pixels of a slot come from.
+// Rows of the input that this thread's pixels of a slot come from; AHEAD of the wait for other kernels.
+template <bool AHEAD>
 INLINE void look_up(const Arguments& p, const Share& share, const Region& region, const Sequence& at,
                     int (&rows)[COPIES]) {
     int index = at.tile(share), own = (threadIdx.x - 256) / 8;
@@ -164,7 +165,9 @@ INLINE void look_up(const Arguments& p, const Share& share, const Region& region
     limit = min(limit, second ? TILE : region.staging.count);
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
-        rows[i] = own + STEP * i < limit ? from[STEP * i] : p.at.zero;
+        rows[i] = own + STEP * i >= limit ? p.at.zero
+                  : AHEAD                 ? read_ahead(from + STEP * i)
+                                          : from[STEP * i];
     if (!second || p.stride2 == 1) return;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {  // where the second input lies under an output row
@@ -203,21 +206,23 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
 }
 
 INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share) {
-    follow();
-    for (int i = threadIdx.x - 256; blockIdx.x == 0 && i < p.cout / 8; i += FETCHERS)
-        *(uint4*)(p.out + (long long)p.at.zero * p.cout + i * 8) = make_uint4(0, 0, 0, 0);
     Cursor slot = {0, 0};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
         Sequence next = {region.first, 0, share.first_chunk, 0};
         int rows[COPIES], more[COPIES];
-        if (next.index < region.end) look_up(p, share, region, next, more);
+        if (next.index < region.end) look_up<true>(p, share, region, next, more);
+        if (!low) {
+            follow();
+            for (int i = threadIdx.x - 256; blockIdx.x == 0 && i < p.cout / 8; i += FETCHERS)
+                *(uint4*)(p.out + (long long)p.at.zero * p.cout + i * 8) = make_uint4(0, 0, 0, 0);
+        }
         while (next.index < region.end) {
             Sequence at = next;
 #pragma unroll
             for (int i = 0; i < COPIES; i++) rows[i] = more[i];
             next.step(share, region);
-            if (next.index < region.end) look_up(p, share, region, next, more);
+            if (next.index < region.end) look_up<false>(p, share, region, next, more);
             fill(p, s, share, region, at, slot, rows);
         }
     }
