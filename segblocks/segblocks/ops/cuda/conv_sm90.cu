@@ -87,22 +87,23 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
     for (int k = first; k < ahead && thread == 0; k++) fetch_weights(k, k - first);
     // All rows that the tile reads are looked up at once, so that no step waits for a table. The eight
     // threads that share rows are of one warp.
-    if (chunk == 0) {
+    for (int t = chunk; t < TAPS + SB_EXTRA; t += 8) {
+        const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
+        int4* to = (int4*)(looked_up + t * BM + lane_row);
 #pragma unroll
-        for (int t = 0; t < TAPS + SB_EXTRA; t++) {
-            const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
-#pragma unroll
-            for (int i = 0; i < EACH / 4; i++) {
-                int4 v = read_ahead(from + i);
-                if (TAPS == 1) {  // x may end with the stored pixels: past the last, read the first
-                    int left = p.rows - m - 4 * i;
-                    v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
-                    v.z = left > 2 ? v.z : 0, v.w = left > 3 ? v.w : 0;
-                }
-                ((int4*)(looked_up + t * BM + lane_row))[i] = v;
+        for (int i = 0; i < EACH / 4; i++) {
+            if (TAPS > 1) {
+                copy_ahead(shared_address(to + i), from + i);
+                continue;
             }
+            int4 v = read_ahead(from + i);
+            int left = p.rows - m - 4 * i;  // x may end with the stored pixels: past them, read the first
+            v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
+            v.z = left > 2 ? v.z : 0, v.w = left > 3 ? v.w : 0;
+            to[i] = v;
         }
     }
+    if (TAPS > 1) asm volatile("cp.async.wait_all;" ::: "memory");
     __syncwarp();
     follow();
     int4 rows[EACH / 4];

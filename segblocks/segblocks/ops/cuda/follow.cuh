@@ -15,7 +15,7 @@ __device__ __forceinline__ void follow() {
 #endif
 }
 
-// Four words of a table, before `follow` or after it. Before it this is sound for what was written at
+// Words of a table, before `follow` or after it. Before it this is sound for what was written at
 // least two launches ago, since a kernel lets the next one start only after its own wait: those ahead
 // of it have finished by then. Past L1, which may still hold what was there earlier.
 __device__ __forceinline__ int4 read_ahead(const int4* at) {
