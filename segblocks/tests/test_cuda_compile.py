@@ -160,6 +160,20 @@ def compile_ptx(source: str, options: tuple[str, ...], architecture: int, folder
     pytest.skip("neither NVRTC nor nvcc is installed; the kernels were not compiled")
 
 
+def check_follows(ptx: str, architecture: int = 90) -> None:
+    """From Hopper on the kernels of FOLLOWING, and no others, wait for those ahead of them.
+
+    Before that they write nothing. Only from sm_90 on may they be launched early.
+    """
+    for part in ptx.split(".entry ")[1:]:
+        name = part[: part.index("(")]
+        before, wait, after = part.partition("griddepcontrol.wait")
+        assert bool(wait) == (name in module.FOLLOWING and architecture >= 90), name
+        if wait:
+            assert not re.search(r"\b(st\.global|atom\.|red\.global)", before), name
+            assert "griddepcontrol.launch_dependents" in after
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("file", KERNELS)
 def test_compiles_for_every_generation(file, architecture, tmp_path):
@@ -169,6 +183,7 @@ def test_compiles_for_every_generation(file, architecture, tmp_path):
         ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
         for kernel in KERNELS[file]:
             assert f".entry {kernel}(" in ptx
+        check_follows(ptx, architecture)
 
 
 @pytest.mark.parametrize("wide_index", [False, True])
@@ -183,7 +198,8 @@ def test_compiles_for_every_type_and_width(file, dtype, wide_index, tmp_path):
         ptx = compile_ptx(module.source(file), options, 90, tmp_path)
         if width == 16:  # 16-byte loads and stores, whatever the element
             wide = r"(v4\.[ubf]32|v2\.[ubf]64)"
-            assert re.search(rf"ld\.global\.nc\.{wide}", ptx)
+            path = r"" if "griddepcontrol" in ptx else r"\.nc"
+            assert re.search(rf"ld\.global{path}\.{wide}", ptx)
             assert re.search(rf"st\.global\.{wide}", ptx)
 
 
@@ -197,6 +213,7 @@ def test_compiles_in_half_precision(file, architecture, tmp_path):
             options = module.defines(**values)
             ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
             assert all(f".entry {kernel}(" in ptx for kernel in kernels)
+            check_follows(ptx, architecture)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

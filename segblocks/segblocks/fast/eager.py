@@ -142,6 +142,7 @@ def _launch(
         _table(grid, plan.table),
         averages=averages,
         stored=plan.source.rows,
+        follows=False,  # its tables may be made by the launch ahead
     )
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import struct
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def convolve_stem(
     slices = cout // 64
     blocks = slices * max(1, min(tiles, 2 * multiprocessors(x.device.index) // slices))
     kernel = load("stem_sm90.cu", "stem_conv", _options(x.dtype), x.device.index, _STEM_SHARED)
-    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device)
+    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device, follows=True)
 
 
 def padded_lines(block: int) -> tuple[int, int]:
@@ -57,11 +58,25 @@ def padded_lines(block: int) -> tuple[int, int]:
     return (block + 2 * _HALO) * 4, (block // 2 + 2 * _HALO) * 4
 
 
-def split_padded(
-    image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
-) -> Tensor:
-    """The image (N, 3, H, W) of any strides as padded blocks of four channels, in `dtype`."""
-    n_low = cells.numel() - n_high
+@dataclass(frozen=True)
+class Split:
+    """The launch of `split_padded`.
+
+    Attributes:
+        image: (N, 3, H, W) of any strides; out: padded blocks (rows, 4), yet to be filled in.
+        blocks: thread blocks of 256 threads.
+        record: the struct Split of padded.cuh after its pointers.
+    """
+
+    image: Tensor
+    out: Tensor
+    options: tuple[str, ...]
+    blocks: int
+    record: bytes
+
+
+def plan_split(image: Tensor, slot: Tensor, n_high: int, block: int, dtype: torch.dtype) -> Split:
+    n_low = slot.numel() - n_high
     image = image.to(dtype)
     sides = (block + 2 * _HALO, block // 2 + 2 * _HALO)
     out = torch.empty(
@@ -73,17 +88,19 @@ def split_padded(
     record += struct.pack("6i", *slot.shape[1:], n_high, block, *chunks)
     record += struct.pack("6I", *geo.divider(pairs[0]), *geo.divider(pairs[1]))
     options = _options(dtype, PACKED=_is_packed(image))
+    return Split(image, out, options, n_high * chunks[0] + n_low * chunks[1], record)
+
+
+def split_padded(
+    image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
+) -> Tensor:
+    """The image (N, 3, H, W) of any strides as padded blocks of four channels, in `dtype`."""
+    split = plan_split(image, slot, n_high, block, dtype)
+    device, blocks, record = image.device, split.blocks, split.record
     prepare(
-        "stem.cu",
-        "split_padded",
-        options,
-        image.device.index,
-        n_high * chunks[0] + n_low * chunks[1],
-        256,
-        record,
-        pointers=4,
-    ).launch(image.device, *(t.data_ptr() for t in (image, out, slot, cells)))
-    return out
+        "stem.cu", "split_padded", split.options, device.index, blocks, 256, record, pointers=4
+    ).launch(device, *(t.data_ptr() for t in (split.image, split.out, slot, cells)))
+    return split.out
 
 
 def _is_packed(image: Tensor) -> bool:

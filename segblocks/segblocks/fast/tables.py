@@ -67,25 +67,38 @@ def build_tables(
     Returns:
         For each key a (9, pitch) int32 table, or (1, pitch) with the middle tap alone.
     """
-    keys = list(keys)
+    tables = new_tables(slot, n_high, keys)
+    made = list(tables.items())
+    for start in range(0, len(made), _ENTRIES):
+        _launch(slot, cells, n_high, made[start : start + _ENTRIES])
+    return tables
+
+
+def new_tables(slot: Tensor, n_high: int, keys: Iterable[TableKey]) -> dict[TableKey, Tensor]:
+    """The tables of `build_tables`, yet to be filled in."""
     tables = {}
     for key in keys:
-        pitch = Scale.of(key.block // key.stride, n_high, cells.numel()).pitch
+        pitch = Scale.of(key.block // key.stride, n_high, slot.numel()).pitch
         shape = (1 if key.centre else 9, pitch)
         tables[key] = torch.empty(shape, dtype=torch.int32, device=slot.device)
-    for start in range(0, len(keys), _ENTRIES):
-        _launch(slot, cells, n_high, [(k, tables[k]) for k in keys[start : start + _ENTRIES]])
     return tables
+
+
+def pack_blocks(slot: Tensor, n_high: int) -> bytes:
+    """The struct Blocks of tables.cuh after its pointers."""
+    return struct.pack("4i", *slot.shape[1:], n_high, slot.numel())
+
+
+def pack_table(key: TableKey, table: Tensor) -> bytes:
+    """The struct TableEntry of tables.cuh."""
+    sizes = (key.block, key.stride, table.shape[1], key.centre)
+    return struct.pack("Q4i", table.data_ptr(), *sizes)
 
 
 def _launch(
     slot: Tensor, cells: Tensor, n_high: int, entries: list[tuple[TableKey, Tensor]]
 ) -> None:
-    record = struct.pack("4i", *slot.shape[1:], n_high, cells.numel())
-    for key, table in entries:
-        sizes = (key.block, key.stride, table.shape[1], key.centre)
-        record += struct.pack("Q4i", table.data_ptr(), *sizes)
-    record += bytes(24 * (_ENTRIES - len(entries)))
+    record = b"".join(pack_table(*entry) for entry in entries).ljust(24 * _ENTRIES, b"\0")
     widest = max(table.shape[1] for _, table in entries)
     prepare(
         "tables.cu",
@@ -94,7 +107,7 @@ def _launch(
         slot.device.index,
         -(-widest // 256),
         256,
-        record,
+        pack_blocks(slot, n_high) + record,
         pointers=2,
         rows=len(entries),
     ).launch(slot.device, slot.data_ptr(), cells.data_ptr())

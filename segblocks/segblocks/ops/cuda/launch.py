@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from . import overlap
+
 _SUCCESS, _INVALID_CONTEXT, _CONTEXT_IS_DESTROYED = 0, 201, 709
 _Parameters = ctypes.c_char_p * 1
 
@@ -25,9 +27,11 @@ class Kernel:
         shared: dynamic shared memory in bytes.
         constants: the kernel's parameter struct after its pointers.
         pointers: how many pointers that struct starts with.
+        follows: whether the kernel calls `follow` (follow.cuh), so that it may be launched before
+            the one ahead of it has finished, where `overlap.overlapping` asks for that.
     """
 
-    __slots__ = ("_constants", "_function", "_pack", "_shape")
+    __slots__ = ("_constants", "_follows", "_function", "_pack", "_shape")
 
     def __init__(
         self,
@@ -37,7 +41,9 @@ class Kernel:
         shared: int,
         constants: bytes,
         pointers: int = 0,
+        follows: bool = False,
     ):
+        self._follows = follows
         self._function = function  # keeps its module loaded
         self._shape = _shape(function, grid, block, shared)
         self._constants = constants
@@ -49,7 +55,7 @@ class Kernel:
         Raises:
             RuntimeError: the driver refused the launch.
         """
-        _enqueue(self._shape, self._pack(*pointers) + self._constants, device)
+        _enqueue(self._shape, self._pack(*pointers) + self._constants, device, self._follows)
 
 
 def launch(
@@ -59,9 +65,21 @@ def launch(
     shared: int,
     parameters: bytes,
     device: torch.device,
+    follows: bool = False,
 ) -> None:
     """Enqueue a kernel once; arguments as of `Kernel`, `parameters` the whole struct."""
-    _enqueue(_shape(function, grid, block, shared), parameters, device)
+    _enqueue(_shape(function, grid, block, shared), parameters, device, follows)
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether launches on `device` may overlap in a CUDA graph; not with SEGBLOCKS_OVERLAP=0."""
+    if device.type != "cuda" or os.environ.get("SEGBLOCKS_OVERLAP") == "0":
+        return False
+    version = ctypes.c_int()
+    known = hasattr(driver(), "cuLaunchKernelEx")
+    known = known and driver().cuDriverGetVersion(ctypes.byref(version)) == _SUCCESS
+    recent = known and version.value >= overlap.OLDEST_DRIVER
+    return recent and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -71,14 +89,16 @@ def _shape(function: Any, grid: tuple, block: tuple, shared: int) -> tuple:
     return (ctypes.c_void_p(function.ptr), *map(ctypes.c_uint, (*grid, *block, shared)))
 
 
-def _enqueue(shape: tuple, parameters: bytes, device: torch.device) -> None:
+def _enqueue(shape: tuple, parameters: bytes, device: torch.device, follows: bool) -> None:
     index = device.index
     if index != torch._C._cuda_getDevice():
         with torch.cuda.device(device):
-            return _enqueue(shape, parameters, device)
+            return _enqueue(shape, parameters, device, follows)
     stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
     arguments = _Parameters(parameters)
     launch_kernel = driver().cuLaunchKernel
+    if follows and overlap.is_wanted():
+        launch_kernel = overlap.launcher(driver())
     status = launch_kernel(*shape, stream, arguments, None)
     if status in (_INVALID_CONTEXT, _CONTEXT_IS_DESTROYED):  # a thread's first CUDA call
         _bind_context(index)
