@@ -27,7 +27,6 @@ from utils.resume import LATEST, Progress, Told
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
 
-MAC_IMAGES = 10  # of each validation in training; --mode val counts on all
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
 
@@ -58,6 +57,7 @@ class Trainer:
         self.run = TrainingState(model, args, device)
         # Training images as validation sees them, where the policy's threshold is fitted on them.
         self.calibration_set: SegmentationDataset | None = None
+        self.known_macs: dict = {}
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
@@ -224,7 +224,7 @@ class Trainer:
         if self.calibration_set is not None:
             log.info(f"  {calibrate(model, self.calibration_set, args, self.device)}")
         evaluation = evaluate(
-            model, self.val_loader, args, self.device, log, step, MAC_IMAGES, self.ranks
+            model, self.val_loader, args, self.device, log, step, self.ranks, self.known_macs
         )
         what = {"val": "weights", "ema_val": "average of weights"}[tag]
         log.info(f"  {what} ({time.monotonic() - started:.0f} s):")
