@@ -104,11 +104,11 @@ def test_the_arithmetic_of_the_kernels(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", WINDOWS)
 def test_the_kernels(name, dtype, grid):
-    for channels in CHANNELS:
-        for kind in ("plain", "ties", "nan"):
-            for padding in PADDINGS:
-                mask = make_grid(grid, (2, 2, 3))
-                check_pooling(name, mask, channels, dtype, kind, padding, "cuda")
+    kinds = ("plain", "ties", "nan")
+    for i, channels in enumerate(CHANNELS):
+        for j, padding in enumerate(PADDINGS):
+            mask = make_grid(grid, (2, 2, 3))
+            check_pooling(name, mask, channels, dtype, kinds[(i + j) % 3], padding, "cuda")
 
 
 @pytest.mark.parametrize("kind", ["plain", "ties", "nan"])
