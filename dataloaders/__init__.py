@@ -3,6 +3,7 @@
 from dataloaders.base import SegmentationDataset
 from dataloaders.decode import DataError
 from dataloaders.info import DatasetInfo
+from dataloaders.jitter import device_can_jitter
 from dataloaders.loader import build_loader
 from dataloaders.registry import DATASETS, build_dataset, file_datasets, find_dataset
 from dataloaders.sampler import ResumableSampler
@@ -17,6 +18,7 @@ __all__ = [
     "build_dataset",
     "build_loader",
     "denormalise",
+    "device_can_jitter",
     "file_datasets",
     "find_dataset",
     "to_network",

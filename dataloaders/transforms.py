@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from dataloaders.info import IGNORE_INDEX
-from dataloaders.jitter import ColourJitter
+from dataloaders.jitter import ColourJitter, DrawJitter, jittered
 
 # Of the Cityscapes training images, over 0..1; used for every data set, as published.
 MEAN = (73.1584 / 255, 82.9090 / 255, 72.3924 / 255)
@@ -111,6 +111,7 @@ def train_transform(
     rotate: float = 0.0,
     scale: tuple[float, float] = (0.5, 2.0),
     as_bytes: bool = False,
+    jitter_later: bool = False,
 ) -> v2.Transform:
     """The published augmentation, in the published order.
 
@@ -123,6 +124,8 @@ def train_transform(
     Returns a callable: (tv_tensors.Image (3,H,W) uint8, tv_tensors.Mask (H,W) uint8) ->
     ((3,crop_h,crop_w) float32, (crop_h,crop_w) int64). `as_bytes` leaves the sixth step to
     `to_network` and returns both as uint8: a fifth of the bytes to hand from worker to device.
+    `jitter_later` leaves the arithmetic of the fourth to it too, which changes nothing about what
+    is drawn: both as uint8, and the drawn changes (4,2) float32 (see DrawJitter).
     Raises ValueError for sizes, jitter, rotation or scales out of range.
     """
     crop = (crop_res, crop_res) if isinstance(crop_res, int) else tuple(crop_res)
@@ -141,10 +144,13 @@ def train_transform(
     if rotate:
         steps.append(v2.RandomRotation(rotate, InterpolationMode.BILINEAR, fill=dict(_FILL)))
     steps.append(RandomCropScale(crop, scale))
-    if jitter:
+    if jitter_later:
+        steps.append(DrawJitter(jitter, _HUE))
+    elif jitter:
         steps.append(ColourJitter(jitter, _HUE))
     steps.append(v2.RandomHorizontalFlip(0.5))
-    return v2.Compose(steps + ([v2.ToPureTensor()] if as_bytes else _to_tensors()))
+    bytes_ = as_bytes or jitter_later
+    return v2.Compose(steps + ([v2.ToPureTensor()] if bytes_ else _to_tensors()))
 
 
 def val_transform(width: int | None = None) -> v2.Transform:
@@ -159,9 +165,25 @@ def val_transform(width: int | None = None) -> v2.Transform:
     return v2.Compose(resize + _to_tensors())
 
 
-def to_network(image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def to_network(
+    image: Tensor, label: Tensor, changes: Tensor | None = None, channels_last: bool = False
+) -> tuple[Tensor, Tensor]:
     """A batch of bytes (N,3,H,W) and (N,H,W), on any device, as networks take it: normalised
-    float32 and int64. A batch that is so already passes unchanged."""
+    float32 and int64. A batch that is so already passes unchanged.
+
+    `changes` (N,4,2) float32, of `train_transform(jitter_later=True)`, is the colour jitter still
+    to be applied, on CUDA by kernels of Triton. `channels_last` says how images lie in memory;
+    otherwise they stay as they lie or, with `changes`, are contiguous.
+    """
+    if image.dtype == torch.uint8 and changes is not None and image.is_cuda:
+        from dataloaders.jitter_cuda import jitter_and_normalise  # not everywhere is Triton there
+
+        image = jitter_and_normalise(image, changes, *_constants(image.device), channels_last)
+        return image, label.long()
+    if changes is not None:
+        image = torch.stack([jittered(*one) for one in zip(image, changes.tolist())])
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
     if image.dtype == torch.uint8:
         mean, std = _constants(image.device)
         image = image.float().div_(255).sub_(mean).div_(std)
