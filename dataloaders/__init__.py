@@ -5,9 +5,10 @@ from dataloaders.decode import DataError
 from dataloaders.info import DatasetInfo
 from dataloaders.jitter import device_can_jitter
 from dataloaders.loader import build_loader
+from dataloaders.normalise import denormalise, to_network
 from dataloaders.registry import DATASETS, build_dataset, file_datasets, find_dataset
 from dataloaders.sampler import ResumableSampler
-from dataloaders.transforms import denormalise, to_network, train_transform, val_transform
+from dataloaders.transforms import train_transform, val_transform
 
 __all__ = [
     "DATASETS",

@@ -9,7 +9,7 @@ from torch import Tensor
 from dataloaders import to_network
 from dataloaders.jitter import NOTHING
 from dataloaders.jitter_cuda import jitter_and_normalise
-from dataloaders.transforms import MEAN, STD
+from dataloaders.normalise import MEAN, STD
 
 ORDERS = list(itertools.permutations(range(4)))
 FACTORS = [  # brightness, contrast, saturation, hue
