@@ -65,8 +65,8 @@ def check(image: Tensor, changes: Tensor, device: str, channels_last: bool = Fal
     assert out.dtype == torch.float32
     away = (out.cpu() - expected).abs() * 255 * torch.tensor(STD).view(3, 1, 1)  # in levels
     assert away.max() < 1.001, f"{away.max()} levels away"
-    share = [(one > 0.001).float().mean().item() for one in away]
-    assert max(share) <= 1e-3, f"share of other values: {share}"
+    others = [(one > 0.001).sum().item() for one in away]
+    assert max(others) <= away[0].numel() / 1000 + 3, f"other values: {others}"  # 3: one pixel
 
 
 def check_layouts(device: str, height: int, width: int) -> None:
