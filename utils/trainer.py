@@ -159,13 +159,12 @@ class Trainer:
         self.model.policy.exploration = self._exploration()
         self.run.optimizer.zero_grad(set_to_none=True)
         for i in range(args.accumulate):
-            image, label, index = next(self._batches)
-            image = image.to(self.device, non_blocking=True)  # N,3,H,W
-            if args.channels_last:
-                image = image.contiguous(memory_format=torch.channels_last)
-            label = label.to(self.device, non_blocking=True)  # N,H,W
+            image, label, index, *changes = next(self._batches)
+            # N,3,H,W and N,H,W; where colour jitter is still to be applied, N,4,2 too.
+            batch = [x.to(self.device, non_blocking=True) for x in (image, label, *changes)]
+            image, label = to_network(*batch, channels_last=args.channels_last)
             with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
-                loss, stats = self._loss(*to_network(image, label))
+                loss, stats = self._loss(image, label)
                 # Losses of ranks add up, where DistributedDataParallel averages gradients.
                 self.run.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
             means.add(stats)
