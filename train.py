@@ -54,7 +54,7 @@ from utils.versions import versions
 def train(args: Namespace) -> None:
     with user_errors():  # nothing is written before all of this has worked
         device, ranks = place(args)
-        train_set, val_set = build_train_set(args), build_val_set(args)
+        train_set, val_set = build_train_set(args, device), build_val_set(args)
         pretrained = args.pretrain_backbone and find_checkpoint(args) is None
         model = build(args, train_set, pretrained).to(device)
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)

@@ -3,10 +3,12 @@
 from dataloaders.base import SegmentationDataset
 from dataloaders.decode import DataError
 from dataloaders.info import DatasetInfo
+from dataloaders.jitter import device_can_jitter
 from dataloaders.loader import build_loader
+from dataloaders.normalise import denormalise, to_network
 from dataloaders.registry import DATASETS, build_dataset, file_datasets, find_dataset
 from dataloaders.sampler import ResumableSampler
-from dataloaders.transforms import denormalise, to_network, train_transform, val_transform
+from dataloaders.transforms import train_transform, val_transform
 
 __all__ = [
     "DATASETS",
@@ -17,6 +19,7 @@ __all__ = [
     "build_dataset",
     "build_loader",
     "denormalise",
+    "device_can_jitter",
     "file_datasets",
     "find_dataset",
     "to_network",

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from dataloaders.cache import DecodedImages
 from dataloaders.info import DatasetInfo
 
-Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, Tensor]]
+Transform = Callable[[tv_tensors.Image, tv_tensors.Mask], tuple[Tensor, ...]]
 
 
 def derive_seed(*parts: int) -> int:
@@ -25,9 +25,9 @@ def derive_seed(*parts: int) -> int:
 class SegmentationDataset(Dataset):
     """Images with one label per pixel; subclasses give `info`, `splits`, `load`, `name_of`.
 
-    `dataset[i]` is `dataset.sample(i, epoch=0)`: the pair `transform(image, label)`, or, without a
-    transform, the undecorated image (tv_tensors.Image, (3,H,W) uint8) and label (tv_tensors.Mask,
-    (H,W) uint8, class id or 255).
+    `dataset[i]` is `dataset.sample(i, epoch=0)`: what `transform(image, label)` returns, or,
+    without a transform, the undecorated image (tv_tensors.Image, (3,H,W) uint8) and label
+    (tv_tensors.Mask, (H,W) uint8, class id or 255).
 
     The random numbers of the transform are a function of (seed, epoch, index) only. The epoch is
     an argument, not a state of the data set: persistent workers hold copies of it that would never
@@ -72,8 +72,8 @@ class SegmentationDataset(Dataset):
         """What to call a sample in messages and pictures: its image file or a made-up path."""
         raise NotImplementedError
 
-    def sample(self, index: int, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """The transformed pair of sample `index` in `epoch`.
+    def sample(self, index: int, epoch: int = 0) -> tuple[Tensor, ...]:
+        """The transformed image and label of sample `index` in `epoch`.
 
         Raises IndexError outside 0..len-1, and DataError (a ValueError) naming a bad file.
         """
@@ -87,5 +87,5 @@ class SegmentationDataset(Dataset):
             torch.default_generator.manual_seed(derive_seed(self.seed, epoch, index))
             return self.transform(image, label)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return self.sample(index)

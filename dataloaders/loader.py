@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from dataloaders.base import SegmentationDataset
 from dataloaders.decode import DataError
 from dataloaders.sampler import ResumableSampler, SampleKey
 
-Sample = tuple[Tensor, Tensor, int]
+Sample = tuple[Tensor, Tensor, int] | tuple[Tensor, Tensor, int, Tensor]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -26,19 +27,28 @@ class _Keyed(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        image, label = self.dataset.sample(key.index, key.epoch)
-        return image, label, key.index
+        image, label, *changes = self.dataset.sample(key.index, key.epoch)
+        return image, label, key.index, *changes
 
 
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, Tensor]:
-    images, labels, indices = zip(*samples)
+def _collate(samples: list[Sample]) -> tuple[Tensor, ...]:
+    images, labels, indices, *changes = zip(*samples)
     sizes = {tuple(image.shape[-2:]) for image in images}
     if len(sizes) > 1:
         raise DataError(
             f"images of sizes {sorted(sizes)} (height, width) cannot share a batch; use batch size "
             "1, or a transform that gives all of them one size"
         )
-    return torch.stack(images), torch.stack(labels), torch.tensor(indices)
+    rest = [torch.stack(one) for one in changes]
+    return _stack(images), torch.stack(labels), torch.tensor(indices), *rest
+
+
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    """Bytes with interleaved channels stay so: turned into planes they take ten times as long."""
+    turned = [image.permute(1, 2, 0) for image in images]  # H,W,3
+    if all(x.dtype == torch.uint8 and x.is_contiguous() for x in turned):
+        return torch.stack(turned).permute(0, 3, 1, 2)
+    return torch.stack(images)
 
 
 def _keep_freed_memory(worker: int) -> None:
@@ -62,7 +72,8 @@ def build_loader(
     accumulate: int = 1,
 ) -> DataLoader:
     """A loader of (images (N,3,H,W), labels (N,H,W), indices (N,) int64), with the dtypes of the
-    data set's transform: float32 and int64, or uint8 for `to_network` to widen.
+    data set's transform: float32 and int64, or uint8 for `to_network` to widen. Where the transform
+    leaves colour jitter to `to_network`, a fourth tensor says which: (N,4,2) float32.
 
     Training shuffles by (seed, epoch) and ends with the last whole optimiser step, `accumulate`
     batches on every rank; validation keeps order and every sample. `batch_size` is per rank. Call

@@ -12,6 +12,7 @@ from dataloaders import (
     train_transform,
     val_transform,
 )
+from dataloaders.loader import _collate
 
 
 def _train_data(length: int = 11, seed: int = 3):
@@ -76,6 +77,15 @@ def test_loading_leaves_the_global_generator_alone(workers):
 def test_resuming_in_the_middle_of_an_epoch(workers):
     whole = _epochs(workers, range(2))
     assert _equal(whole[3:], _epochs(workers, range(2), start=6))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_images_of_bytes_lie_in_a_batch_as_they_do_alone(interleaved):
+    samples = [torch.randint(0, 256, (4, 6, 3), dtype=torch.uint8) for _ in range(2)]
+    samples = [x.permute(2, 0, 1) if interleaved else x.reshape(3, 4, 6) for x in samples]
+    images, *_ = _collate([(x, torch.zeros(4, 6), i) for i, x in enumerate(samples)])
+    assert images.is_contiguous(memory_format=torch.channels_last) == interleaved
+    assert all(torch.equal(a, b) for a, b in zip(images, samples))
 
 
 def test_indices_and_validation_order():

@@ -68,6 +68,19 @@ def test_killed_three_times_and_resumed_equals_a_run_left_alone(whole, tmp_path,
     assert not list(tmp_path.glob("default/.*.tmp"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_same_on_cuda(tmp_path, amp):
+    flags = [*SETTING, *EVERY_STEP, "--device", "cuda", "--deterministic", "yes", "--amp", amp]
+    left_alone, killed = (arguments(tmp_path / name, *flags) for name in ("whole", "killed"))
+    assert run_job(left_alone) == [0]
+    for step in (2, 5, 7):
+        assert run_job(killed, kill=Kill(step)) == [-9]
+    assert run_job(killed) == [0]
+    assert_equal_runs(tmp_path / "whole/default", tmp_path / "killed/default")
+
+
 def test_a_run_may_go_on_with_another_number_of_ranks(whole, tmp_path):
     """Draws and batches go on as they were; sums are rounded otherwise."""
     argv = arguments(tmp_path, *SETTING, "--ema", "0.9")

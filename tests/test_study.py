@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from argparser import parse_args
-from utils.study.command import main
+from utils.study.command import main, visible_devices
 from utils.study.plan import RECIPES, SETUPS, Experiment, chosen, experiments
 from utils.study.report import gather, lines_of, markdown, rows, write_report
 from utils.study.runs import Options, Runner, Step, steps
@@ -150,6 +150,17 @@ def test_runs_are_side_by_side_but_not_more_than_asked(tmp_path):
     seen = [int((tmp_path / str(i) / "study.log").read_text()) for i in range(3)]
     assert seen == [3, 3, 3]
     assert Runner(1, 1, lambda line: None).run([[shell(tmp_path / "4", text)]])
+
+
+def test_runs_are_spread_over_devices(tmp_path, monkeypatch):
+    text = "echo $CUDA_VISIBLE_DEVICES; sleep 0.3"
+    chains = [[shell(tmp_path / f"{i}", text), shell(tmp_path / f"{i}b", text)] for i in range(4)]
+    assert Runner(4, 1, lambda line: None, ["5", "GPU-7"]).run(chains)
+    seen = [(tmp_path / name / "study.log").read_text().strip() for name in ("0", "1", "2", "3")]
+    assert sorted(seen) == ["5", "5", "GPU-7", "GPU-7"]
+    assert (tmp_path / "0b" / "study.log").read_text().strip() == seen[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert visible_devices() == ["2", "3"]
 
 
 def test_a_failure_stops_its_own_chain_only_and_is_told(tmp_path):

@@ -283,3 +283,17 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
     finally:
         torch.use_deterministic_algorithms(False)
     assert same(first["state_dict"], second["state_dict"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_graphs_change_nothing_but_the_speed(tmp_path):
+    flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes"]
+    try:
+        found = [
+            checkpoint(run(tmp_path / graphs, *flags, "--cuda-graphs", graphs))
+            for graphs in ("yes", "no")
+        ]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert same(found[0]["state_dict"], found[1]["state_dict"])

@@ -5,12 +5,12 @@ import colorsys
 import pytest
 import torch
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from dataloaders import denormalise, to_network, train_transform, val_transform
 from dataloaders.jitter import ColourJitter, hue
-from dataloaders.transforms import MEAN, STD
+from dataloaders.transforms import MEAN, STD, _extend, _resize
 
 CHANGES = ("brightness", "contrast", "saturation", "hue")
 
@@ -79,6 +79,31 @@ def test_inputs_are_not_changed():
     train_transform(192, 64, 0.3, 5)(image, label)
     assert torch.equal(image, kept[0])
     assert torch.equal(label, kept[1])
+
+
+@pytest.mark.parametrize("old", [1, 2, 7, 191, 480, 853, 2048])
+def test_labels_are_resized_as_by_torch(old):
+    label = torch.randint(0, 256, (old, 9), dtype=torch.uint8)
+    for label_ in (label, label.T):
+        for size in [*range(1, 40), 384, 512, 639, 1024]:
+            h, w = (size, 5) if label_ is label else (5, size)
+            expected = F.resize(label_[None], [h, w], InterpolationMode.NEAREST_EXACT)[0]
+            resized = _resize(tv_tensors.Mask(label_), (h, w))
+            assert type(resized) is tv_tensors.Mask
+            assert torch.equal(resized.as_subclass(torch.Tensor), expected)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (5, 9), (8, 7), (8, 9)])
+@pytest.mark.parametrize("planar", [False, True])
+def test_images_are_extended_to_interleaved_channels(size, planar):
+    image = torch.randint(0, 256, (5, 7, 3), dtype=torch.uint8).permute(2, 0, 1)
+    image = image.contiguous() if planar else image
+    out = _extend(tv_tensors.Image(image), *size).as_subclass(torch.Tensor)
+    assert out.shape == (3, *size)
+    assert out.permute(1, 2, 0).is_contiguous()
+    expected = FILL.to(torch.uint8).view(3, 1, 1).repeat(1, *size)
+    expected[:, :5, :7] = image
+    assert torch.equal(out, expected)
 
 
 def test_crop_larger_than_the_image_sits_top_left_on_mean_and_void():

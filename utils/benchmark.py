@@ -15,7 +15,7 @@ from torch import nn
 from dataloaders import SegmentationDataset
 from utils.engines import Engine, build_engines
 from utils.errors import UserError
-from utils.evaluate import inference_copy, use_half
+from utils.evaluate import high_blocks, inference_copy, use_half
 from utils.logger import RunLog, progress
 from utils.macs import MacCounter
 from utils.profiler import profiler
@@ -196,8 +196,8 @@ def _work(
     macs, shares = MacCounter(), []
     for image in images:
         engine.load(image)
-        with macs:
-            result = engine.run()
+        result = engine.run()
+        macs.add(high_blocks(result) if on_blocks else None, engine.run)
         shares.append(float(result.share) if on_blocks else 1.0)
     return sum(shares) / len(shares), macs.gmacs()["total"] / len(images[0])
 

@@ -3,12 +3,14 @@
 import os
 from argparse import Namespace
 
+import torch
 from torch.utils.data import DataLoader
 
 from dataloaders import (
     SegmentationDataset,
     build_dataset,
     build_loader,
+    device_can_jitter,
     find_dataset,
     train_transform,
     val_transform,
@@ -20,14 +22,17 @@ from utils.ranks import ALONE, Ranks
 CACHE_SHARE = 0.5  # of the free memory, at most, for what --cache-images auto keeps
 
 
-def build_train_set(args: Namespace) -> SegmentationDataset:
-    """The training split with the published augmentation.
+def build_train_set(args: Namespace, device: torch.device | None = None) -> SegmentationDataset:
+    """The training split with the published augmentation, of which `device`, where batches go,
+    computes the colour jitter if it can.
 
     Raises what `build_dataset` raises, and ValueError where it does not fill one optimiser step.
     """
     crop = args.crop_res[0] if len(args.crop_res) == 1 else args.crop_res
     scale = (args.scale_min, args.scale_max)
-    transform = train_transform(args.res, crop, args.jitter, args.rotate, scale, as_bytes=True)
+    later = device is not None and device_can_jitter(device)
+    settings = (args.res, crop, args.jitter, args.rotate, scale)
+    transform = train_transform(*settings, as_bytes=True, jitter_later=later)
     dataset = build_dataset(args.dataset, "train", transform=transform, **_source(args, "train"))
     if len(dataset) < args.batch_size * args.accumulate:
         raise ValueError(

@@ -4,8 +4,8 @@ import copy
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -99,13 +99,12 @@ def evaluate(
     device: torch.device,
     log: RunLog,
     step: int = 0,
-    mac_images: int | None = None,
     ranks: Ranks = ALONE,
+    known_macs: dict | None = None,
 ) -> Evaluation:
     """Validate a copy of `model` on `loader` (one image a batch) and log pictures at `step`.
 
-    Operations are counted on the first `mac_images` images, None for all: counting takes some
-    milliseconds each.
+    `known_macs` keeps the counts of operations for the next validation of this network.
 
     Logits are resized bilinearly to the label, as published, which may be larger than the image
     (--val-res); blocks and pictures are of the image. Random numbers, which only the random policy
@@ -118,7 +117,7 @@ def evaluate(
     info = loader.dataset.dataset.info
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size)
-    macs = MacCounter()
+    macs = MacCounter(known_macs)
     policy_metrics = PolicyMetrics(info, args.segblocks_block_size) if args.policy_metrics else None
     with user_errors():
         criterion = task_loss(args, info).to(device)
@@ -132,9 +131,9 @@ def evaluate(
             gain = None
             if model.policy.needs_pixel_loss or (policy_metrics and not model.is_dense):
                 gain = model.block_gain(image, pixel_loss_of(criterion, at_image))
-            counted = mac_images is None or int(index) < mac_images
-            with macs if counted else nullcontext():
-                result = model(image, budget=args.budget, block_gain=gain)
+            run = partial(model, image, budget=args.budget, block_gain=gain)
+            result = run()
+            macs.add((tuple(image.shape), high_blocks(result)), run)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
             blocks.update(result, at_image)
@@ -179,7 +178,12 @@ def pixel_loss_of(
     criterion: nn.Module, label: torch.Tensor
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """logits → loss of each pixel, `label` (N,H,W)."""
-    return lambda logits: criterion(logits.float(), label)[1]
+    return lambda logits: criterion(logits, label)[1]
+
+
+def high_blocks(result: Any) -> int:
+    """Number of full-resolution blocks of a pass."""
+    return int(result.grid.sum()) if result.n_high is None else result.n_high
 
 
 class BlockShares:

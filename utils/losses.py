@@ -9,10 +9,10 @@ from argparse import Namespace
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataloaders.info import DatasetInfo
+from segblocks import ops
 from utils.class_weights import class_weights
 
 Total = Callable[[Tensor], Tensor]
@@ -27,16 +27,12 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255)
 
     logits (N,classes,h,w), floating, are resized bilinearly (corners not aligned) to the size of
     target (N,H,W), int64. Returns (N,H,W), float32 (float64 for float64 logits), 0 at ignored
-    pixels. Half-precision logits are widened first. Raises ValueError if shapes or dtypes do not
-    fit; label ids are checked on the CPU only, because on CUDA that would wait for the device.
+    pixels; half-precision logits are computed with in float32. Raises ValueError if shapes or
+    dtypes do not fit; label ids are checked on the CPU only, because on CUDA that would wait for
+    the device: there the loss of an id that is no class is NaN.
     """
     _check(logits, target, ignore_index)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if logits.shape[-2:] != target.shape[-2:]:
-        logits = F.interpolate(
-            logits, size=target.shape[-2:], mode="bilinear", align_corners=False
-        )  # N,classes,H,W
-    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
+    return ops.pixel_cross_entropy(logits, target, ignore_index)
 
 
 class PixelLoss(nn.Module):

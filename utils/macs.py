@@ -1,54 +1,62 @@
 """Operations counted by torch on what is actually executed."""
 
-from collections import defaultdict
-from typing import Self
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 
 
 class MacCounter:
-    """Multiply-accumulates of the forward passes of a SegBlocksModel inside `with counter:`.
+    """Multiply-accumulates of forward passes of a SegBlocksModel.
 
     torch counts two floating-point operations for each multiply-accumulate, and nothing for
-    element-wise work.
+    element-wise work. It takes some hundred milliseconds a pass, so passes of one kind (image size
+    and number of high blocks) are counted once; `known` keeps what was found, also for others.
     """
 
-    def __init__(self) -> None:
-        self._passes = 0
-        self._macs: dict[str, float] = defaultdict(float)
+    def __init__(self, known: dict[Hashable, dict[str, float]] | None = None) -> None:
+        self._known = {} if known is None else known
+        self._passes: Counter[Hashable] = Counter()
 
-    def __enter__(self) -> Self:
-        self._mode = FlopCounterMode(display=False)
-        self._mode.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._mode.__exit__(*error)
-        self._passes += 1
-        counted = self._mode.get_flop_counts()
-        del self._mode  # what is left can be sent to another process
-        counts = {name: sum(ops.values()) / 2 for name, ops in counted.items()}
-        self._macs["total"] += counts.pop("Global", 0)
-        for name, macs in counts.items():
-            part = part_of(name)
-            # Containers such as ModuleList are never called, so their members are added up; what
-            # is inside a module that is counted already is left out.
-            if part and not any(part_of(a) and a in counts for a in ancestors(name)):
-                self._macs[part] += macs
+    def add(self, kind: Hashable, run: Callable[[], Any]) -> None:
+        """One more pass; `run()` executes one of this kind where it has not been counted yet."""
+        if kind not in self._known:
+            self._known[kind] = count(run)
+        self._passes[kind] += 1
 
     def gmacs(self) -> dict[str, float]:
         """Mean GMACs of a pass under "total", and of policy, net.backbone, net.upsample, …"""
-        return {name: macs / self._passes / 1e9 for name, macs in self._macs.items()}
+        sums: dict[str, float] = defaultdict(float)
+        for kind, passes in self._passes.items():
+            for name, macs in self._known[kind].items():
+                sums[name] += passes * macs
+        return {name: macs / self._passes.total() / 1e9 for name, macs in sums.items()}
 
     @classmethod
     def joined(cls, counters: "list[MacCounter]") -> "MacCounter":
         """All passes of several counters."""
         whole = cls()
         for counter in counters:
-            whole._passes += counter._passes
-            for name, macs in counter._macs.items():
-                whole._macs[name] += macs
+            whole._known.update(counter._known)
+            whole._passes.update(counter._passes)
         return whole
+
+
+def count(run: Callable[[], Any]) -> dict[str, float]:
+    """Multiply-accumulates of what `run` executes: in total and of each part of the model."""
+    mode = FlopCounterMode(display=False)
+    with mode:
+        run()
+    counts = {name: sum(ops.values()) / 2 for name, ops in mode.get_flop_counts().items()}
+    macs: dict[str, float] = defaultdict(float, total=counts.pop("Global", 0))
+    for name, found in counts.items():
+        part = part_of(name)
+        # Containers such as ModuleList are never called, so their members are added up; what is
+        # inside a module that is counted already is left out.
+        if part and not any(part_of(a) and a in counts for a in ancestors(name)):
+            macs[part] += found
+    return dict(macs)
 
 
 def part_of(name: str) -> str:

@@ -9,14 +9,17 @@ import torch
 
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed torch on every device; `deterministic` also picks repeatable CUDA algorithms."""
+    """Seed torch on every device; `deterministic` also picks repeatable CUDA algorithms.
+
+    cuDNN chooses them by its rules and not by trying them out: with blocks every number of high
+    blocks is a shape of its own, to be tried out anew, for nothing that could be measured.
+    """
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # Nothing here reads memory before it is written; filling it would be one more pass each.
         torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = not deterministic
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataloaders import SegmentationDataset, to_network
+from segblocks import TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous, save_checkpoint
 from utils.distributed import distributed
@@ -26,7 +27,6 @@ from utils.resume import LATEST, Progress, Told
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
 
-MAC_IMAGES = 10  # of each validation in training; --mode val counts on all
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
 
@@ -50,11 +50,14 @@ class Trainer:
         self.model, self.args, self.device, self.ranks = model, args, device, ranks
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
+        if device.type == "cuda" and args.cuda_graphs:
+            model.train_from_graphs(TrainingGraphs())
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)
         # Training images as validation sees them, where the policy's threshold is fitted on them.
         self.calibration_set: SegmentationDataset | None = None
+        self.known_macs: dict = {}
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
@@ -156,13 +159,12 @@ class Trainer:
         self.model.policy.exploration = self._exploration()
         self.run.optimizer.zero_grad(set_to_none=True)
         for i in range(args.accumulate):
-            image, label, index = next(self._batches)
-            image = image.to(self.device, non_blocking=True)  # N,3,H,W
-            if args.channels_last:
-                image = image.contiguous(memory_format=torch.channels_last)
-            label = label.to(self.device, non_blocking=True)  # N,H,W
+            image, label, index, *changes = next(self._batches)
+            # N,3,H,W and N,H,W; where colour jitter is still to be applied, N,4,2 too.
+            batch = [x.to(self.device, non_blocking=True) for x in (image, label, *changes)]
+            image, label = to_network(*batch, channels_last=args.channels_last)
             with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
-                loss, stats = self._loss(*to_network(image, label))
+                loss, stats = self._loss(image, label)
                 # Losses of ranks add up, where DistributedDataParallel averages gradients.
                 self.run.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
             means.add(stats)
@@ -188,7 +190,7 @@ class Trainer:
         amp = self.args.amp
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             result = self.network(image, **forward_options(self.args, self.criterion, label))
-        task, loss_map = self.criterion(result.logits.float(), label)
+        task, loss_map = self.criterion(result.logits, label)
         valid = label != self.dataset.info.ignore_index
         policy, stats = self.model.policy.loss(result, loss_map.detach(), valid)
         total = task + policy
@@ -221,7 +223,7 @@ class Trainer:
         if self.calibration_set is not None:
             log.info(f"  {calibrate(model, self.calibration_set, args, self.device)}")
         evaluation = evaluate(
-            model, self.val_loader, args, self.device, log, step, MAC_IMAGES, self.ranks
+            model, self.val_loader, args, self.device, log, step, self.ranks, self.known_macs
         )
         what = {"val": "weights", "ema_val": "average of weights"}[tag]
         log.info(f"  {what} ({time.monotonic() - started:.0f} s):")

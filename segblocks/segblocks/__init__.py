@@ -9,6 +9,7 @@ result = model(image)                                 # result.logits, result.gr
 
 from . import rules  # noqa: F401 - fills the table of rules
 from .fast.compile import FastModel, compile
+from .graphs import TrainingGraphs
 from .grid import BlockGrid
 from .model import SegBlocksModel, SegBlocksOutput, execute_with_grid, no_blocks
 from .policy import Decision, Policy, build_policy
@@ -28,6 +29,7 @@ __all__ = [
     "SegBlocksModel",
     "SegBlocksOutput",
     "SyncBatchNorm",
+    "TrainingGraphs",
     "build_policy",
     "compile",
     "convert_sync_batchnorm",

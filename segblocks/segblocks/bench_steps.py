@@ -7,11 +7,13 @@
 Inference is without policy, for a random grid, in the precision of `--eager-dtype`. A training step
 is forward, cross-entropy of the logits enlarged to the image, backward and Adam; on blocks the
 policy, its REINFORCE loss and the bookkeeping of the grid are in it, with exactly `--share` of the
-blocks high. The network alone and on blocks take turns, so that a busy machine slows both.
+blocks high. On CUDA both also run from `TrainingGraphs`. The variants take turns, so that a busy
+machine slows all.
 
-For each: the median and the 95th percentile in milliseconds of a call that is waited for; the
-median that the host took before it waited; the peak of memory in MiB that the call added to what
-lay there before (CUDA).
+For each: the median and the 95th percentile in milliseconds of a call; the median that the host
+took before it waited; the peak of the memory in MiB that PyTorch took from CUDA for it. Forward
+passes are waited for one by one, training steps in rows of `--row`, as a training loop goes on
+without waiting. Ratios are to the faster dense variant, of memory to the smaller.
 """
 
 import argparse
@@ -24,13 +26,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops
+from .graphs import TrainingGraphs
 from .grid import BlockGrid
 from .model import SegBlocksModel, execute_with_grid
 from .policy import build_policy
@@ -43,13 +47,13 @@ class Result:
     """One line of the table."""
 
     what: str
-    variant: str  # "dense" or "blocks"
+    variant: str  # "dense", "blocks", "dense graphs", "blocks graphs"
     precision: str
     median_ms: float
     p95_ms: float
     host_ms: float
     peak_mib: float | None
-    against_dense: float = 1.0
+    against_dense: float
     memory_against_dense: float | None = None
 
 
@@ -97,58 +101,56 @@ def forward_calls(net: nn.Module, options: argparse.Namespace) -> dict[str, Call
 def training_calls(
     net: nn.Module, precision: str, options: argparse.Namespace
 ) -> dict[str, Callable]:
-    """A training step, by variant. Both train the same network."""
+    """A training step, by variant. All train the same network."""
     policy = build_policy("reinforce", options.block, percent_target=options.share)
     model = SegBlocksModel(net, policy)
+    dense = SegBlocksModel(net, build_policy("disabled", options.block))
     model.train().float().to(options.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6, fused=options.device.type == "cuda")
     image = _image(options.batch, options.train_size, options)
     labels = torch.zeros(image.shape[0], *image.shape[2:], dtype=torch.long, device=image.device)
     valid = torch.ones_like(labels, dtype=torch.bool)
     dtype = PRECISIONS[precision]
 
-    def step(run: Callable[[], tuple[Any, Tensor]]) -> None:
+    def step(model: SegBlocksModel, budget: float | None, graphs: TrainingGraphs | None) -> None:
+        model.train_from_graphs(graphs)
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
-            result, logits = run()
-        logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear")
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        loss = losses.mean()
-        if result is not None:
-            loss = loss + policy.loss(result, losses, valid)[0]
+            result = model(image, budget=budget)
+        losses = ops.pixel_cross_entropy(result.logits, labels)
+        loss = losses.mean() + model.policy.loss(result, losses, valid)[0]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-    def blocks() -> tuple[Any, Tensor]:
-        result = model(image, budget=options.share)
-        return result, result.logits
-
-    return {"dense": lambda: step(lambda: (None, net(image))), "blocks": lambda: step(blocks)}
+    calls = {"dense": partial(step, dense, None, None)}
+    calls["blocks"] = partial(step, model, options.share, None)
+    if options.device.type == "cuda":
+        calls["dense graphs"] = partial(step, dense, None, TrainingGraphs())
+        calls["blocks graphs"] = partial(step, model, options.share, TrainingGraphs())
+    calls["blocks"]()  # Adam's moments are no variant's own
+    return calls
 
 
 def measure(
-    what: str, precision: str, calls: dict[str, Callable], options: argparse.Namespace
+    what: str, precision: str, calls: dict[str, Callable], options: argparse.Namespace, row: int
 ) -> list[Result]:
-    """Time the calls by turns."""
+    """Time `row` calls of each by turns."""
     waits: dict[str, list[float]] = {name: [] for name in calls}
     hosts: dict[str, list[float]] = {name: [] for name in calls}
-    peaks: dict[str, float | None] = {}
     cuda = options.device.type == "cuda"
-    for name, call in calls.items():
-        for _ in range(options.warm_up):
-            call()
-        peaks[name] = _peak(call) if cuda else None
+    peaks = {name: _warm_up(call, options.warm_up, cuda) for name, call in calls.items()}
     for _ in range(options.repeats):
         for name, call in calls.items():
-            host, whole = _time(call, cuda)
+            host, whole = _time(call, row, cuda)
             hosts[name].append(host)
             waits[name].append(whole)
-    dense = statistics.median(waits["dense"])
+    dense = [name for name in calls if name.startswith("dense")]
+    fastest = min(statistics.median(waits[name]) for name in dense)
+    smallest = min(peaks[name] for name in dense) if cuda else None
     results = []
     for name in calls:
         median = statistics.median(waits[name])
         ordered = sorted(waits[name])
-        memory = None if not cuda else round(peaks[name] / peaks["dense"], 3)
         results.append(
             Result(
                 what,
@@ -157,33 +159,41 @@ def measure(
                 round(median, 3),
                 round(ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))], 3),
                 round(statistics.median(hosts[name]), 3),
-                None if not cuda else round(peaks[name], 1),
-                round(median / dense, 3),
-                memory,
+                round(peaks[name], 1) if cuda else None,
+                round(median / fastest, 3),
+                round(peaks[name] / smallest, 3) if cuda else None,
             )
         )
     return results
 
 
-def _time(call: Callable, cuda: bool) -> tuple[float, float]:
-    """Milliseconds until the call returned, and until the device was done."""
+def _time(call: Callable, row: int, cuda: bool) -> tuple[float, float]:
+    """Milliseconds a call until the last of them returned, and until the device was done."""
     if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    call()
+    for _ in range(row):
+        call()
     returned = time.perf_counter()
     if cuda:
         torch.cuda.synchronize()
-    return (returned - start) * 1e3, (time.perf_counter() - start) * 1e3
+    done = time.perf_counter()
+    return (returned - start) * 1e3 / row, (done - start) * 1e3 / row
 
 
-def _peak(call: Callable) -> float:
+def _warm_up(call: Callable, times: int, cuda: bool) -> float | None:
+    """-> the most memory in MiB that PyTorch held for the call, beside what was there before."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+    for _ in range(times):
+        call()
+    if not cuda:
+        return None
     torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return (torch.cuda.max_memory_reserved() - before) / 2**20
 
 
 def _image(batch: int, size: tuple[int, int], options: argparse.Namespace) -> Tensor:
@@ -219,7 +229,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--train-precision", nargs="+", choices=list(PRECISIONS), default=["float32", "bfloat16"]
     )
-    parser.add_argument("--repeats", type=int, default=50, help="timed calls of each (50)")
+    parser.add_argument("--repeats", type=int, default=50, help="times that each is timed (50)")
+    parser.add_argument("--row", type=int, default=5, help="training steps timed together (5)")
     parser.add_argument("--warm-up", type=int, default=5, help="calls before those (5)")
     parser.add_argument(
         "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu"
@@ -230,8 +241,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for height, width in (options.eager_size, options.train_size):
         if height % options.block or width % options.block:
             parser.error(f"{height}x{width} is not made of whole {options.block}-pixel blocks")
-    if not 0 <= options.share <= 1 or options.repeats < 1:
-        parser.error("--share must be between 0 and 1, --repeats at least 1")
+    if not 0 <= options.share <= 1 or min(options.repeats, options.row) < 1:
+        parser.error("--share must be between 0 and 1, --repeats and --row at least 1")
     return options
 
 
@@ -240,14 +251,15 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     results = []
     head = ("", "", "precision", "median ms", "p95 ms", "host ms", "peak MiB", "x dense", "memory")
-    print("{:8}{:8}{:>10}{:>11}{:>10}{:>10}{:>10}{:>9}{:>8}".format(*head))
+    print("{:8}{:14}{:>10}{:>11}{:>10}{:>10}{:>10}{:>9}{:>8}".format(*head))
 
-    def report(what: str, precision: str, calls: dict[str, Callable]) -> None:
-        for r in measure(what, precision, calls, options):
+    def report(what: str, precision: str, calls: dict[str, Callable], row: int = 1) -> None:
+        for r in measure(what, precision, calls, options, row):
             results.append(r)
             memory = ("-", "-") if r.peak_mib is None else (r.peak_mib, r.memory_against_dense)
             print(
-                f"{what:8}{r.variant:8}{precision:>10}{r.median_ms:>11.3f}{r.p95_ms:>10.3f}", end=""
+                f"{what:8}{r.variant:14}{precision:>10}{r.median_ms:>11.3f}{r.p95_ms:>10.3f}",
+                end="",
             )
             print(
                 f"{r.host_ms:>10.3f}{memory[0]:>10}{r.against_dense:>9.3f}{memory[1]:>8}",
@@ -260,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "train" in options.parts:
         for precision in options.train_precision:
             net = load(options.net, options.arguments)
-            report("train", precision, training_calls(net, precision, options))
+            report("train", precision, training_calls(net, precision, options), options.row)
     if options.json:
         cuda = options.device.type == "cuda"
         record = {

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .dispatch import current_recorder
+from .graphs import TrainingGraphs
 from .grid import BlockGrid
 from .policy import Decision, Policy
 from .policy.base import block_mean
@@ -85,6 +86,7 @@ class SegBlocksModel(nn.Module):
         net: any module of supported operations, image (N, C, H, W) → tensor(s).
         policy: from `build_policy`.
         legacy_upsample: resize inside each block alone, as the published release did.
+
     """
 
     def __init__(self, net: nn.Module, policy: Policy, legacy_upsample: bool = False):
@@ -92,6 +94,12 @@ class SegBlocksModel(nn.Module):
         self.net = net
         self.policy = policy
         self.legacy_upsample = legacy_upsample
+        self.graphs: TrainingGraphs | None = None
+
+    def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
+        """Let network and policy run from CUDA graphs in training; None: as written in Python."""
+        self.graphs = graphs
+        self.policy.train_from_graphs(graphs)
 
     def forward(
         self,
@@ -122,10 +130,7 @@ class SegBlocksModel(nn.Module):
         if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
         decision = self.policy(padded, budget, block_gain)
-        if self.is_dense:
-            logits = self.net(padded)
-        else:
-            logits = self._run(padded, decision.grid, decision.n_high)
+        logits = self._run(padded, decision.grid, decision.n_high)
         return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
 
     @property
@@ -134,8 +139,17 @@ class SegBlocksModel(nn.Module):
         return isinstance(self.policy, DisabledPolicy)
 
     def _run(self, padded: Tensor, mask: Tensor, n_high: int | None) -> Any:
-        grid = BlockGrid.from_mask(mask, n_high, self.legacy_upsample)
-        return execute_with_grid(self.net, padded, grid)
+        def on_blocks(image: Tensor, mask: Tensor) -> Any:
+            grid = BlockGrid.from_mask(mask, n_high, self.legacy_upsample)
+            return execute_with_grid(self.net, image, grid)
+
+        if self.is_dense:
+            run, inputs = self.net, (padded,)
+        else:
+            run, inputs = on_blocks, (padded, mask)
+        if self.graphs is None or n_high is None:
+            return run(*inputs)
+        return self.graphs(self.net, run, inputs, (n_high, self.legacy_upsample))
 
     @torch.no_grad()
     def block_gain(self, image: Tensor, pixel_loss: Callable[[Tensor], Tensor]) -> Tensor:

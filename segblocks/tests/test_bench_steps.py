@@ -7,7 +7,8 @@ import torch
 
 from segblocks import bench_steps
 
-SMALL = "--block 32 --eager-size 64x64 --train-size 64x64 --batch 1 --repeats 1 --warm-up 0".split()
+SMALL = "--block 32 --eager-size 64x64 --train-size 64x64 --batch 1".split()
+SMALL += "--repeats 1 --row 2 --warm-up 0".split()
 NET = ["--net", "networks:net", "--arguments", '{"stride": 2}']
 
 
@@ -43,7 +44,7 @@ def test_a_grid_has_its_share():
         (["--eager-size", "100x128"], "whole 32-pixel blocks"),
         (["--eager-size", "large"], "is not HEIGHTxWIDTH"),
         (["--share", "2"], "--share must be between 0 and 1"),
-        (["--repeats", "0"], "--repeats at least 1"),
+        (["--repeats", "0"], "--repeats and --row at least 1"),
     ],
 )
 def test_bad_options(arguments, message, capsys):

@@ -26,7 +26,17 @@ KERNELS = {
     "blockpad_near.cu": ["blockpad_near", "blockpad_near_backward"],
     "upsample.cu": ["upsample"],
     "upsample_backward.cu": ["upsample_backward"],
+    "pool_blocks.cu": ["pool_blocks", "pool_blocks_backward"],
     "grid.cu": ["build_slots", "choose_slots", "select_budget", "select_budget_large"],
+}
+WINDOWS = [  # of pooling: the common one, and one whose loops stay loops
+    {"kernel_y": 3, "kernel_x": 3, "stride": 2, "dilation_y": 1, "dilation_x": 1},
+    {"kernel_y": 16, "kernel_x": 16, "stride": 1, "dilation_y": 2, "dilation_x": 1},
+]
+LOSS_KERNELS = {  # one element an access: kernel, scales
+    "cross_entropy.cu": ("pixel_cross_entropy", (0, 1, 2, 4, 8)),
+    "cross_entropy_backward.cu": ("pixel_cross_entropy_backward", (0, 1)),
+    "cross_entropy_tiles.cu": ("pixel_cross_entropy_tiles", (2, 4, 8)),
 }
 SMALL_CONV = "size parts resized pre relu m n warps ahead".split()
 HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kernels, constants
@@ -61,6 +71,7 @@ def constants(file: str, dtype: torch.dtype, width: int, wide_index: bool) -> di
         "combine_strips.cu": {"vector": 1, "copy": width, "legacy": int(wide_index)},
         "upsample.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "upsample_backward.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
+        "pool_blocks.cu": WINDOWS[wide_index],
         "grid.cu": {"vector": 1},
     }
     return values | extra.get(file, {})
@@ -149,6 +160,20 @@ def compile_ptx(source: str, options: tuple[str, ...], architecture: int, folder
     pytest.skip("neither NVRTC nor nvcc is installed; the kernels were not compiled")
 
 
+def check_follows(ptx: str, architecture: int = 90) -> None:
+    """From Hopper on the kernels of FOLLOWING, and no others, wait for those ahead of them.
+
+    Before that they write nothing. Only from sm_90 on may they be launched early.
+    """
+    for part in ptx.split(".entry ")[1:]:
+        name = part[: part.index("(")]
+        before, wait, after = part.partition("griddepcontrol.wait")
+        assert bool(wait) == (name in module.FOLLOWING and architecture >= 90), name
+        if wait:
+            assert not re.search(r"\b(st\.global|atom\.|red\.global)", before), name
+            assert "griddepcontrol.launch_dependents" in after
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("file", KERNELS)
 def test_compiles_for_every_generation(file, architecture, tmp_path):
@@ -158,6 +183,7 @@ def test_compiles_for_every_generation(file, architecture, tmp_path):
         ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
         for kernel in KERNELS[file]:
             assert f".entry {kernel}(" in ptx
+        check_follows(ptx, architecture)
 
 
 @pytest.mark.parametrize("wide_index", [False, True])
@@ -172,7 +198,8 @@ def test_compiles_for_every_type_and_width(file, dtype, wide_index, tmp_path):
         ptx = compile_ptx(module.source(file), options, 90, tmp_path)
         if width == 16:  # 16-byte loads and stores, whatever the element
             wide = r"(v4\.[ubf]32|v2\.[ubf]64)"
-            assert re.search(rf"ld\.global\.nc\.{wide}", ptx)
+            path = r"" if "griddepcontrol" in ptx else r"\.nc"
+            assert re.search(rf"ld\.global{path}\.{wide}", ptx)
             assert re.search(rf"st\.global\.{wide}", ptx)
 
 
@@ -186,10 +213,26 @@ def test_compiles_in_half_precision(file, architecture, tmp_path):
             options = module.defines(**values)
             ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
             assert all(f".entry {kernel}(" in ptx for kernel in kernels)
+            check_follows(ptx, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", LOSS_KERNELS)
+def test_the_loss_compiles(file, architecture, tmp_path):
+    kernel, scales = LOSS_KERNELS[file]
+    for dtype in SIZES:
+        for scale in scales if dtype == torch.float16 else scales[1:2]:
+            values = {"dtype": geometry.DTYPES[dtype], "vector": 1, "scale": scale}
+            values |= {"index64": scale == 4, "last": scale != 1}
+            options = module.defines(**values)
+            ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
+            assert f".entry {kernel}(" in ptx
+            assert ".red." not in ptx
+            assert "atom." not in ptx
 
 
 def test_sources_stand_alone():
-    for file in (*KERNELS, *HALF_KERNELS):
+    for file in (*KERNELS, *LOSS_KERNELS, *HALF_KERNELS):
         text = module.source(file)
         assert "#include" not in text, "a header would escape CuPy's cache key"
         assert text.lstrip().startswith("//"), "the shape contract comes first"

@@ -1,13 +1,19 @@
 """What is handed to the CUDA driver for a launch; a driver that only notes it stands in for it."""
 
 import ctypes
+import shutil
 import struct
+import subprocess
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from segblocks.ops.cuda import launch as launching
-from segblocks.ops.cuda.launch import Kernel, launch
+from segblocks.ops.cuda import overlap
+from segblocks.ops.cuda.launch import Kernel, can_overlap, launch
+from segblocks.ops.cuda.overlap import overlapping
 
 
 class Function:
@@ -25,6 +31,7 @@ class Driver:
 
     def __init__(self):
         self.launches, self.statuses, self.contexts = [], [], []
+        self.overlapping, self.version = [], 13000
 
     def cuLaunchKernel(self, function, *rest):
         *shape, stream, arguments, extra = rest
@@ -32,6 +39,19 @@ class Driver:
         numbers = tuple(n.value for n in shape)
         self.launches.append((function.value, numbers, stream.value, bytes(arguments[0])))
         return self.statuses.pop(0) if self.statuses else 0
+
+    def cuLaunchKernelEx(self, configuration, function, arguments, extra):
+        assert extra is None
+        c = ctypes.cast(configuration, ctypes.POINTER(overlap.Configuration))[0]
+        attributes = [(a.id, a.value) for a in c.attributes[: c.count]]
+        numbers = (*c.grid, *c.block, c.shared)
+        self.overlapping.append((function.value, numbers, c.stream, attributes))
+        self.launches.append(bytes(arguments[0]))
+        return self.statuses.pop(0) if self.statuses else 0
+
+    def cuDriverGetVersion(self, version):
+        ctypes.cast(version, ctypes.POINTER(ctypes.c_int))[0] = self.version
+        return 0
 
     def cuDeviceGet(self, ordinal, device):
         ctypes.cast(ordinal, ctypes.POINTER(ctypes.c_int))[0] = device
@@ -127,3 +147,129 @@ def test_another_device_is_made_current(driver, monkeypatch):
     launch(FUNCTION, (1,), (32,), 0, b"", DEVICE)
     assert len(driver.launches) == 1
     assert current == [0]
+
+
+# -- launches that overlap -------------------------------------------------------------------------
+
+
+def test_an_overlapping_launch_says_so(driver):
+    kernel = Kernel(FUNCTION, (6, 2), (256,), 1024, struct.pack("2i", 3, 4), 1, follows=True)
+    kernel.launch(DEVICE, 9)
+    assert not driver.overlapping
+    with overlapping():
+        kernel.launch(DEVICE, 9)
+        launch(FUNCTION, (5,), (32, 2), 0, b"abcd", DEVICE, follows=True)
+    first, second = driver.overlapping
+    assert first == (FUNCTION.ptr, (6, 2, 1, 256, 1, 1, 1024), 901, [(6, 1)])
+    assert second == (FUNCTION.ptr, (5, 1, 1, 32, 2, 1, 0), 901, [(6, 1)])
+    assert driver.launches[2] == b"abcd"
+
+
+def test_only_kernels_that_wait_overlap(driver):
+    with overlapping():
+        Kernel(FUNCTION, (1,), (32,), 0, b"").launch(DEVICE)
+        launch(FUNCTION, (1,), (32,), 0, b"", DEVICE)
+    assert not driver.overlapping
+    assert len(driver.launches) == 2
+
+
+def test_overlap_is_asked_for_by_thread_and_ends(driver):
+    def run():
+        launch(FUNCTION, (1,), (32,), 0, b"", DEVICE, follows=True)
+
+    def fail():
+        with overlapping():
+            raise KeyError
+
+    with overlapping():
+        other = threading.Thread(target=run)
+        other.start()
+        other.join()
+        assert not driver.overlapping
+        with overlapping(False):
+            run()
+        assert not driver.overlapping
+        run()
+        assert len(driver.overlapping) == 1
+    with pytest.raises(KeyError):
+        fail()
+    run()
+    assert len(driver.overlapping) == 1
+
+
+def test_a_refused_overlapping_launch_raises(driver):
+    driver.statuses = [201, 1]
+    with overlapping(), pytest.raises(RuntimeError, match="CUDA_ERROR_NAME: what it means"):
+        launch(FUNCTION, (1,), (32,), 0, b"", DEVICE, follows=True)
+    assert driver.contexts == [77]
+
+
+def test_where_launches_can_overlap(driver, monkeypatch):
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.delenv("SEGBLOCKS_OVERLAP", raising=False)
+    assert can_overlap(DEVICE)
+    assert not can_overlap(torch.device("cpu"))
+    monkeypatch.setenv("SEGBLOCKS_OVERLAP", "0")
+    assert not can_overlap(DEVICE)
+    monkeypatch.setenv("SEGBLOCKS_OVERLAP", "1")
+    assert can_overlap(DEVICE)
+    capability[0] = (8, 9)
+    assert not can_overlap(DEVICE)
+    capability[0] = (9, 0)
+    driver.version = 12020
+    assert not can_overlap(DEVICE)
+    driver.version = 12030
+    assert can_overlap(DEVICE)
+    monkeypatch.delattr(Driver, "cuLaunchKernelEx")
+    assert not can_overlap(DEVICE)
+
+
+LAYOUT = """
+#include <stddef.h>
+#include <stdio.h>
+#include <cuda.h>
+int main() {
+    printf("%d %zu %zu %zu ", CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+           sizeof(CUlaunchAttribute), offsetof(CUlaunchAttribute, id),
+           offsetof(CUlaunchAttribute, value.programmaticStreamSerializationAllowed));
+    printf("%zu %zu %zu %zu %zu %zu %zu", sizeof(CUlaunchConfig),
+           offsetof(CUlaunchConfig, gridDimX), offsetof(CUlaunchConfig, blockDimX),
+           offsetof(CUlaunchConfig, sharedMemBytes),
+           offsetof(CUlaunchConfig, hStream), offsetof(CUlaunchConfig, attrs),
+           offsetof(CUlaunchConfig, numAttrs));
+}
+"""
+
+
+def layout() -> list[int]:
+    """What LAYOUT prints, of the structs here."""
+    attribute, configuration = overlap.Attribute, overlap.Configuration
+    names = ("grid", "block", "shared", "stream", "attributes", "count")
+    return [
+        overlap._SERIALIZATION,
+        ctypes.sizeof(attribute),
+        attribute.id.offset,
+        attribute.value.offset,
+        ctypes.sizeof(configuration),
+        *(getattr(configuration, name).offset for name in names),
+    ]
+
+
+def test_layout_of_the_driver_structs():
+    assert layout() == [6, 72, 0, 8, 56, 0, 12, 24, 32, 40, 48]
+
+
+def test_layout_is_that_of_the_header(tmp_path):
+    folders = [Path(torch.__file__).parent.parent, Path("/usr/local")]
+    patterns = ("triton/backends/nvidia/include", "nvidia/*/include", "cuda*/include")
+    found = [f for folder in folders for p in patterns for f in folder.glob(p)]
+    found = [folder for folder in found if (folder / "cuda.h").exists()]
+    compiler = shutil.which("cc")
+    if not found or not compiler:
+        pytest.skip("needs cuda.h and a C compiler")
+    (tmp_path / "layout.c").write_text(LAYOUT)
+    build = [compiler, "-I", str(found[0]), "layout.c", "-o", "layout"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    printed = subprocess.run(["./layout"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert [int(number) for number in printed.stdout.split()] == layout()

@@ -16,7 +16,7 @@ import torch
 from agreement import make_grid, make_image
 from fast_networks import Net, SmallSwiftNet
 from programs import record
-from test_cuda_compile import ARCHITECTURES, Nvrtc, compile_ptx, nvrtc
+from test_cuda_compile import ARCHITECTURES, Nvrtc, check_follows, compile_ptx, nvrtc
 from test_fast_dense import DENSE, Layers
 from test_fast_fuse import FUSED
 
@@ -24,6 +24,7 @@ from segblocks import BlockGrid, DualResTensor
 from segblocks.fast import (
     dense_run,
     eager,
+    front,
     grid_tables,
     hopper,
     patches,
@@ -48,7 +49,7 @@ from segblocks.policy import ReinforcePolicy
 HALF = (torch.float16, torch.bfloat16)
 TURNED = {"patch_sm90.cu": "patch_conv", "stem_sm90.cu": "stem_conv"}
 WITH_WGMMA = {"conv_sm90.cu": "block_conv", **TURNED}
-PLAIN = ("stem.cu", "pool.cu", "tables.cu", "patch_tables.cu", "normalise.cu")
+PLAIN = ("front.cu", "stem.cu", "pool.cu", "tables.cu", "patch_tables.cu", "normalise.cu")
 SHARED = 227 << 10  # bytes of shared memory that one thread block of Hopper can have
 # The 128 registers of a thread hold patch_conv's 64 sums and a tile's rows, and little more: a few
 # words that change with the tile are kept aside.
@@ -114,8 +115,8 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    users = (pool_kernels, stem, tables, patches, batch_norm, small_conv, dense_run, fast_policy)
-    for user in users:
+    users = (pool_kernels, front, stem, tables, patches, batch_norm, small_conv, dense_run)
+    for user in (*users, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
     for user in (stem, patches, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
@@ -126,8 +127,9 @@ def launches(monkeypatch) -> set[Launch]:
     monkeypatch.setattr(grid_tables, "_layout", grid_tables._layout.__wrapped__)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
-    def launch(loaded, grid, block, shared, parameters, device):
+    def launch(loaded, grid, block, shared, parameters, device, follows=False):
         assert grid[0] > 0
+        assert loaded.name in module.FOLLOWING
         assert shared <= loaded.shared <= SHARED
         found.add(Launch(loaded.file, loaded.name, loaded.options, len(parameters)))
 
@@ -173,6 +175,7 @@ def check_parameter(ptx: str, launch: Launch) -> None:
     """The driver copies as many bytes as the kernel declares, so the record must have them."""
     size = re.search(rf"\.b8 {launch.kernel}_param_0\[(\d+)\]", ptx)
     assert int(size.group(1)) == launch.size
+    check_follows(ptx)
 
 
 # -- the convolution -------------------------------------------------------------------------------
@@ -286,10 +289,13 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
         grid = BlockGrid.from_mask(torch.tensor([[[True, False]]]))
         rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
         assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4
+        stem.split_padded(torch.zeros(1, 3, 8, 16), grid.slot, grid.cells, 1, 8, dtype)
+        assert len(patches.build_patches(grid.slot, grid.cells, 1, [4, 8])) == 2
     batch_norm.plan.cache_clear()
     found = {launch for launch in launches if launch.file in PLAIN}
     assert {launch.file for launch in found} == set(PLAIN)
     assert {launch.kernel for launch in found} == {
+        "begin",
         "split_padded",
         "stem_places",
         "max_pool",

@@ -119,6 +119,19 @@ def test_registration_of_backward(name, kind):
     torch.library.opcheck(operation, (x, *rest))
 
 
+@pytest.mark.parametrize("sides", [(1, 0, 1, 0), (0, 0, 0, 0)])
+@pytest.mark.parametrize("kind", ["none", "mixed"])
+def test_registration_of_pooling(kind, sides):
+    where, mask = place(kind, (1, 2, 2))
+    pixels, _ = buffer(mask, 2, 4)
+    window = ([3, 3] if any(sides) else [2, 2], 2, [1, 1])
+    forward = (pixels, *where, 4, *sides, False, 0.5, *window)
+    torch.library.opcheck(torch.ops.segblocks.max_pool.default, forward)
+    out, taps = torch.ops.segblocks.max_pool(*forward)
+    backward = (out, taps, *where, 4, *sides, False, *window)
+    torch.library.opcheck(torch.ops.segblocks.max_pool_backward.default, backward)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_registration_with_channels_last_images(channels):
     where, mask = place()

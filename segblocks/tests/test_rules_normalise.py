@@ -55,6 +55,24 @@ def test_batch_norm_in_evaluation(kind):
     assert torch.equal(layer.running_mean, before)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_activation_in_place_after_batch_norm_is_not_one_on_a_view(training):
+    """Autograd would copy the gradient of the map several times over."""
+    grid = make_grid("mixed")
+    x = to_blocks(make_image(grid, 4), grid)
+    layer = nn.BatchNorm2d(4).double().train(training)
+    outs, grads = [], []
+    for inplace in (True, False):
+        leaf = x.pixels.clone().requires_grad_()
+        out = F.relu(layer(x.like(leaf)), inplace=inplace).pixels
+        (grad,) = torch.autograd.grad(out.square().sum(), leaf)
+        assert type(out.grad_fn).__name__ == "ReluBackward0"
+        outs.append(out)
+        grads.append(grad)
+    assert torch.equal(*outs)
+    assert torch.equal(*grads)
+
+
 def test_layer_norm_over_channels_as_torchvision_does():
     from torchvision.models.convnext import LayerNorm2d
     from torchvision.ops import Permute

@@ -14,7 +14,10 @@ import argparse
 import os
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from utils.study.plan import RECIPES, SETUPS, Experiment, chosen, experiments
 from utils.study.report import write_report
@@ -141,12 +144,20 @@ def all_steps(
     return [steps(experiment, seed, options) for experiment, seed in runs]
 
 
+def visible_devices() -> list[str]:
+    """The CUDA devices to spread runs over, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = None if given is None else [name for name in given.split(",") if name]
+    return names or [str(i) for i in range(torch.cuda.device_count())]
+
+
 def run(chains: list[list[Step]], args: argparse.Namespace) -> bool:
     """Whether all is done."""
     left = sum(not step.is_done() for chain in chains for step in chain)
     print(f"{len(chains)} runs, {left} trainings and validations left", flush=True)
     threads = max(1, (os.cpu_count() or 1) // args.parallel)
-    runner = Runner(args.parallel, threads, lambda line: print(line, flush=True))
+    tell = partial(print, flush=True)
+    runner = Runner(args.parallel, threads, tell, visible_devices())
     finished = runner.run(chains, args.minutes)
     if runner.failed:
         print(f"failed: {', '.join(runner.failed)}", file=sys.stderr)

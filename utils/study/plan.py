@@ -113,7 +113,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
                 f"reinforce, recipe {recipe}, {target[2:]}0 %",
                 learned(recipe, target),
                 {"own": ""} | ({"curve": CURVE} if target == TARGET else {}),
-                target == TARGET,
+                target in ("0.2", TARGET),
                 ("headline", "recipe") if target == TARGET else ("headline",),
             )
         )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -103,10 +104,24 @@ def _policy_of(train_flags: str) -> list[str]:
 
 
 class Runner:
-    """Runs chains of steps, `parallel` at a time, until all are done or time is up."""
+    """Runs chains of steps, `parallel` at a time, until all are done or time is up.
 
-    def __init__(self, parallel: int, threads: int, tell: Callable[[str], None] = print):
+    A chain sees one of `devices`, CUDA devices by number or identifier, which are dealt out in
+    turn; without any it sees what this process does.
+    """
+
+    def __init__(
+        self,
+        parallel: int,
+        threads: int,
+        tell: Callable[[str], None] = print,
+        devices: Sequence[str] = (),
+    ):
         self.parallel, self.threads, self.tell = parallel, threads, tell
+        self._devices: queue.SimpleQueue[str] = queue.SimpleQueue()  # one for each chain that runs
+        for i in range(parallel if devices else 0):
+            self._devices.put(devices[i % len(devices)])
+        self._choose = bool(devices)
         self.failed: list[str] = []
         self._processes: set[subprocess.Popen] = set()
         self._stopping = threading.Event()
@@ -145,21 +160,26 @@ class Runner:
                 process.terminate()
 
     def _chain(self, chain: Sequence[Step]) -> None:
-        for step in chain:
-            if self._stopping.is_set():
-                return
-            if step.is_done():
-                continue
-            if not self._one(step):
-                return
+        device = self._devices.get() if self._choose else None
+        try:
+            for step in chain:
+                if self._stopping.is_set():
+                    return
+                if not step.is_done() and not self._one(step, device):
+                    return
+        finally:
+            if device is not None:
+                self._devices.put(device)
 
-    def _one(self, step: Step) -> bool:
+    def _one(self, step: Step, device: str | None) -> bool:
         """Whether the step is done now."""
         step.folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {
             "PYTHON": sys.executable,
             "OMP_NUM_THREADS": str(self.threads),
         }
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
         started = time.monotonic()
         self.tell(f"start  {step.title}")
         with open(step.folder / "study.log", "a", encoding="utf-8") as log:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from ..model import SegBlocksModel, SegBlocksOutput
+from ..ops.cuda.launch import can_overlap
 from .network import is_hopper
 from .plan import Engine, Plan
 from .policy import PolicyKernels
@@ -74,6 +75,7 @@ class FastModel:
             device=device,
             dtype=self.dtype,
             legacy_upsample=model.legacy_upsample,
+            overlap=kernels and can_overlap(device),
         )
         self._plans: dict[tuple, Plan] = {}
         self._loaded: Plan | None = None

@@ -119,6 +119,7 @@ def convolve(
     lines: tuple[int, int] = (0, 0),
     averages: Tensor | None = None,
     stored: int = 0,
+    follows: bool = True,
 ) -> None:
     """Enqueue one convolution; the kernel's header says what each tensor holds.
 
@@ -126,6 +127,8 @@ def convolve(
         channels: input, second input, output.
         lines: elements in a line of a padded high and low block, for the stem.
         averages, stored: what follows the `stored` rows of x, where it is not in x itself.
+        follows: whether the launch may overlap with the one ahead; not with the one that makes
+            the tables, which are read early.
     """
     cin, cin2, cout = channels
     tensors = (
@@ -169,7 +172,8 @@ def convolve(
     tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
     threads = 256 + tile.producers
-    launch(kernel, (tiles, tile.split), (threads,), tile.shared, pointers + sizes, x.device)
+    shape = (tiles, tile.split)
+    launch(kernel, shape, (threads,), tile.shared, pointers + sizes, x.device, follows)
 
 
 class Late(NamedTuple):

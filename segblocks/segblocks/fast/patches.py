@@ -13,7 +13,7 @@ from torch import Tensor
 from ..ops.cuda.launch import launch
 from ..ops.cuda.module import defines, multiprocessors, prepare
 from .hopper import load, pack_weights
-from .tables import Scale
+from .tables import Scale, pack_blocks
 
 _TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
 _TILE = 128  # pixels
@@ -79,32 +79,42 @@ def build_patches(
     Args:
         slot (N, Gh, Gw), cells (N·Gh·Gw,) int32: as from `build_slots`.
     """
-    scales = [Scale.of(block, n_high, cells.numel()) for block in blocks]
-    found = [(scale, Tiling.of(scale)) for scale in scales]
-    entries = [(scale, tiling) for scale, tiling in found if tiling.has_patches]
-    tables: dict[int, Tensor] = {}
-    for start in range(0, len(entries), _ENTRIES):
-        record = struct.pack("4i", *slot.shape[1:], n_high, cells.numel())
-        some = entries[start : start + _ENTRIES]
-        for scale, tiling in some:
-            shape = (tiling.tiles, _TILE_PITCH)
-            table = torch.empty(shape, dtype=torch.int32, device=slot.device)
-            tables[scale.block] = table
-            at = (scale.block, scale.high_rows, scale.rows, scale.zero)
-            record += struct.pack("Q4i", table.data_ptr(), *at) + tiling.packed + bytes(4)
-        record += bytes(48 * (_ENTRIES - len(some)))
+    tables = new_patches(slot, n_high, blocks)
+    made = [pack_patches(slot, n_high, *entry) for entry in tables.items()]
+    for start in range(0, len(made), _ENTRIES):
+        some = made[start : start + _ENTRIES]
+        record = b"".join(some).ljust(48 * _ENTRIES, b"\0")
+        sizes = [len(table) for table in list(tables.values())[start : start + _ENTRIES]]
         prepare(
             "patch_tables.cu",
             "build_patches",
             ("-std=c++17",),
             slot.device.index,
-            max(tiling.tiles for _, tiling in some),
+            max(sizes),
             192,
-            record,
+            pack_blocks(slot, n_high) + record,
             pointers=2,
             rows=len(some),
         ).launch(slot.device, slot.data_ptr(), cells.data_ptr())
     return tables
+
+
+def new_patches(slot: Tensor, n_high: int, blocks: Iterable[int]) -> dict[int, Tensor]:
+    """The tables of `build_patches`, yet to be filled in."""
+    tables: dict[int, Tensor] = {}
+    for block in blocks:
+        tiling = Tiling.of(Scale.of(block, n_high, slot.numel()))
+        if tiling.has_patches:
+            shape = (tiling.tiles, _TILE_PITCH)
+            tables[block] = torch.empty(shape, dtype=torch.int32, device=slot.device)
+    return tables
+
+
+def pack_patches(slot: Tensor, n_high: int, block: int, table: Tensor) -> bytes:
+    """The struct TileEntry of patch_tables.cuh."""
+    scale = Scale.of(block, n_high, slot.numel())
+    at = (scale.block, scale.high_rows, scale.rows, scale.zero)
+    return struct.pack("Q4i", table.data_ptr(), *at) + Tiling.of(scale).packed + bytes(4)
 
 
 @dataclass(frozen=True)
@@ -261,7 +271,7 @@ def convolve_patches(
     flags = {"post": post is not None, "relu": relu, "resident": d.resident}
     options = defines(dtype=x.dtype == torch.bfloat16, vector=8, index64=0, **flags)
     kernel = load("patch_sm90.cu", "patch_conv", options, x.device.index, _SHARED + 1024)
-    launch(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, x.device)
+    launch(kernel, (d.blocks, 1), (512,), d.shared, pointers + sizes, x.device, follows=True)
 
 
 def plan(scale: Scale, channels: tuple[int, int, int], device: torch.device) -> Division:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..grid import BlockGrid
 from ..model import SegBlocksOutput, crop_output
 from ..ops import choose_slots
+from ..ops.cuda.overlap import overlapping
 from ..policy import Policy
 from ..policy.base import budget_count
 from .network import build_network
@@ -28,6 +29,7 @@ class Engine:
         net: in the working dtype.
         policy: decides on scores; in float32, with its batch norm folded in.
         scorer: the same in the working dtype. policy_kernels: in its place, where they apply.
+        overlap: let kernels in a graph start while those ahead of them still run, where they can.
     """
 
     net: nn.Module
@@ -37,6 +39,7 @@ class Engine:
     device: torch.device
     dtype: torch.dtype
     legacy_upsample: bool
+    overlap: bool
 
 
 @dataclass
@@ -163,6 +166,7 @@ class Plan:
                 function()
         torch.cuda.current_stream(self.engine.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=stream):
+        capture = torch.cuda.graph(graph, pool=self.pool, stream=stream)
+        with capture, overlapping(self.engine.overlap):
             result = function()
         return _Graph(graph, result)

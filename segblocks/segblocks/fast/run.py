@@ -9,6 +9,7 @@ from ..grid import BlockGrid
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
 from . import patches
+from .front import Front, begin
 from .hopper import Fused, choose_tile, convolve
 from .packing import pack
 from .stem import (
@@ -18,7 +19,6 @@ from .stem import (
     max_pool,
     padded_lines,
     split_extended,
-    split_padded,
     stem_places,
 )
 from .steps import (
@@ -31,7 +31,7 @@ from .steps import (
     last_uses,
     read_by_kernels,
 )
-from .tables import Scale, TableKey, build_tables
+from .tables import Scale, TableKey
 from .trace import Program, Ref
 
 
@@ -57,6 +57,7 @@ class Network:
         self.extended = read_by_kernels(steps)
         self.keys = sorted(self._table_keys(), key=repr)
         self.patched = sorted({program.blocks[s.output] for s in steps if self.by_patches(s)})
+        self.stems = [step for step in steps if isinstance(step, StemStep)]
         self.places: dict[int, Tensor] = {}
         self.counters: Tensor | None = None
 
@@ -68,9 +69,7 @@ class Network:
         """What is the same for every grid of this many high blocks; call before capturing."""
         if self.counters is None:
             self.counters = torch.zeros(4096, dtype=torch.int32, device=device)
-        by_rows = any(
-            isinstance(s, StemStep) and not self.packed[id(s)].by_patches for s in self.steps
-        )
+        by_rows = any(not self.packed[id(step)].by_patches for step in self.stems)
         if by_rows and n_high not in self.places:
             scale = Scale.of(self.block // 2, n_high, n_blocks)
             self.places[n_high] = stem_places(scale, n_high, n_blocks, self.block, device)
@@ -78,9 +77,8 @@ class Network:
     def run(self, image: Tensor, grid: BlockGrid) -> Any:
         """The network's output, block tensors combined; image (N, 3, H, W)."""
         n_blocks = grid.mask.numel()
-        tables = build_tables(grid.slot, grid.cells, grid.n_high, self.keys)
-        tiles = patches.build_patches(grid.slot, grid.cells, grid.n_high, self.patched)
-        frame = _Frame(self, image, grid, n_blocks, tables, tiles)
+        front = begin(image, grid, self.block, self.dtype, self.keys, self.patched)
+        frame = _Frame(self, front, grid, n_blocks)
         for i, step in enumerate(self.steps):
             frame.step(step)
             for value in step.inputs:
@@ -95,6 +93,8 @@ class Network:
             if isinstance(step, PlainStep):
                 made = self.extended.intersection(step.node.outputs)
                 keys.update(TableKey(blocks[v], centre=True) for v in made)
+                continue
+            if isinstance(step, StemStep) and self.packed[id(step)].by_patches:
                 continue
             keys.add(TableKey(blocks[step.output], centre=True))
             if isinstance(step, PoolStep):
@@ -117,18 +117,16 @@ class _Frame:
     def __init__(
         self,
         network: Network,
-        image: Tensor,
+        front: Front,
         grid: BlockGrid,
         n_blocks: int,
-        tables: dict[TableKey, Tensor],
-        tiles: dict[int, Tensor],
     ):
         self.network = network
-        self.image = image
+        self.padded: Tensor | None = front.padded
         self.grid = grid
         self.n_blocks = n_blocks
-        self.tables = tables
-        self.tiles = tiles
+        self.tables = front.tables
+        self.tiles = front.tiles
         self.buffers: dict[int, Tensor] = {}
 
     def scale(self, value: int) -> Scale:
@@ -159,7 +157,9 @@ class _Frame:
     def stem(self, step: StemStep) -> Tensor:
         packed, grid = self.network.packed[id(step)], self.grid
         block = self.network.block
-        x = split_padded(self.image, grid.slot, grid.cells, grid.n_high, block, self.network.dtype)
+        x = self.padded
+        if step is self.network.stems[-1]:
+            self.padded = None  # its memory serves others
         scale = self.scale(step.output)
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
         if packed.by_patches:

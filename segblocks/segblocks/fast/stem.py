@@ -2,6 +2,7 @@
 
 import functools
 import struct
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def convolve_stem(
     slices = cout // 64
     blocks = slices * max(1, min(tiles, 2 * multiprocessors(x.device.index) // slices))
     kernel = load("stem_sm90.cu", "stem_conv", _options(x.dtype), x.device.index, _STEM_SHARED)
-    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device)
+    launch(kernel, (blocks, 1), (288,), _STEM_SHARED, record, x.device, follows=True)
 
 
 def padded_lines(block: int) -> tuple[int, int]:
@@ -57,14 +58,55 @@ def padded_lines(block: int) -> tuple[int, int]:
     return (block + 2 * _HALO) * 4, (block // 2 + 2 * _HALO) * 4
 
 
+@dataclass(frozen=True)
+class Split:
+    """The launch of `split_padded`.
+
+    Attributes:
+        rows: padded pixels of all blocks.
+        blocks: thread blocks of 256 threads.
+        record: the struct Split of padded.cuh after its pointers.
+    """
+
+    rows: int
+    options: tuple[str, ...]
+    blocks: int
+    record: bytes
+
+
+def plan_split(
+    shape: tuple[int, int, int],
+    n_high: int,
+    block: int,
+    dtype: torch.dtype,
+    strides: tuple[int, int, int, int],
+    packed: bool,
+) -> Split:
+    """How an image becomes padded blocks.
+
+    Args:
+        shape: of the grid. strides, packed: of the image, see `is_packed`.
+    """
+    n, gh, gw = shape
+    n_low = n * gh * gw - n_high
+    sides = (block + 2 * _HALO, block // 2 + 2 * _HALO)
+    pairs = [side // 2 + 1 for side in sides]  # that a line touches, the first and the last by half
+    chunks = [-(-side * pair // 256) for side, pair in zip(sides, pairs)]
+    record = struct.pack("4q", *strides)
+    record += struct.pack("6i", gh, gw, n_high, block, *chunks)
+    record += struct.pack("6I", *geo.divider(pairs[0]), *geo.divider(pairs[1]))
+    options = _options(dtype, PACKED=packed)
+    rows = n_high * sides[0] ** 2 + n_low * sides[1] ** 2
+    return Split(rows, options, n_high * chunks[0] + n_low * chunks[1], record)
+
+
 def split_padded(
     image: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, dtype: torch.dtype
 ) -> Tensor:
     """The image (N, 3, H, W) of any strides as padded blocks of four channels, in `dtype`."""
     image = image.to(dtype)
-    shape, strides = tuple(slot.shape), tuple(image.stride())
-    setting = (shape, n_high, block, dtype, image.device.index, strides, is_packed(image))
-    rows, kernel = prepare_padded(*setting)
+    setting = (tuple(slot.shape), n_high, block, dtype, image.device.index, image.stride())
+    rows, kernel = prepare_padded(*setting, is_packed(image))
     out = torch.empty((rows, 4), dtype=dtype, device=image.device)
     kernel.launch(image.device, *(t.data_ptr() for t in (image, out, slot, cells)))
     return out
@@ -80,25 +122,9 @@ def prepare_padded(
     packed: bool,
 ) -> tuple[int, Kernel]:
     """Rows of what `split_padded` makes, and its launch for image, output, slot and cells."""
-    n, gh, gw = shape
-    n_low = n * gh * gw - n_high
-    sides = (block + 2 * _HALO, block // 2 + 2 * _HALO)
-    pairs = [side // 2 + 1 for side in sides]  # that a line touches, the first and the last by half
-    chunks = [-(-side * pair // 256) for side, pair in zip(sides, pairs)]
-    record = struct.pack("4q", *strides)
-    record += struct.pack("6i", gh, gw, n_high, block, *chunks)
-    record += struct.pack("6I", *geo.divider(pairs[0]), *geo.divider(pairs[1]))
-    kernel = prepare(
-        "stem.cu",
-        "split_padded",
-        _options(dtype, PACKED=packed),
-        device,
-        n_high * chunks[0] + n_low * chunks[1],
-        256,
-        record,
-        pointers=4,
-    )
-    return n_high * sides[0] ** 2 + n_low * sides[1] ** 2, kernel
+    split = plan_split(shape, n_high, block, dtype, strides, packed)
+    place = (split.options, device, split.blocks, 256, split.record)
+    return split.rows, prepare("stem.cu", "split_padded", *place, pointers=4)
 
 
 def is_packed(image: Tensor) -> bool:

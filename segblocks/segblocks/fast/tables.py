@@ -67,11 +67,8 @@ def build_tables(
     Returns:
         For each key a (9, pitch) int32 table, or (1, pitch) with the middle tap alone.
     """
-    keys, shape = list(keys), tuple(slot.shape)
-    tables = {}
-    for key in keys:
-        size = table_shape(key, n_high, cells.numel())
-        tables[key] = torch.empty(size, dtype=torch.int32, device=slot.device)
+    tables = new_tables(slot, n_high, keys)
+    keys, shape = list(tables), tuple(slot.shape)
     for start in range(0, len(keys), MOST_TABLES):
         some = tuple(keys[start : start + MOST_TABLES])
         addresses = [tables[key].data_ptr() for key in some]
@@ -81,10 +78,33 @@ def build_tables(
     return tables
 
 
+def new_tables(slot: Tensor, n_high: int, keys: Iterable[TableKey]) -> dict[TableKey, Tensor]:
+    """The tables of `build_tables`, yet to be filled in."""
+    tables = {}
+    for key in keys:
+        size = table_shape(key, n_high, slot.numel())
+        tables[key] = torch.empty(size, dtype=torch.int32, device=slot.device)
+    return tables
+
+
 def table_shape(key: TableKey, n_high: int, n_blocks: int) -> tuple[int, int]:
     """Shape of a table: taps and GEMM rows."""
     pitch = Scale.of(key.block // key.stride, n_high, n_blocks).pitch
     return 1 if key.centre else 9, pitch
+
+
+def pack_blocks(slot: Tensor, n_high: int) -> bytes:
+    """The struct Blocks of tables.cuh after its pointers."""
+    return struct.pack("4i", *slot.shape[1:], n_high, slot.numel())
+
+
+def pack_table(key: TableKey, table: Tensor) -> bytes:
+    """The struct TableEntry of tables.cuh."""
+    return struct.pack("Q", table.data_ptr()) + _pack_sizes(key, table.shape[1])
+
+
+def _pack_sizes(key: TableKey, pitch: int) -> bytes:
+    return struct.pack("4i", key.block, key.stride, pitch, key.centre)
 
 
 def prepare_tables(
@@ -98,7 +118,7 @@ def prepare_tables(
     record, widest = struct.pack("4i", gh, gw, n_high, n * gh * gw), 0
     for key in keys:
         pitch = table_shape(key, n_high, n * gh * gw)[1]
-        record += struct.pack("4i", key.block, key.stride, pitch, key.centre)
+        record += _pack_sizes(key, pitch)
         widest = max(widest, pitch)
     record += bytes(16 * (MOST_TABLES - len(keys)))
     return prepare(

@@ -2,6 +2,7 @@
 
 from .blockpad import blockpad
 from .combine import combine
+from .cross_entropy import pixel_cross_entropy
 from .slots import build_slots, choose_slots, select_budget
 from .split import split
 from .upsample import upsample
@@ -11,6 +12,7 @@ __all__ = [
     "build_slots",
     "choose_slots",
     "combine",
+    "pixel_cross_entropy",
     "select_budget",
     "split",
     "upsample",

@@ -1,8 +1,8 @@
 """The block operations in plain PyTorch, for any device: what the CUDA kernels must equal.
 
 Each function has the name and signature of the registered operation. `N, Gh, Gw` is the grid; a
-pixel buffer is (P, C) with the high blocks first. All run without autograd: every operation is
-linear and comes with its explicit transpose.
+pixel buffer is (P, C) with the high blocks first. All run without autograd: every operation comes
+with its explicit gradient, which is a transpose but for the loss.
 """
 
 import torch
@@ -131,6 +131,81 @@ def blockpad_backward(
     return out.to(grad.dtype)
 
 
+def max_pool(
+    pixels: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+    replicate: bool,
+    fill: float,
+    kernel: list[int],
+    stride: int,
+    dilation: list[int],
+) -> tuple[Tensor, Tensor]:
+    sides = (left, right, top, bottom)
+    if any(sides):
+        pixels = blockpad(pixels, slot, cells, n_high, block, *sides, replicate, fill)
+    outs, taps = [], []
+    for part in _blocks(pixels, cells, n_high, block, block, top + bottom, left + right):
+        if not part.shape[0]:
+            continue
+        window = (kernel, (stride, stride), (0, 0), dilation)
+        out, index = torch.ops.aten.max_pool2d_with_indices(part.permute(0, 3, 1, 2), *window)
+        y, x = _window_corners(out, stride)
+        row, column = index // part.shape[2] - y, index % part.shape[2] - x
+        tap = row // dilation[0] * kernel[1] + column // dilation[1]
+        for rows, image in ((outs, out), (taps, tap.to(torch.uint8))):
+            rows.append(image.permute(0, 2, 3, 1).reshape(-1, pixels.shape[1]))
+    return torch.cat(outs), torch.cat(taps)
+
+
+def max_pool_backward(
+    grad: Tensor,
+    taps: Tensor,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+    replicate: bool,
+    kernel: list[int],
+    stride: int,
+    dilation: list[int],
+) -> Tensor:
+    sides, side, padded = (left, right, top, bottom), block // stride, []
+    parts = zip(_blocks(grad, cells, n_high, side, side), _blocks(taps, cells, n_high, side, side))
+    for own, (out, tap) in zip((block, block // 2), parts):
+        if not out.shape[0]:
+            continue
+        out, tap = out.permute(0, 3, 1, 2), tap.permute(0, 3, 1, 2).long()
+        height, width = own + top + bottom, own + left + right
+        y, x = _window_corners(out, stride)
+        row, column = y + tap // kernel[1] * dilation[0], x + tap % kernel[1] * dilation[1]
+        shape = out.new_empty((*out.shape[:2], height, width))
+        shape = shape.contiguous(memory_format=torch.channels_last)  # nothing of it is read
+        window = (kernel, (stride, stride), (0, 0), dilation, False, row * width + column)
+        image = torch.ops.aten.max_pool2d_with_indices_backward(out, shape, *window)
+        padded.append(image.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]))
+    pixels = torch.cat(padded)
+    if not any(sides):
+        return pixels
+    return blockpad_backward(pixels, slot, cells, n_high, block, *sides, replicate)
+
+
+def _window_corners(out: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Row (h, 1) and column (1, w) of the first pixel of the window of each output (N, C, h, w)."""
+    y, x = (torch.arange(n, device=out.device) * stride for n in out.shape[2:])
+    return y[:, None], x[None]
+
+
 def upsample(
     pixels: Tensor, slot: Tensor, cells: Tensor, n_high: int, block: int, scale: int, legacy: bool
 ) -> Tensor:
@@ -143,6 +218,44 @@ def upsample_backward(
 ) -> Tensor:
     high, low = _blocks(grad, cells, n_high, block * scale, block * scale)
     return _resize_backward(high, low, slot, cells, n_high, block, (scale, scale), legacy)
+
+
+def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    large = enlarged(logits, target)
+    losses = cross_entropy_of(large, target, ignore_index)
+    return losses, large.logsumexp(1).masked_fill_(target == ignore_index, 0)
+
+
+def pixel_cross_entropy_backward(
+    grad: Tensor, logits: Tensor, target: Tensor, log_sums: Tensor, ignore_index: int
+) -> Tensor:
+    large, ignored = enlarged(logits, target), (target == ignore_index)[:, None]
+    grad = grad[:, None].masked_fill(ignored, 0)
+    part = (large - log_sums[:, None]).masked_fill_(ignored, -torch.inf).exp_().mul_(grad)
+    part.scatter_add_(1, target[:, None].masked_fill(ignored, 0), -grad)
+    if part.shape != logits.shape:
+        part = torch.ops.aten.upsample_bilinear2d_backward(
+            part, part.shape[-2:], logits.shape, False
+        )
+    return torch.empty_like(logits).copy_(part)
+
+
+def loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def enlarged(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits (N, C, h, w) at the size of the target (N, H, W), half precision widened."""
+    size = target.shape[-2:]
+    logits = logits.to(loss_dtype(logits.dtype))
+    if logits.shape[-2:] == size:
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def cross_entropy_of(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy of every pixel (N, H, W), at the size of the logits."""
+    return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="none")
 
 
 def _accumulate(x: Tensor) -> Tensor:

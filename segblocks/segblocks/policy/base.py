@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..graphs import TrainingGraphs
 from ..ops import select_budget
 from ..replicas import Replicas
 
@@ -96,6 +97,9 @@ class Policy(nn.Module):
         self.block_size = block_size
         self.percent_target = percent_target
         self.quantize_percentage = quantize_percentage
+
+    def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
+        """Let what the policy learns run from CUDA graphs in training; None: as written."""
 
     def grid_shape(self, image: Tensor) -> tuple[int, int, int]:
         """(N, Gh, Gw) of an image whose sides the block size divides.

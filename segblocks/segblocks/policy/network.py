@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..graphs import TrainingGraphs
+
 NET_STRIDE = 32
 
 
@@ -14,6 +16,7 @@ class PolicyNet(nn.Module):
     def __init__(self, block_size: int):
         super().__init__()
         self.block_size = block_size
+        self.graphs: TrainingGraphs | None = None
 
         def norm() -> nn.BatchNorm2d:
             return nn.BatchNorm2d(64, momentum=0.02)
@@ -42,7 +45,9 @@ class PolicyNet(nn.Module):
         else:
             sides = [length // self.block_size * NET_STRIDE for length in image.shape[2:]]
             small = F.interpolate(image, size=sides, mode="nearest")
-        return self.layers(small)
+        if self.graphs is None:
+            return self.layers(small)
+        return self.graphs(self.layers, self.layers, (small,))
 
 
 class Critic(PolicyNet):

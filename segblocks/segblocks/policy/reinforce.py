@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
 from .network import Critic, PolicyNet
 from .sampling import sample_count, shift_to_count
@@ -74,6 +75,10 @@ class ReinforcePolicy(Policy):
         if self.critic is None or not self.training:
             return decision
         return replace(decision, expected=self.critic(image))
+
+    def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
+        for net in filter(None, (self.policy_net, self.critic)):
+            net.graphs = graphs
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
         return self.policy_net(image)

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import rule
 from ..tensor import DualResTensor
 from .arguments import fast_eager, pair, require_image
+from .normalise import as_image, as_pixels
 from .recompute import Setting, can_recompute, convolve
 from .window import Halo, map_blocks, padded_blocks, plan_windows, split_blocks
 
@@ -38,7 +40,7 @@ def _conv2d(
         if fused is not None:
             return fused
     if kernel == (1, 1) and stride == (1, 1) and groups == 1 and not input.padding:
-        return input.like(F.linear(input.stored, weight.flatten(1), bias))
+        return input.like(_pixelwise(input.stored, weight, bias))
     if can_recompute():
         setting = Setting(input.grid, input.block, plan.block, plan.halo, stride, dilation, groups)
         return DualResTensor(convolve(input.stored, weight, bias, setting), input.grid, plan.block)
@@ -48,6 +50,14 @@ def _conv2d(
         padded_blocks(input, plan.halo),
         plan.block,
     )
+
+
+def _pixelwise(pixels: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1×1 convolution of a (P, CIN) buffer."""
+    if pixels.is_cuda and pixels.dtype == torch.float32 and not torch.is_autocast_enabled("cuda"):
+        # A convolution like any other of the network: in TF32 where those are.
+        return as_pixels(F.conv2d(as_image(pixels), weight, bias))
+    return F.linear(pixels, weight.flatten(1), bias)
 
 
 def _is_plain(

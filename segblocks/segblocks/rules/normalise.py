@@ -56,8 +56,13 @@ def as_image(pixels: Tensor) -> Tensor:
 
 
 def as_pixels(image: Tensor) -> Tensor:
-    """Undo of `as_image`; a view whose gradient is one too, which that of indexing is not."""
-    return image.permute(0, 2, 3, 1).flatten(0, 2)
+    """Undo of `as_image`: the same memory, but for autograd a tensor of its own, not a view.
+
+    An activation that works in place on a view, as most do after a batch norm, would have autograd
+    copy the gradient of the whole map five times. `image` must not be written to any more.
+    """
+    rows = image.permute(0, 2, 3, 1).contiguous()
+    return torch.ops.aten._unsafe_view(rows, (image.shape[2], image.shape[1]))
 
 
 def _learn(weight: Tensor | None, bias: Tensor | None) -> bool:

@@ -1,18 +1,22 @@
 """Max and average pooling on blocks."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..dispatch import rule
+from ..grid import BlockGrid
+from ..ops.pool import TAPS, max_pool, max_pool_backward
 from ..tensor import DualResTensor
 from .arguments import fast_eager, pair, require_image
-from .recompute import Setting, can_recompute, max_pool
-from .window import Window, map_blocks, padded_blocks, plan_windows
+from .recompute import can_recompute
+from .window import Halo, Window, map_blocks, padded_blocks, plan_windows
 
+_NO_HALO = Halo((0, 0, 0, 0))
 _HALVING = ((3, 3), (2, 2), (1, 1), (1, 1), None)  # what one kernel does for both resolutions
 
 
@@ -47,16 +51,64 @@ def _max_pool2d(
         pooled = fast_eager().max_pool2d(input)
         if pooled is not None:
             return pooled
-    if can_recompute():
-        window = (stride, dilation, 1, kernel)
-        setting = Setting(input.grid, input.block, plan.block, plan.halo, *window)
-        return input.like(max_pool(input.stored, setting), plan.block)
+    if can_recompute() and kernel[0] * kernel[1] <= TAPS:
+        setting = _MaxPooling(
+            input.grid, input.block, plan.halo or _NO_HALO, kernel, stride, dilation
+        )
+        pixels = input.stored.contiguous()
+        if torch.is_grad_enabled() and pixels.requires_grad:
+            return input.like(_MaxPool.apply(pixels, setting), plan.block)
+        return input.like(setting.forward(pixels)[0], plan.block)
     return map_blocks(
         input,
         lambda x: F.max_pool2d(x, kernel, stride, 0, dilation),
         padded_blocks(input, plan.halo),
         plan.block,
     )
+
+
+class _MaxPooling(NamedTuple):
+    """What max pooling is, besides its tensors; the stride is that of `plan_windows`: a square."""
+
+    grid: BlockGrid
+    block: int
+    halo: Halo
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, C) → the (P', C) pooled pixels and which tap each came from."""
+        return max_pool(pixels, *self._where, *self.halo, *self._window)
+
+    def backward(self, grad: Tensor, taps: Tensor) -> Tensor:
+        """(P', C) → (P, C)."""
+        return max_pool_backward(grad, taps, *self._where, *self.halo[:2], *self._window)
+
+    @property
+    def _where(self) -> tuple[Tensor, Tensor, int, int]:
+        return self.grid.slot, self.grid.cells, self.grid.n_high, self.block
+
+    @property
+    def _window(self) -> tuple[tuple[int, int], int, tuple[int, int]]:
+        return self.kernel, self.stride[0], self.dilation
+
+
+class _MaxPool(torch.autograd.Function):
+    """Keeps one byte an output for the backward pass; a second derivative raises."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, setting: _MaxPooling) -> Tensor:
+        out, taps = setting.forward(pixels)
+        ctx.save_for_backward(taps)
+        ctx.setting = setting
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        (taps,) = ctx.saved_tensors
+        return ctx.setting.backward(grad.contiguous(), taps), None
 
 
 @rule("avg_pool2d")

@@ -1,4 +1,4 @@
-"""Convolution and max pooling that keep their input, not its padded copy, for the backward pass.
+"""Convolution that keeps its input, not its padded copy, for the backward pass.
 
 The halo is a copy of the whole map. Autograd would keep it until the backward pass; here it is made
 again instead, which is one memory pass a layer. With cuDNN both resolutions write into one buffer,
@@ -21,13 +21,12 @@ _NONE = (0, 0)
 
 
 class Setting(NamedTuple):
-    """What a windowed operation is, besides its tensors.
+    """What a convolution is, besides its tensors.
 
     Attributes:
         block, out_block: side of a high block before and after.
         halo: what the windows read around a block.
         stride, dilation, groups: as in PyTorch.
-        kernel: size of the window, for pooling.
     """
 
     grid: BlockGrid
@@ -37,7 +36,6 @@ class Setting(NamedTuple):
     stride: tuple[int, int]
     dilation: tuple[int, int]
     groups: int = 1
-    kernel: tuple[int, int] = _NONE
 
     def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """High and low blocks with their halo."""
@@ -47,10 +45,9 @@ class Setting(NamedTuple):
         """High and low blocks of a buffer of outputs."""
         return split_blocks(pixels, self.grid, self.out_block)
 
-    def new_output(self, like: Tensor, channels: int, dtype: torch.dtype | None = None) -> Tensor:
+    def new_output(self, like: Tensor, channels: int) -> Tensor:
         """An uninitialised buffer of outputs."""
-        rows = self.grid.stored_pixels(self.out_block)
-        return like.new_empty((rows, channels), dtype=dtype)
+        return like.new_empty((self.grid.stored_pixels(self.out_block), channels))
 
     def new_padded(self, like: Tensor, channels: int) -> Tensor:
         """An uninitialised buffer of blocks with their halo."""
@@ -90,13 +87,6 @@ def convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setti
     return _convolve(pixels, weight, bias, setting)
 
 
-def max_pool(pixels: Tensor, setting: Setting) -> Tensor:
-    """Max pooling of the (P, C) pixels of one grid: (P', C)."""
-    if torch.is_grad_enabled() and pixels.requires_grad:
-        return _MaxPool.apply(pixels, setting)
-    return _max_pool(pixels, setting)[0]
-
-
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -123,31 +113,6 @@ class _Convolution(torch.autograd.Function):
         return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None
 
 
-class _MaxPool(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, setting: Setting) -> Tensor:
-        out, indices = _max_pool(pixels, setting)
-        ctx.save_for_backward(indices)
-        ctx.setting = setting
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        (indices,) = ctx.saved_tensors
-        setting = ctx.setting
-        # Only the shapes of the padded blocks matter here.
-        shapes = setting.blocks(setting.new_padded(grad, grad.shape[1]))
-        parts = zip(shapes, setting.outputs(grad.contiguous()), setting.outputs(indices))
-        window = (setting.kernel, setting.stride, _NONE, setting.dilation, False)
-        grads = [
-            torch.ops.aten.max_pool2d_with_indices_backward(out, shape, *window, index)
-            for shape, out, index in parts
-            if shape.shape[0]
-        ]
-        return setting.gradient(join_blocks(grads)), None
-
-
 def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
     out = setting.new_output(pixels, weight.shape[0])
     in_place = takes_cudnn(pixels, setting.groups)
@@ -162,17 +127,6 @@ def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Sett
         else:
             target.copy_(F.conv2d(part, weight, bias, *window))
     return out.add_(bias) if in_place and bias is not None else out
-
-
-def _max_pool(pixels: Tensor, setting: Setting) -> tuple[Tensor, Tensor]:
-    out = setting.new_output(pixels, pixels.shape[1])
-    indices = setting.new_output(pixels, pixels.shape[1], torch.int64)
-    window = (setting.kernel, setting.stride, _NONE, setting.dilation, False)
-    parts = zip(setting.padded(pixels), setting.outputs(out), setting.outputs(indices))
-    for part, target, index in parts:
-        if part.shape[0]:
-            torch.ops.aten.max_pool2d_with_indices.out(part, *window, out=target, indices=index)
-    return out, indices
 
 
 def _convolve_backward(
@@ -197,7 +151,8 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
 
     Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
     """
-    turned = weight.flip((2, 3)).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    turned = weight if weight.shape[2:] == (1, 1) else weight.flip((2, 3))
+    turned = turned.transpose(0, 1).contiguous(memory_format=torch.channels_last)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
     for out, target in zip(setting.outputs(grad), setting.blocks(padded)):

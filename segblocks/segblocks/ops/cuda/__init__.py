@@ -5,7 +5,9 @@ Importing this needs neither CuPy nor a GPU; the first launch does.
 
 from .blockpad import blockpad, blockpad_backward
 from .combine import combine, combine_backward
+from .cross_entropy import pixel_cross_entropy, pixel_cross_entropy_backward
 from .grid import build_slots, choose_slots, select_budget
+from .pool_blocks import max_pool, max_pool_backward
 from .split import split, split_backward
 from .upsample import upsample, upsample_backward
 
@@ -16,6 +18,10 @@ __all__ = [
     "choose_slots",
     "combine",
     "combine_backward",
+    "max_pool",
+    "max_pool_backward",
+    "pixel_cross_entropy",
+    "pixel_cross_entropy_backward",
     "select_budget",
     "split",
     "split_backward",

@@ -6,16 +6,19 @@
 //   *_tile  any strides; transposed through shared memory
 //
 // Compile-time constants: those of dtypes.cuh, image.cuh and bilinear.cuh.
+#define SB_FOLLOWS
 #include "image.cuh"
 #include "bilinear.cuh"
+#include "follow.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) combine_rows(const Params p) {
+    follow();
     const Work w = my_work(p.place);
     if (w.high) return copy_high<true>(p, w);
     const int b = p.place.block, taps = b / 2 + 1;
     const int id = w.chunk * (int)blockDim.x + threadIdx.x;
     if (id >= taps * taps * p.place.vectors) return;
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Cell cell = cell_of(p.place, fetch(p.cells + w.k));
     const Position at = position(id, p.place.by_vectors, p.by_taps);
     real tap[4][VECTOR], upper[VECTOR], lower[VECTOR];
     read_taps<false>(tap, p.place, p.slot, p.in, cell, w.k, at.y - 1, at.x - 1, at.v);
@@ -34,10 +37,11 @@ extern "C" __global__ void __launch_bounds__(256) combine_rows(const Params p) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) combine_tile(const Params p) {
+    follow();
     const Work w = my_work(p.place);
     const int b = p.place.block;
     const Tile t = my_tile(p, w, b);
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Cell cell = cell_of(p.place, fetch(p.cells + w.k));
     for_vectors(p, t, [&](int q, int c) {
         if (w.high) {
             const index_t at = first_pixel<true>(p.place, w.k) + t.first + q;
@@ -83,7 +87,7 @@ template <bool HIGH, bool EDGE> INLINE void gradient(const Params& p, const Work
     const int b = p.place.block, h = b / 2, y = at.y;
     const int x = quotient(at.r, p.place.by_vectors), v = at.r - x * p.place.vectors;
     const index_t sy = (index_t)p.stride_y, sx = (index_t)p.stride_x;
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Cell cell = cell_of(p.place, fetch(p.cells + w.k));
     const scalar* in = p.in + origin(p, cell, b) + 2 * y * sy + 2 * x * sx + v * VECTOR;
     const scalar* first = in - sy - sx;
     scalar* out = p.out + first_pixel<HIGH>(p.place, w.k) * p.place.channels + v * VECTOR;
@@ -149,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) combine_backward_tile(const
     if (t.lane < t.pixels) {
         const index_t sy = (index_t)p.stride_y, sx = (index_t)p.stride_x;
         const index_t sc = (index_t)p.stride_c;
-        const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+        const Cell cell = cell_of(p.place, fetch(p.cells + w.k));
         const int q = t.first + t.lane, y = quotient(q, w.high ? p.by_block : p.by_half);
         const int x = q - y * t.side, half_y = y * step / 2, half_x = x * step / 2;
         const Window window_of = window(p.place, p.slot, cell, !w.high, half_y, half_x);
@@ -157,13 +161,13 @@ extern "C" __global__ void __launch_bounds__(256, 3) combine_backward_tile(const
         const scalar* in = p.in + origin(p, cell, b) + t.channel * sc;
         const scalar* corner = in + (2 * half_y - 1) * sy + (2 * half_x - 1) * sx;
         for (int c = t.group; c < t.channels; c += t.groups) {
-            real sum = w.high ? to_real(__ldg(in + y * sy + x * sx + c * sc)) : real(0);
+            real sum = w.high ? to_real(fetch(in + y * sy + x * sx + c * sc)) : real(0);
             if (window_of.mask) {
 #pragma unroll
                 for (int i = 0; i < 16; i++) {
                     const bool on = window_of.mask >> (3 * region(i / 4) + region(i % 4)) & 1;
                     const real g =
-                        on ? to_real(__ldg(corner + (i / 4) * sy + (i % 4) * sx + c * sc)) : real(0);
+                        on ? to_real(fetch(corner + (i / 4) * sy + (i % 4) * sx + c * sc)) : real(0);
                     sum += weight * window_of.wy[i / 4] * window_of.wx[i % 4] * g;
                 }
             }

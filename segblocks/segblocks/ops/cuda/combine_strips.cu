@@ -5,8 +5,10 @@
 //   combine_narrow  image whose channels, columns and pixels are adjacent (channels_last)
 //
 // Compile-time constants: those of dtypes.cuh (SB_VECTOR is 1), image.cuh and bilinear.cuh.
+#define SB_FOLLOWS
 #include "image.cuh"
 #include "bilinear.cuh"
+#include "follow.cuh"
 
 typedef Raw<2 * (int)sizeof(scalar)>::type pair_t;  // two columns of a plane
 
@@ -46,7 +48,7 @@ INLINE void load_strip(const Params& p, const Work& w, const Cell& cell, int fir
     for (int e = threadIdx.x; e < lines * across; e += blockDim.x) {
         const int line = quotient(quotient(e, p.place.by_vectors), p.by_half);
         data[(start - first + 1) * wide + (2 * line + 1) * c + e] =
-            to_real(__ldg(own + start * across + e));
+            to_real(fetch(own + start * across + e));
     }
     for (int e = threadIdx.x; e < 2 * (rows + 2) * c; e += blockDim.x) {
         const int line = quotient(e / 2, p.place.by_vectors), channel = e / 2 - line * c;
@@ -85,10 +87,11 @@ INLINE void enlarge_strip(const Params& p, int rows, const real* data, const Put
 }
 
 extern "C" __global__ void __launch_bounds__(256) combine_planes(const Params p) {
+    follow();
     const Work w = my_work(p.place);
     const int b = p.place.block, c = p.place.channels, first = w.chunk * p.strip;
     const int rows = min(p.strip, b - first);
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Cell cell = cell_of(p.place, fetch(p.cells + w.k));
     const index_t sy = (index_t)p.stride_y, sc = (index_t)p.stride_c;
     scalar* out = p.out + origin(p, cell, b) + first * sy;
     if (!w.high) {
@@ -104,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(256) combine_planes(const Params p)
     copy_t* copies = reinterpret_cast<copy_t*>(shared_bytes);
 #pragma unroll 4
     for (int t = threadIdx.x; t < rows * (int)p.by_row.divisor; t += blockDim.x)
-        copies[t] = __ldg(reinterpret_cast<const copy_t*>(in) + t);
+        copies[t] = fetch(reinterpret_cast<const copy_t*>(in) + t);
     __syncthreads();
     const scalar* data = reinterpret_cast<const scalar*>(shared_bytes);
 #pragma unroll 4
@@ -117,11 +120,12 @@ extern "C" __global__ void __launch_bounds__(256) combine_planes(const Params p)
 }
 
 extern "C" __global__ void __launch_bounds__(256) combine_narrow(const Params p) {
+    follow();
     const Work w = my_work(p.place);
     if (w.high) return copy_high<true>(p, w);
     const int b = p.place.block, c = p.place.channels, first = w.chunk * p.strip;
     const int rows = min(p.strip, b - first), row = p.by_row.divisor;
-    const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    const Cell cell = cell_of(p.place, fetch(p.cells + w.k));
     const index_t sy = (index_t)p.stride_y;
     // The image's rows first, for their alignment.
     scalar* strip = reinterpret_cast<scalar*>(shared_bytes);

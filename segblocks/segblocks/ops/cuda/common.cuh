@@ -63,7 +63,7 @@ INLINE Cell cell_of(const Place& p, int flat) {
 }
 
 INLINE int slot_at(const Place& p, const int* slot, int n, int y, int x) {
-    return __ldg(slot + ((index_t)n * p.gh + y) * p.gw + x);
+    return fetch(slot + ((index_t)n * p.gh + y) * p.gw + x);
 }
 
 // Position t of a stored block in vectors: row, column and vector of the channel axis.

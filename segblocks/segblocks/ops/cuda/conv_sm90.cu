@@ -31,6 +31,7 @@
 #include "dtypes.cuh"
 #include "wgmma.cuh"
 #include "pipeline.cuh"
+#include "follow.cuh"
 
 constexpr int BM = SB_BM, BN = SB_BN, BK = 64, STAGES = SB_STAGES, TAPS = SB_TAPS;
 constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
@@ -84,25 +85,36 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
     int main_steps = SB_STEM ? 4 : TAPS * (p.cin / BK);
     int m = tile_m * BM + lane_row;
     int tap = first % TAPS, column = first / TAPS * BK;
+    auto fetch_weights = [&](int k, int stage) {
+        barrier_expect(full + 8 * stage, B_BYTES);
+        copy_bulk(smem + stage * STAGE_BYTES + A_BYTES,
+                  p.weights + ((long long)k * p.cout_pad + tile_n * BN) * BK, B_BYTES,
+                  full + 8 * stage);
+    };
+    // Weights of the first stages, while the kernel ahead may still run.
+    int ahead = min(first + STAGES, last);
+    for (int k = first; k < ahead && thread == 0; k++) fetch_weights(k, k - first);
     // All rows that the tile reads are looked up at once, so that no step waits for a table. The eight
     // threads that share rows are of one warp.
-    if (chunk == 0) {
+    for (int t = chunk; t < TAPS + SB_EXTRA; t += 8) {
+        const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
+        int4* to = (int4*)(looked_up + t * BM + lane_row);
 #pragma unroll
-        for (int t = 0; t < TAPS + SB_EXTRA; t++) {
-            const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
-#pragma unroll
-            for (int i = 0; i < EACH / 4; i++) {
-                int4 v = __ldg(from + i);
-                if (TAPS == 1) {  // x may end with the stored pixels: past the last, read the first
-                    int left = p.rows - m - 4 * i;
-                    v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
-                    v.z = left > 2 ? v.z : 0, v.w = left > 3 ? v.w : 0;
-                }
-                ((int4*)(looked_up + t * BM + lane_row))[i] = v;
+        for (int i = 0; i < EACH / 4; i++) {
+            if (TAPS > 1) {
+                copy_ahead(shared_address(to + i), from + i);
+                continue;
             }
+            int4 v = read_ahead(from + i);
+            int left = p.rows - m - 4 * i;  // x may end with the stored pixels: past them, read the first
+            v.x = left > 0 ? v.x : 0, v.y = left > 1 ? v.y : 0;
+            v.z = left > 2 ? v.z : 0, v.w = left > 3 ? v.w : 0;
+            to[i] = v;
         }
     }
+    if (TAPS > 1) asm volatile("cp.async.wait_all;" ::: "memory");
     __syncwarp();
+    follow();
     int4 rows[EACH / 4];
     auto lookup = [&](int t) {
 #pragma unroll
@@ -112,11 +124,7 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
     for (int k = first, stage = 0, phase = 1; k < last; k++) {
         barrier_wait(empty + 8 * stage, phase);
         unsigned to = smem + stage * STAGE_BYTES, filled = full + 8 * stage;
-        if (thread == 0) {
-            barrier_expect(filled, B_BYTES);
-            copy_bulk(to + A_BYTES, p.weights + ((long long)k * p.cout_pad + tile_n * BN) * BK,
-                      B_BYTES, filled);
-        }
+        if (thread == 0 && k >= ahead) fetch_weights(k, stage);
         to += lane_row * 128;
         bool second = SB_EXTRA && k >= main_steps;
         int width = second ? p.cin2 : p.cin;
@@ -176,6 +184,7 @@ INLINE void consume(const Arguments& p, char* memory, unsigned smem, unsigned fu
     constexpr int STRIDE = BM == 64 ? 2 : 1;
     int start = first + (BM == 64 ? group : 0), previous = -1;
     int stage = start - first, phase = 0;
+    follow();
     for (int k = start; k < last; k += STRIDE) {
         barrier_wait(full + 8 * stage, phase);
         fence_proxy();  // cp.async wrote through the generic proxy, the matrix unit reads another

@@ -4,6 +4,7 @@
 //   SB_DTYPE    0 float16, 1 bfloat16, 2 float32, 3 float64
 //   SB_VECTOR   elements per access; SB_VECTOR * sizeof(scalar) is 2, 4, 8 or 16 bytes
 //   SB_INDEX64  1: element offsets take 64 bits
+//   SB_FOLLOWS  defined by files whose kernels `follow` (follow.cuh)
 //
 // Conversions are written out, so that the sources need no CUDA header and NVRTC no include path.
 #pragma once
@@ -36,7 +37,14 @@ template <> struct Raw<8> { typedef uint2 type; };
 template <> struct Raw<16> { typedef uint4 type; };
 typedef Raw<SB_VECTOR * (int)sizeof(scalar)>::type vec;
 
-INLINE vec load(const scalar* at) { return __ldg(reinterpret_cast<const vec*>(at)); }
+// What another kernel may have written: by the read-only path where that has finished for certain.
+#if defined(SB_FOLLOWS)
+template <class T> INLINE T fetch(const T* at) { return *at; }
+#else
+template <class T> INLINE T fetch(const T* at) { return __ldg(at); }
+#endif
+
+INLINE vec load(const scalar* at) { return fetch(reinterpret_cast<const vec*>(at)); }
 INLINE void store(scalar* at, vec v) { *reinterpret_cast<vec*>(at) = v; }
 
 #if SB_DTYPE == 0

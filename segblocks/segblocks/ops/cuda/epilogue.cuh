@@ -7,7 +7,7 @@
 INLINE int divide(int x, int f, int shift) { return shift >= 0 ? x >> shift : x / f; }
 
 INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
-    uint4 v = __ldg((const uint4*)from);
+    uint4 v = *(const uint4*)from;
     unsigned w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -118,13 +118,13 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
     for (int quad = thread / CHUNKS; quad < quads; quad += threads / CHUNKS) {
         int m = m0 + quad * 4;
         if (m >= p.rows) break;
-        int4 own = __ldg((const int4*)(p.own + m));
+        int4 own = *(const int4*)(p.own + m);
         int rows[4] = {own.x, own.y, own.z, own.w};
         uint4 addend[4];
 #pragma unroll
         for (int r = 0; r < 4; r++)
             if (add && m + r < p.rows)
-                addend[r] = __ldg((const uint4*)(p.addend + (long long)rows[r] * p.cout + column));
+                addend[r] = *(const uint4*)(p.addend + (long long)rows[r] * p.cout + column);
         float mean[8] = {};
 #pragma unroll
         for (int r = 0; r < 4; r++) {

@@ -10,6 +10,7 @@
 //   split_extended  an image with adjacent channels (a multiple of 8) as an extended buffer of both
 //                   resolutions; see tables.cu
 #include "eight.cuh"
+#include "follow.cuh"
 
 constexpr int MOST_CHANNELS = 2048;
 
@@ -43,15 +44,16 @@ extern "C" __global__ void __launch_bounds__(256)
     const int wide = right - left, pixels = (bottom - top) * wide;
     const int chunks = p.pitch / 8, groups = 256 / chunks;
     const int chunk = threadIdx.x % chunks, group = threadIdx.x / chunks;
+    follow();
     if (group < groups) {
         float sum[8] = {};
-#pragma unroll 4
+#pragma unroll 8
         for (int i = group; i < pixels; i += groups) {
             const int y = i / wide;
             const long long pixel =
                 ((long long)n * p.height + top + y) * p.width + left + i - y * wide;
             float v[8];
-            unpack_eight(__ldg((const uint4*)(p.x + pixel * p.pitch + 8 * chunk)), v);
+            unpack_eight(*(const uint4*)(p.x + pixel * p.pitch + 8 * chunk), v);
 #pragma unroll
             for (int k = 0; k < 8; k++) sum[k] += v[k];
         }
@@ -103,6 +105,7 @@ struct SplitArguments {
 // A thread does 8 channels of a 2×2 quad of the image, which a low block stores as its mean.
 extern "C" __global__ void __launch_bounds__(256)
     split_extended(const __grid_constant__ SplitArguments p) {
+    follow();
     const int chunks = p.channels / 8, item = blockIdx.x * 256 + threadIdx.x;
     const int quad = item / chunks, column = (item - quad * chunks) * 8;
     const int half = p.block / 2, line = quad / half, stored = line / half;
@@ -114,13 +117,13 @@ extern "C" __global__ void __launch_bounds__(256)
         *(uint4*)(p.out + (rows + high_rows / 4) * p.channels + column) = make_uint4(0, 0, 0, 0);
         return;
     }
-    const int cell = __ldg(p.cells + stored), cell_line = cell / p.gw, n = cell_line / p.gh;
+    const int cell = p.cells[stored], cell_line = cell / p.gw, n = cell_line / p.gh;
     const int iy = (cell_line - n * p.gh) * p.block + 2 * y, ix = (cell - cell_line * p.gw) * p.block + 2 * x;
     const scalar* from = p.image + n * p.stride_n + iy * p.stride_y + ix * p.stride_x + column;
     uint4 v[4];
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        v[i] = __ldg((const uint4*)(from + i / 2 * p.stride_y + i % 2 * p.stride_x));
+        v[i] = *(const uint4*)(from + i / 2 * p.stride_y + i % 2 * p.stride_x);
     float mean[8] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) {

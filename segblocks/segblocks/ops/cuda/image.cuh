@@ -41,7 +41,7 @@ INLINE index_t copy_offset(const Params& p, int t) {
 template <bool TO_IMAGE> INLINE void copy_high(const Params& p, const Work& w) {
     const int b = p.place.block, total = b * (int)p.by_row.divisor;
     const int first = w.chunk * (int)blockDim.x * p.place.items + threadIdx.x;
-    const index_t image = origin(p, cell_of(p.place, __ldg(p.cells + w.k)), b);
+    const index_t image = origin(p, cell_of(p.place, fetch(p.cells + w.k)), b);
     const index_t stored = first_pixel<true>(p.place, w.k) * p.place.channels;
     copy_t held[ITEMS];
     index_t target[ITEMS];
@@ -52,7 +52,7 @@ template <bool TO_IMAGE> INLINE void copy_high(const Params& p, const Work& w) {
         if (i >= p.place.items || t >= total) continue;
         const index_t there = image + copy_offset(p, t), here = stored + (index_t)t * COPY;
         target[i] = TO_IMAGE ? there : here;
-        held[i] = __ldg(reinterpret_cast<const copy_t*>(p.in + (TO_IMAGE ? here : there)));
+        held[i] = fetch(reinterpret_cast<const copy_t*>(p.in + (TO_IMAGE ? here : there)));
     }
 #pragma unroll
     for (int i = 0; i < ITEMS; i++)

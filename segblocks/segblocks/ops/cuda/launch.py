@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from . import overlap
+
 _SUCCESS, _INVALID_CONTEXT, _CONTEXT_IS_DESTROYED = 0, 201, 709
 
 
@@ -25,12 +27,14 @@ class Kernel:
         shared: dynamic shared memory in bytes.
         constants: the kernel's parameter struct after its pointers.
         pointers: how many pointers that struct starts with.
+        follows: whether the kernel calls `follow` (follow.cuh), so that it may be launched before
+            the one ahead of it has finished, where `overlap.overlapping` asks for that.
 
     Attributes:
         shape, constants: for `enqueue`; pack: addresses → bytes before the constants.
     """
 
-    __slots__ = ("_function", "constants", "pack", "shape")
+    __slots__ = ("_follows", "_function", "constants", "pack", "shape")
 
     def __init__(
         self,
@@ -40,7 +44,9 @@ class Kernel:
         shared: int,
         constants: bytes,
         pointers: int = 0,
+        follows: bool = False,
     ):
+        self._follows = follows
         self._function = function  # keeps its module loaded
         self.shape = _shape(function, grid, block, shared)
         self.constants = constants
@@ -52,10 +58,10 @@ class Kernel:
         Raises:
             RuntimeError: the driver refused the launch.
         """
-        enqueue(self.shape, self.pack(*pointers) + self.constants, device.index)
+        enqueue(self.shape, self.pack(*pointers) + self.constants, device.index, self._follows)
 
     def enqueue(self, index: int, *pointers: int) -> None:
-        """`launch` on the device of this index."""
+        """`launch` on the device of this index, never before the kernel ahead has finished."""
         enqueue(self.shape, self.pack(*pointers) + self.constants, index)
 
 
@@ -66,9 +72,21 @@ def launch(
     shared: int,
     parameters: bytes,
     device: torch.device,
+    follows: bool = False,
 ) -> None:
     """Enqueue a kernel once; arguments as of `Kernel`, `parameters` the whole struct."""
-    enqueue(_shape(function, grid, block, shared), parameters, device.index)
+    enqueue(_shape(function, grid, block, shared), parameters, device.index, follows)
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether launches on `device` may overlap in a CUDA graph; not with SEGBLOCKS_OVERLAP=0."""
+    if device.type != "cuda" or os.environ.get("SEGBLOCKS_OVERLAP") == "0":
+        return False
+    version = ctypes.c_int()
+    known = hasattr(driver(), "cuLaunchKernelEx")
+    known = known and driver().cuDriverGetVersion(ctypes.byref(version)) == _SUCCESS
+    recent = known and version.value >= overlap.OLDEST_DRIVER
+    return recent and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -88,15 +106,21 @@ class _Parameters(threading.local):
 _parameters = _Parameters()
 
 
-def enqueue(shape: tuple, parameters: bytes, index: int) -> None:
-    """Enqueue what a `Kernel` has prepared: its shape, and its whole parameter struct."""
+def enqueue(shape: tuple, parameters: bytes, index: int, follows: bool = False) -> None:
+    """Enqueue what a `Kernel` has prepared: its shape, and its whole parameter struct.
+
+    Args:
+        follows: as of `Kernel`.
+    """
     if index != torch._C._cuda_getDevice():
         with torch.cuda.device(index):
-            return enqueue(shape, parameters, index)
+            return enqueue(shape, parameters, index, follows)
     stream = torch._C._cuda_getCurrentRawStream(index)
     pointers = _parameters.pointers
     pointers[0] = parameters
     launch_kernel = driver().cuLaunchKernel
+    if follows and overlap.is_wanted():
+        launch_kernel = overlap.launcher(driver())
     status = launch_kernel(*shape, _address(stream), pointers, None)
     if status:
         if status in (_INVALID_CONTEXT, _CONTEXT_IS_DESTROYED):  # a thread's first CUDA call

@@ -38,6 +38,7 @@
 #include "pipeline.cuh"
 #include "neighbours.cuh"
 #include "patch_tiles.cuh"
+#include "follow.cuh"
 
 constexpr int STAGE_BYTES = 64 * 64 * 2, OUTPUT_BYTES = (TILE_PITCH - OUTPUT_AT) * 4;
 constexpr int MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
@@ -145,7 +146,8 @@ struct Sequence {
     INLINE int tile(const Share& share) const { return index + group * share.lanes; }
 };
 
-// Rows of the input that this thread's pixels of a slot come from.
+// Rows of the input that this thread's pixels of a slot come from; AHEAD of the wait for other kernels.
+template <bool AHEAD>
 INLINE void look_up(const Arguments& p, const Share& share, const Region& region, const Sequence& at,
                     int (&rows)[COPIES]) {
     int index = at.tile(share), own = (threadIdx.x - 256) / 8;
@@ -163,7 +165,9 @@ INLINE void look_up(const Arguments& p, const Share& share, const Region& region
     limit = min(limit, second ? TILE : region.staging.count);
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
-        rows[i] = own + STEP * i < limit ? __ldg(from + STEP * i) : p.at.zero;
+        rows[i] = own + STEP * i >= limit ? p.at.zero
+                  : AHEAD                 ? read_ahead(from + STEP * i)
+                                          : from[STEP * i];
     if (!second || p.stride2 == 1) return;
 #pragma unroll
     for (int i = 0; i < COPIES; i++) {  // where the second input lies under an output row
@@ -207,18 +211,24 @@ INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share
         Region region = region_at(p, share, low);
         Sequence next = {region.first, 0, share.first_chunk, 0};
         int rows[COPIES], more[COPIES];
-        if (next.index < region.end) look_up(p, share, region, next, more);
+        if (next.index < region.end) look_up<true>(p, share, region, next, more);
+        if (!low) {
+            follow();
+            for (int i = threadIdx.x - 256; blockIdx.x == 0 && i < p.cout / 8; i += FETCHERS)
+                *(uint4*)(p.out + (long long)p.at.zero * p.cout + i * 8) = make_uint4(0, 0, 0, 0);
+        }
         while (next.index < region.end) {
             Sequence at = next;
 #pragma unroll
             for (int i = 0; i < COPIES; i++) rows[i] = more[i];
             next.step(share, region);
-            if (next.index < region.end) look_up(p, share, region, next, more);
+            if (next.index < region.end) look_up<false>(p, share, region, next, more);
             fill(p, s, share, region, at, slot, rows);
         }
     }
 }
 
+// Weights never change, so they are fetched while the kernel ahead may still run.
 INLINE void fetch_weights(const Arguments& p, const Shared& s, const Share& share) {
     if (threadIdx.x % 32) return;
     const scalar* from =
@@ -357,6 +367,7 @@ struct Multiplier {
 INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, int* arrived) {
     int group = threadIdx.x / 128;
     Channels channels = channels_of(p, share.slice);
+    follow();
     Multiplier multiplier = {p, s, share, group, threadIdx.x % 32 == 0, {0, 0}, {0, 0}, -1, -1, true};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
@@ -420,8 +431,6 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
         }
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (blockIdx.x == 0 && threadIdx.x < p.cout / 8)
-        *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
     if (threadIdx.x >= 256) {
         set_registers<88, false>();

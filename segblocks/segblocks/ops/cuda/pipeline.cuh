@@ -27,6 +27,10 @@ INLINE void barrier_wait(unsigned barrier, int parity) {
 INLINE void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// The same past L1: for tables, ahead of `follow` (follow.cuh).
+INLINE void copy_ahead(unsigned to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 // Arrives on the barrier once this thread's earlier copy_async have landed.
 INLINE void copy_async_arrive(unsigned barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");

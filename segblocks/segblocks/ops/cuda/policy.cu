@@ -12,6 +12,7 @@
 //     arrived  one int32 that is zero before and after
 #include "choose.cuh"
 #include "mma.cuh"
+#include "follow.cuh"
 
 // A thread block does 4×16 output pixels: a warp one row of them and 32 of 64 output channels.
 constexpr int TILE_Y = 4, TILE_X = 16, PATCH_Y = 4 * TILE_Y + 3, PATCH_X = 4 * TILE_X + 4;
@@ -32,6 +33,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const int groups = p.cout / 64, n = blockIdx.y / groups, channel = blockIdx.y % groups * 64;
     const int tile_y = blockIdx.x / p.tiles_x * TILE_Y, tile_x = blockIdx.x % p.tiles_x * TILE_X;
     const int own_y = warp / 2, first = channel + warp % 2 * 32;
+    follow();
     uint4 b[7][4];
 #pragma unroll
     for (int dy = 0; dy < 7; dy++)
@@ -46,7 +48,7 @@ extern "C" __global__ void __launch_bounds__(256)
         if ((unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width) {
             const scalar* at = image + y * p.stride_y + x * p.stride_x;
 #pragma unroll
-            for (int c = 0; c < 3; c++) v[c] = __ldg(at + c * p.stride_c);
+            for (int c = 0; c < 3; c++) v[c] = at[c * p.stride_c];
         }
         patch[i] = make_uint2(v[0] | v[1] << 16, v[2]);
     }
@@ -105,21 +107,24 @@ extern "C" __global__ void __launch_bounds__(256)
     __shared__ bool is_last;
     const int lane = threadIdx.x % 32, cell = blockIdx.x * 8 + threadIdx.x / 32;
     const int column = lane % 8 * 8;  // eight lanes share a pixel, four groups of them the taps
+    uint4 a[7], b[7];
+#pragma unroll
+    for (int i = 0; i < 7; i++) {  // weights, while the kernel ahead may still run
+        const int tap = min(lane / 8 + 4 * i, 24);
+        b[i] = *(const uint4*)(p.weights + tap * 64 + column);
+    }
+    follow();
     if (cell < p.choice.cells_in_all) {
         const int line = cell / p.out_w, n = line / p.out_h;
         const int y0 = (line - n * p.out_h) * 2 - 2, x0 = (cell - line * p.out_w) * 2 - 2;
-        uint4 a[7], b[7];
 #pragma unroll
         for (int i = 0; i < 7; i++) {
             const int tap = lane / 8 + 4 * i, y = y0 + tap / 5, x = x0 + tap % 5;
             const bool inside =
                 tap < 25 && (unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width;
             const long long pixel = ((long long)n * p.height + y) * p.width + x;
-            a[i] = b[i] = make_uint4(0, 0, 0, 0);
-            if (inside) {
-                a[i] = __ldg((const uint4*)(p.x + pixel * 64 + column));
-                b[i] = __ldg((const uint4*)(p.weights + tap * 64 + column));
-            }
+            a[i] = make_uint4(0, 0, 0, 0);
+            if (inside) a[i] = *(const uint4*)(p.x + pixel * 64 + column);
         }
         float sum = 0;
 #pragma unroll

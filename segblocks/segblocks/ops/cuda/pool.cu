@@ -9,6 +9,7 @@
 // C is a multiple of 8. A thread does 8 channels of 4 GEMM rows, which in a high block are one quad:
 // 25 different input pixels for its 36 taps. sm_80 and later.
 #include "eight.cuh"
+#include "follow.cuh"
 
 #ifndef SB_SEPARATE
 #define SB_SEPARATE 0
@@ -57,10 +58,10 @@ struct Reader {
         if (row == p.zero) return make_uint4(least, least, least, least);
 #if SB_SEPARATE
         if (row >= p.stored)
-            return __ldg((const uint4*)(p.averages + (x - p.x) +
-                                        (long long)(row - p.stored) * p.channels));
+            return *(const uint4*)(p.averages + (x - p.x) +
+                                   (long long)(row - p.stored) * p.channels);
 #endif
-        return __ldg((const uint4*)(x + (long long)row * p.channels));
+        return *(const uint4*)(x + (long long)row * p.channels);
     }
 };
 
@@ -113,6 +114,7 @@ INLINE void pool_four(const Reader& reader, bool in_line, uint4 (&best)[4]) {
 }
 
 extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant__ Arguments p) {
+    follow();
     int chunks = p.channels / 8, item = blockIdx.x * 256 + threadIdx.x;
     int quad = item / chunks, column = (item - quad * chunks) * 8, m = quad * 4;
     if (quad == 0)
@@ -122,8 +124,8 @@ extern "C" __global__ void __launch_bounds__(256) max_pool(const __grid_constant
     Reader reader = {p, p.x + column, {}};
 #pragma unroll
     for (int tap = 0; tap < 9; tap++)
-        reader.rows[tap] = __ldg((const int4*)(p.table + (long long)tap * p.pitch + m));
-    const int4 own = __ldg((const int4*)(p.own + m));
+        reader.rows[tap] = *(const int4*)(p.table + (long long)tap * p.pitch + m);
+    const int4 own = *(const int4*)(p.own + m);
     uint4 best[4];
     if (m < p.high_rows)
         pool_quad(reader, best);
@@ -154,6 +156,7 @@ struct Averages {
 };
 
 extern "C" __global__ void __launch_bounds__(256) averages(const __grid_constant__ Averages p) {
+    follow();
     int chunks = p.channels / 8, item = blockIdx.x * 256 + threadIdx.x;
     int quad = item / chunks, column = item % chunks * 8, m = quad * 4;
     if (m > p.high_rows) return;

@@ -16,6 +16,7 @@
 #include "common.cuh"
 #include "eight.cuh"
 #include "mma.cuh"
+#include "follow.cuh"
 
 constexpr int SIZE = SB_SIZE, PARTS = SB_PARTS, MT = SB_M, NT = SB_N, WARPS = SB_WARPS;
 constexpr int AHEAD = SB_AHEAD, BM = 16 * MT, BN = 8 * NT, PITCH = BN + 8;
@@ -88,8 +89,9 @@ struct Lane {
     Row rows[2 * MT];
 };
 
-// Starts the copies of one chunk to this lane's places, which are 512 bytes apart.
-INLINE void start_chunk(const Arguments& p, const Lane& lane, int chunk, int n0, unsigned to) {
+// Start the copies of one chunk to this lane's places, which are 512 bytes apart: of the input, and of
+// what never changes.
+INLINE void start_rows(const Arguments& p, const Lane& lane, int chunk, unsigned to) {
     const int per_tap = p.channels / 32, tap = SIZE > 1 ? quotient(chunk, p.by_tap) : 0;
     const int channel = (chunk - tap * per_tap) * 32, mine = channel + 8 * lane.q;
     const Map& map = map_of(p, channel);
@@ -111,10 +113,14 @@ INLINE void start_chunk(const Arguments& p, const Lane& lane, int chunk, int n0,
             wanted = wanted && (unsigned)y < (unsigned)map.height && (unsigned)x < (unsigned)map.width;
         copy_eight(to + CORNERS * i * 512, pixel_at(map, row.n, y, x) + c, wanted);
     }
+}
+
+INLINE void start_weights(const Arguments& p, const Lane& lane, int chunk, int n0, unsigned to) {
     const scalar* weights = p.weights + ((long long)chunk * p.cout_pad + n0 + lane.g) * 32 + 8 * lane.q;
 #pragma unroll
     for (int t = 0; t < NT; t++) copy_eight(to + (WEIGHTS + t) * 512, weights + 8 * 32 * t, true);
 #if SB_PRE
+    const int mine = chunk * 32 + 8 * lane.q;  // of a window of one pixel
 #pragma unroll
     for (int i = 0; i < 4; i++)
         copy_eight(to + (AFFINE + i) * 512,
@@ -162,16 +168,23 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS)
     for (int i = 0; i < 2 * MT; i++) lane.rows[i] = row_at(p, m0 + 8 * i + lane.g);
     const int chunks = SIZE * SIZE * (p.channels / 32);
     const uint4* places = (const uint4*)memory + warp * AHEAD * PLACES * 32 + threadIdx.x % 32;
-    const auto start = [&](int i) {
-        const int chunk = warp + i * WARPS;
-        if (chunk < chunks)
-            start_chunk(p, lane, chunk, n0, shared_address(places + i % AHEAD * PLACES * 32));
-        copies_begun();
-    };
+    const auto place = [&](int i) { return shared_address(places + i % AHEAD * PLACES * 32); };
+    // Weights of the first chunks, while the kernel ahead may still run.
+    for (int i = 0; i < AHEAD - 1; i++)
+        if (warp + i * WARPS < chunks) start_weights(p, lane, warp + i * WARPS, n0, place(i));
+    follow();
     float sums[MT][NT][4] = {};
-    for (int i = 0; i < AHEAD - 1; i++) start(i);
+    for (int i = 0; i < AHEAD - 1; i++) {
+        if (warp + i * WARPS < chunks) start_rows(p, lane, warp + i * WARPS, place(i));
+        copies_begun();
+    }
     for (int i = 0, chunk = warp; chunk < chunks; i++, chunk += WARPS) {
-        start(i + AHEAD - 1);
+        const int next = chunk + (AHEAD - 1) * WARPS;
+        if (next < chunks) {
+            start_weights(p, lane, next, n0, place(i + AHEAD - 1));
+            start_rows(p, lane, next, place(i + AHEAD - 1));
+        }
+        copies_begun();
         copies_landed<AHEAD - 1>();
         const uint4* from = places + i % AHEAD * PLACES * 32;
         const Map& map = map_of(p, SIZE > 1 ? 0 : chunk * 32);

@@ -17,6 +17,7 @@
 #include "wgmma.cuh"
 #include "pipeline.cuh"
 #include "neighbours.cuh"
+#include "follow.cuh"
 
 constexpr int WEIGHT_BYTES = 4 * 64 * 64 * 2, SLOT_BYTES = 22528, RING = 2, STEPS = 14;
 
@@ -133,6 +134,9 @@ INLINE void multiply(const Arguments& p, unsigned weights, unsigned lines, unsig
     int thread = threadIdx.x % 32, base = slice * 64 + threadIdx.x % 128 / 32 * 16;
     int column = base + thread % 4 * 4, channel = base + channel_of(thread);
     float bias[2] = {p.bias[channel], p.bias[channel + 2]};
+    follow();
+    for (int i = threadIdx.x; blockIdx.x == 0 && i < p.cout / 8; i += 256)
+        *(uint4*)(p.out + (long long)p.at.zero * p.cout + i * 8) = make_uint4(0, 0, 0, 0);
     barrier_wait(weights_full, 0);
     for (int index = lane; index < p.tiles; index += lanes) {
         Tile tile = tile_at(p, index);
@@ -167,8 +171,6 @@ extern "C" __global__ void __launch_bounds__(288, 2) stem_conv(const __grid_cons
         barrier_init(weights_full, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    if (blockIdx.x == 0 && threadIdx.x < p.cout / 8)
-        *(uint4*)(p.out + (long long)p.at.zero * p.cout + threadIdx.x * 8) = make_uint4(0, 0, 0, 0);
     __syncthreads();
     if (threadIdx.x >= 256) {
         if (threadIdx.x > 256) return;
@@ -176,6 +178,7 @@ extern "C" __global__ void __launch_bounds__(288, 2) stem_conv(const __grid_cons
         for (int i = 0; i < 4; i++)
             copy_bulk(weights + i * 8192, p.weights + (long long)(i * p.cout_pad + slice * 64) * 64, 8192,
                       weights_full);
+        follow();
         fetch(p, lines, full, empty, lane, lanes);
     } else {
         multiply(p, weights, lines, full, empty, weights_full, slice, lane, lanes);

@@ -11,56 +11,26 @@
 // and for the rows between the last pixel and `pitch`.
 
 #define INLINE __device__ __forceinline__
-#include "neighbours.cuh"
+#include "tables.cuh"
+#include "follow.cuh"
 
-struct Entry {
+struct Sizes {
     int block, stride, pitch, centre;
 };
 
+// All addresses come first: a launch that is repeated changes nothing else.
 struct Arguments {
     const int* slot;
     const int* cells;
     int* tables[16];
     int gh, gw, n_high, n_blocks;
-    Entry entries[16];
+    Sizes sizes[16];
 };
 
 extern "C" __global__ void __launch_bounds__(256) build_tables(const __grid_constant__ Arguments p) {
-    Entry entry = p.entries[blockIdx.y];
-    int* table = p.tables[blockIdx.y];
-    int m = blockIdx.x * 256 + threadIdx.x;
-    if (m >= entry.pitch) return;
-    int block = entry.block, half = block / 2, out = block / entry.stride;
-    int high_rows = p.n_high * block * block;
-    int rows = high_rows + (p.n_blocks - p.n_high) * half * half;
-    int zero = rows + p.n_high * half * half;
-    int out_high_rows = p.n_high * out * out;
-    int out_rows = out_high_rows + (p.n_blocks - p.n_high) * (out / 2) * (out / 2);
-    if (m >= out_rows) {
-        for (int tap = 0; tap < (entry.centre ? 1 : 9); tap++)
-            table[tap * entry.pitch + m] = zero;
-        return;
-    }
-    bool high = m < out_high_rows;
-    int rank, y, x;
-    if (high) {
-        int quad = m / 4, out_half = out / 2;
-        rank = quad / (out_half * out_half);
-        y = quad / out_half % out_half * 2 + m % 4 / 2;
-        x = quad % out_half * 2 + m % 2;
-    } else {
-        int within = m - out_high_rows, out_side = out / 2;
-        rank = within / (out_side * out_side);
-        y = within / out_side % out_side;
-        x = within % out_side;
-    }
-    int cell = p.cells[high ? rank : p.n_high + rank];
-    Extended at = {block, high_rows, rows, zero};
-#pragma unroll
-    for (int tap = 0; tap < 9; tap++) {
-        if (entry.centre && tap != 4) continue;
-        table[(entry.centre ? 0 : tap) * entry.pitch + m] =
-            neighbour_row(at, p.slot, p.gh, p.gw, cell, rank, high, y * entry.stride + tap / 3 - 1,
-                          x * entry.stride + tap % 3 - 1);
-    }
+    follow();
+    Sizes sizes = p.sizes[blockIdx.y];
+    Blocks blocks = {p.slot, p.cells, p.gh, p.gw, p.n_high, p.n_blocks};
+    TableEntry entry = {p.tables[blockIdx.y], sizes.block, sizes.stride, sizes.pitch, sizes.centre};
+    fill_column(blocks, entry, blockIdx.x * 256 + threadIdx.x);
 }

@@ -1,0 +1,197 @@
+"""Training from CUDA graphs: the host launches a forward or backward pass of a network whole.
+
+On blocks a layer is several small launches, and Python between them takes longer than the GPU
+does. A pass is captured for each setting that occurs (shape, number of high blocks, precision, …)
+and replayed from then on, with the same results.
+"""
+
+import warnings
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from .capture import Buffers, Captured, Ticket, capture, layout
+from .dispatch import current_recorder
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class TrainingGraphs:
+    """Captures and replays what networks do in training on CUDA.
+
+    What a network does beside its tensors (counting in Python, printing, deciding by anything but
+    shapes) happens when it is captured and not again. Modules that are exchanged, frozen, switched
+    between training and evaluation, or whose weights move in memory are noticed and captured anew;
+    modules with hooks run without graphs.
+
+    Gradients of parameters lie in buffers that the next backward pass overwrites; it first copies
+    those that are still the `.grad` of a parameter, so accumulating works as ever.
+
+    All graphs of a network share one pool of memory, as large as the largest of them needs. While
+    a forward pass waits for its backward pass, others of that network run without graphs.
+
+    Args:
+        most: settings of a network to keep graphs of; with one more, all are dropped.
+    """
+
+    def __init__(self, most: int = 64):
+        self.most = most
+        self._of_net: weakref.WeakKeyDictionary[nn.Module, _Graphs] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self):
+        return TrainingGraphs, (self.most,)  # the copy of a network captures for itself
+
+    def __call__(
+        self, net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable = ()
+    ) -> Any:
+        """`function(*inputs)`, differentiable in the parameters of `net`.
+
+        Args:
+            net: the modules that `function` runs.
+            function: tensors → tensors in nested tuples, lists and dicts.
+            inputs: tensors of one device, of any shapes, without gradient.
+            setting: whatever else `function` depends on.
+        """
+        if not _can_be_captured(inputs):
+            return function(*inputs)
+        graphs = self._of_net.get(net)
+        if graphs is None:  # libraries set themselves up, which cannot be captured
+            self._of_net[net] = _Graphs(net, self.most)
+            return function(*inputs)
+        return graphs.run(function, inputs, setting)
+
+    def captured(self, net: nn.Module) -> int:
+        """Number of settings that `net` has graphs of."""
+        graphs = self._of_net.get(net)
+        return 0 if graphs is None else sum(c is not None for c in graphs.captured.values())
+
+
+class _Graphs:
+    """Of one network."""
+
+    def __init__(self, net: nn.Module, most: int):
+        self.most = most
+        self.parts = Parts(net)
+        self.captured: dict[Hashable, Captured | None] = {}  # None: cannot be
+        self.failed: set[Hashable] = set()  # once
+        self.buffers = Buffers()
+        self.waiting: Callable[[], Ticket | None] = lambda: None
+
+    def run(self, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable) -> Any:
+        waiting = self.waiting()
+        if waiting is not None and not waiting.done:
+            return function(*inputs)
+        net = self.parts.state()
+        if net is None:
+            return function(*inputs)
+        key = (setting, net, *(layout(x) for x in inputs), _modes())
+        if key not in self.captured:
+            self._add(key, function, inputs)
+        captured = self.captured.get(key)
+        if captured is None:
+            return function(*inputs)
+        ticket = Ticket()
+        self.waiting = weakref.ref(ticket)
+        return captured.run(inputs, ticket)
+
+    def _add(self, key: Hashable, function: Callable, inputs: tuple[Tensor, ...]) -> None:
+        if len(self.captured) >= self.most:
+            self.captured.clear()
+            self.buffers = Buffers()
+        device = inputs[0].device
+        try:
+            with torch.cuda.device(device):
+                kept = self.parts.everything()
+                self.captured[key] = capture(self.parts.net, function, inputs, self.buffers, kept)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, NotImplementedError) as error:
+            torch.cuda.synchronize(device)
+            # A capture that fails leaves the generator waiting for its end.
+            generator = torch.cuda.default_generators[device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            if key not in self.failed:  # perhaps a library set itself up; the pass now does that
+                self.failed.add(key)
+                return
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(
+                f"{type(self.parts.net).__name__} trains without CUDA graphs: {reason}",
+                stacklevel=5,
+            )
+            self.captured[key] = None
+
+
+class Parts:
+    """The modules, parameters and buffers of a network, and whether they are as they were.
+
+    Asked before every pass, so written for few steps: the tree of modules is walked again only when
+    a module has other children.
+    """
+
+    def __init__(self, net: nn.Module):
+        self._net = weakref.ref(net)  # which owns these graphs as long as it lives
+        self._below: list[nn.Module] = []
+        self._children: list[tuple[int, ...]] = []
+
+    @property
+    def net(self) -> nn.Module:
+        net = self._net()
+        assert net is not None, "asked by a pass of this very network"
+        return net
+
+    def state(self) -> Hashable | None:
+        """Equal for equal parts in equal modes; None where nothing can be captured."""
+        net = self.net
+        modules = [net, *self._below]
+        if [_identities(m._modules) for m in modules] != self._children:
+            modules = list(net.modules())
+            self._below = modules[1:]
+            self._children = [_identities(m._modules) for m in modules]
+        if any(getattr(m, hooks) for m in modules for hooks in _HOOKS):
+            return None
+        tensors = [
+            (id(t), t.data_ptr(), t.requires_grad)
+            for m in modules
+            for held in (m._parameters, m._buffers)
+            for t in held.values()
+            if t is not None
+        ]
+        if not any(wanted for _, _, wanted in tensors):
+            return None
+        return tuple(self._children), tuple(m.training for m in modules), tuple(tensors)
+
+    def everything(self) -> list[Any]:
+        """What identities in `state` stand for."""
+        net = self.net
+        return [*self._below, *net.parameters(), *net.buffers()]
+
+
+def _identities(held: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(map(id, held.values()))
+
+
+def _can_be_captured(inputs: tuple[Tensor, ...]) -> bool:
+    return (
+        inputs[0].is_cuda
+        and torch.is_grad_enabled()
+        and not any(x.requires_grad for x in inputs)
+        and not torch.compiler.is_compiling()
+        and _get_current_dispatch_mode() is None
+        and current_recorder() is None
+        and not _has_any_global_hook()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def _modes() -> Hashable:
+    """Global settings that a pass depends on."""
+    return (
+        torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.deterministic,
+    )

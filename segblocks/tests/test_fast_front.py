@@ -1,0 +1,42 @@
+"""The launch that a forward pass begins with makes what its parts make one by one."""
+
+import pytest
+import torch
+from agreement import GRIDS, make_grid
+from fast_models import ON_HOPPER
+
+from segblocks import BlockGrid
+from segblocks.fast import front, patches, stem, tables
+from segblocks.fast.tables import TableKey
+
+pytestmark = [*ON_HOPPER, pytest.mark.usefixtures("poisoned_memory")]
+
+BLOCK = 64
+KEYS = [TableKey(block, stride) for block in (4, 8, 16, 32) for stride in (1, 2)]
+KEYS += [TableKey(block, stride, centre=True) for block in (4, 8, 16, 32, 64) for stride in (1, 2)]
+PATCHED = [4, 8, 16, 24, 32]
+
+
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, "planes"])
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 5, 4)])
+def test_as_one_by_one(shape, kind, given):
+    """More tables than one launch holds, all that it holds, few, and none."""
+    grid = BlockGrid.from_mask(make_grid(kind, shape).cuda())
+    where = (grid.slot, grid.cells, grid.n_high)
+    n, rows, columns = shape
+    image = torch.randn(n, 3, rows * BLOCK, columns * BLOCK, device="cuda")
+    if given != "planes":
+        image = image.to(given).contiguous(memory_format=torch.channels_last)
+    dtype = torch.bfloat16 if given == torch.bfloat16 else torch.float16
+    padded = stem.split_padded(image, *where, BLOCK, dtype)
+    for most_keys, most_patched in ((18, 5), (12, 4), (7, 2), (0, 0)):
+        keys, patched = KEYS[:most_keys], PATCHED[:most_patched]
+        found = front.begin(image, grid, BLOCK, dtype, keys, patched)
+        assert torch.equal(found.padded.view(torch.int16), padded.view(torch.int16))
+        expected = tables.build_tables(*where, keys)
+        assert found.tables.keys() == expected.keys()
+        assert all(torch.equal(found.tables[key], expected[key]) for key in keys)
+        expected = patches.build_patches(*where, patched)
+        assert found.tiles.keys() == expected.keys()
+        assert all(torch.equal(found.tiles[key], expected[key]) for key in expected)

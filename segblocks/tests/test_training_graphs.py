@@ -1,0 +1,299 @@
+"""Training from CUDA graphs gives what training without them gives."""
+
+import copy
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from segblocks import SegBlocksModel, TrainingGraphs, build_policy
+from segblocks.graphs import Parts
+
+BLOCK = 32
+gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+class Net(nn.Module):
+    """What a graph has to repeat: batch statistics, a residual, random numbers, two outputs."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(16)
+        self.body = nn.Conv2d(16, 16, 3, 1, 1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Conv2d(16, 5, 1)
+        self.unused = nn.Conv2d(16, 16, 1)
+
+    def forward(self, x):
+        x = torch.relu_(self.norm(self.stem(x)))
+        x = x + self.dropout(self.body(x))
+        return {"logits": self.head(x), "features": [x]}
+
+
+def make(graphs, policy="random", net=None, device="cuda", **options):
+    torch.manual_seed(0)
+    options = {"percent_target": 0.4, **options}
+    model = SegBlocksModel(net or Net(), build_policy(policy, BLOCK, **options))
+    model.train_from_graphs(TrainingGraphs() if graphs else None)
+    return model.to(device, memory_format=torch.channels_last).train()
+
+
+def images(seed, n=2):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 3 * BLOCK, 4 * BLOCK, generator=generator).cuda()
+
+
+def loss_of(model, image):
+    result = model(image)
+    logits, features = result.logits["logits"], result.logits["features"][0]
+    loss = logits.square().mean() + (logits.float().logsumexp(1) - features.float().mean(1)).mean()
+    if model.policy.learns:
+        loss_map = logits.detach().float().square().mean(1)
+        loss_map = torch.nn.functional.interpolate(loss_map[None], scale_factor=2)[0]
+        loss = loss + model.policy.loss(result, loss_map, torch.ones_like(loss_map).bool())[0]
+    return loss, result.n_high
+
+
+def train(model, steps=8, amp=None, accumulate=1):
+    """-> losses, numbers of high blocks."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    torch.manual_seed(1)
+    losses, counts = [], []
+    for step in range(steps):
+        optimizer.zero_grad()
+        for i in range(accumulate):
+            with torch.autocast("cuda", amp, enabled=amp is not None):
+                loss, count = loss_of(model, images(step * accumulate + i))
+            loss.backward()
+            losses.append(loss.detach())
+            counts.append(count)
+        optimizer.step()
+    return torch.stack(losses), counts
+
+
+def captured(model):
+    return model.graphs.captured(model.net)
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    fill, torch.utils.deterministic.fill_uninitialized_memory = (
+        torch.utils.deterministic.fill_uninitialized_memory,
+        False,
+    )
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(False)
+
+
+class TestOnCuda:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("policy", ["disabled", "random", "reinforce"])
+    def test_weights_and_losses_are_those_without_graphs(self, policy, amp, deterministic):
+        options = {} if policy != "reinforce" else {"quantize_percentage": 1 / 8}
+        models = [make(graphs, policy, **options) for graphs in (False, True)]
+        (plain, counts), (graphed, same_counts) = (train(m, 12, amp) for m in models)
+        assert counts == same_counts
+        assert captured(models[1]) >= (2 if policy == "reinforce" else 1)
+        # The matrix library may add up in another order in a graph, in TF32.
+        close = {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(graphed, plain, **close)
+        other = models[1].state_dict()
+        for name, value in models[0].state_dict().items():
+            torch.testing.assert_close(other[name], value, **close, msg=name)
+
+    def test_random_numbers_go_on(self):
+        model = make(True, net=Net(dropout=0.5))
+        torch.manual_seed(3)
+        image = images(0)
+        with torch.no_grad():
+            for p in model.net.parameters():
+                p.add_(0.1)
+        outs = [loss_of(model, image)[0] for _ in range(4)]
+        assert captured(model) == 1
+        assert len({round(o.item(), 6) for o in outs}) == 4
+        torch.manual_seed(3)
+        model.train_from_graphs(None)
+        first = loss_of(model, image)[0]
+        torch.testing.assert_close(first, outs[0])
+
+    def test_gradients_accumulate(self, deterministic):
+        models = [make(graphs) for graphs in (False, True)]
+        (plain, _), (graphed, _) = (train(m, 4, accumulate=3) for m in models)
+        assert captured(models[1]) == 1
+        torch.testing.assert_close(graphed, plain, rtol=1e-6, atol=1e-7)
+
+    def test_gradients_kept_over_two_backward_passes_are_sums(self):
+        model = make(True)
+        image = images(0)
+        loss_of(model, image)[0].backward()  # sets libraries up
+        torch.manual_seed(5)
+        model.zero_grad()
+        loss_of(model, image)[0].backward()
+        once = [p.grad.clone() for p in model.net.parameters() if p.grad is not None]
+        torch.manual_seed(5)
+        loss_of(model, image)[0].backward()
+        twice = [p.grad for p in model.net.parameters() if p.grad is not None]
+        for one, two in zip(once, twice):
+            torch.testing.assert_close(two, 2 * one)
+
+    def test_a_second_forward_pass_before_the_backward_pass(self, deterministic):
+        grads = []
+        for graphs in (False, True):
+            model = make(graphs)
+            loss_of(model, images(9))[0].backward()
+            model.zero_grad()
+            torch.manual_seed(5)
+            first, second = (loss_of(model, images(i))[0] for i in range(2))
+            (first + 2 * second).backward()
+            grads.append([p.grad for p in model.net.parameters() if p.grad is not None])
+        for one, two in zip(*grads):
+            torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
+
+    def test_a_dropped_forward_pass_does_not_block_the_next(self):
+        model = make(True)
+        for i in range(4):
+            loss_of(model, images(i))
+        assert captured(model) == 1
+        loss_of(model, images(5))[0].backward()
+        assert model.net.body.weight.grad.abs().sum() > 0
+
+    def test_a_second_backward_pass_is_refused(self):
+        model = make(True)
+        loss_of(model, images(0))
+        loss = loss_of(model, images(1))[0]
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match=r"second time.*call the model again"):
+            loss.backward()
+
+    def test_frozen_and_moved_weights_are_captured_anew(self):
+        model = make(True)
+        train(model, 3)
+        assert captured(model) == 1
+        model.net.stem.requires_grad_(False)
+        train(model, 3)
+        assert captured(model) == 2
+        before = model.net.stem.weight.clone()
+        model.net.norm.eval()
+        mean = model.net.norm.running_mean.clone()
+        train(model, 3)
+        assert captured(model) == 3
+        assert torch.equal(model.net.norm.running_mean, mean)
+        assert torch.equal(model.net.stem.weight, before)
+        model.net.head.weight.data = model.net.head.weight.data.clone()
+        moved = model.net.head.weight.clone()
+        train(model, 3)
+        assert captured(model) == 4
+        assert not torch.equal(model.net.head.weight, moved)
+
+    def test_hooks_run_each_time(self):
+        model, calls = make(True), []
+        model.net.body.register_forward_hook(lambda *_: calls.append(1))
+        train(model, 4)
+        assert len(calls) == 4
+        assert captured(model) == 0
+
+    def test_what_cannot_be_captured_trains_without(self):
+        class Reads(Net):
+            def forward(self, x):
+                out = super().forward(x)
+                self.total = float(out["logits"].mean(1).pixels.sum())
+                return out
+
+        torch.manual_seed(0)
+        model = make(True, net=Reads())
+        with pytest.warns(UserWarning, match="Reads trains without CUDA graphs"):
+            train(model, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            losses, _ = train(model, 3)
+        assert losses.isfinite().all()
+
+    def test_evaluation_is_not_captured(self):
+        model = make(True)
+        with torch.no_grad():
+            for i in range(3):
+                model(images(i))
+        assert captured(model) == 0
+
+    def test_settings_share_memory(self):
+        """Ten counts of high blocks need hardly more than the largest."""
+        model = make(True, net=Net())
+        image = torch.randn(8, 3, 8 * BLOCK, 8 * BLOCK, device="cuda")
+        used = []
+        for count in (0, 64, *range(1, 60, 5)):
+            model(image, budget=count).logits["logits"].mean().backward()
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            used.append(torch.cuda.memory_reserved())
+        assert captured(model) >= 12
+        # 2 MiB is the smallest piece that PyTorch asks CUDA for.
+        assert used[-1] <= used[1] + 32 * 2**20
+
+
+def test_on_the_cpu_everything_is_as_without():
+    models = [make(graphs, device="cpu") for graphs in (False, True)]
+    image = torch.randn(2, 3, 3 * BLOCK, 4 * BLOCK)
+    losses = []
+    for model in models:
+        torch.manual_seed(1)
+        losses += [loss_of(model, image)[0]]
+        losses[-1].backward()
+    assert torch.equal(*losses)
+    assert captured(models[1]) == 0
+
+
+def test_parts_notice_what_changes():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    parts = Parts(net)
+    state = parts.state()
+    assert state == parts.state() is not None
+
+    def changed():
+        nonlocal state
+        before, state = state, parts.state()
+        return before != state
+
+    net[1][1] = nn.GELU()
+    assert changed()
+    net[1].append(nn.Conv2d(4, 4, 1))
+    assert changed()
+    assert not changed()
+    net[1][0].eval()
+    assert changed()
+    net[0].weight.requires_grad_(False)
+    assert changed()
+    net[1][0].running_mean = torch.ones(4)
+    assert changed()
+    net.double()
+    assert changed()
+    net[0].register_forward_hook(lambda *_: None)
+    assert parts.state() is None
+
+
+def test_graphs_do_not_keep_a_network_alive():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1))
+    parts, there = Parts(net), weakref.ref(net)
+    parts.state()
+    kept = parts.everything()
+    del net
+    gc.collect()
+    assert there() is None
+    assert kept
+
+
+def test_a_copy_has_graphs_of_its_own():
+    model = make(True, device="cpu")
+    other = copy.deepcopy(model)
+    assert isinstance(other.graphs, TrainingGraphs)
+    assert other.graphs is not model.graphs
