@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 _modes = torch._C._len_torch_dispatch_stack
+_compiling = torch.compiler.is_dynamo_compiling
 
 RULES: dict[str, Callable] = {}
 
@@ -25,9 +26,9 @@ def current_recorder():
 
 def apply(func: Callable, args: tuple, kwargs: dict[str, Any], name: str | None = None) -> Any:
     """Apply a torch function to block tensors, the short way if there is one."""
-    if not torch.compiler.is_compiling():
+    if not _compiling():
         direct = DIRECT.get(func)
-        # Recorders and dispatch modes want to see every operation.
+        # Recorders and dispatch modes, such as those of an export, want to see every operation.
         if direct is not None and RECORDER.get() is None and not _modes():
             result = direct(args, kwargs)
             if result is not None:

@@ -273,3 +273,29 @@ def test_layout_is_that_of_the_header(tmp_path):
     subprocess.run(build, cwd=tmp_path, check=True)
     printed = subprocess.run(["./layout"], cwd=tmp_path, check=True, capture_output=True, text=True)
     assert [int(number) for number in printed.stdout.split()] == layout()
+
+
+def test_launches_of_eager_operations_stay_in_line(driver):
+    """One configuration a stream, without attributes, whatever is wanted around it."""
+    kernel = Kernel(FUNCTION, (6, 2), (256,), 1024, b"ab", pointers=1, follows=True)
+    with overlapping():
+        kernel.enqueue(1, 5)
+    kernel.enqueue(1, 6)
+    expected = (FUNCTION.ptr, (6, 2, 1, 256, 1, 1, 1024), 901, [])
+    assert driver.overlapping == [expected, expected]
+    assert len(kernel.ready) == 1
+
+
+def test_eager_launches_with_a_driver_that_knows_no_configurations(driver, monkeypatch):
+    monkeypatch.delattr(Driver, "cuLaunchKernelEx")
+    driver.statuses = [201]  # a thread's first CUDA call
+    Kernel(FUNCTION, (6, 2), (256,), 1024, b"ab", pointers=1).enqueue(1, 5)
+    assert [stream for _, _, stream, _ in driver.launches] == [901, 901]
+    assert driver.contexts == [77]
+
+
+def test_refused_eager_launches_raise(driver):
+    driver.statuses = [201, 1]
+    with pytest.raises(RuntimeError, match="could not launch"):
+        Kernel(FUNCTION, (1,), (32,), 0, b"", pointers=0).enqueue(1)
+    assert driver.contexts == [77]

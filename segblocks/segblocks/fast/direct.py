@@ -60,7 +60,7 @@ def batch_norm(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
         return None
     norm = norm_of(mean, variance, weight, bias, kwargs.get("eps", 1e-5))
     plan, job = value.plan, value.job
-    if norm is None or mean.shape[0] != plan.stored[1]:
+    if norm is None or norm.place not in plan.takes:
         return None
     if job is not None and value.steps == "" and job[0][-1] == _inference():
         return DualResTensor(value.after("n", norm, None), x.grid, x.block)
@@ -84,9 +84,8 @@ def relu(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
         return None
     if kwargs.get("inplace"):
         value.become("r", norm, addend)
-    else:
-        value = value.after("r", norm, addend)
-    return DualResTensor(value, x.grid, x.block)
+        return x
+    return DualResTensor(value.after("r", norm, addend), x.grid, x.block)
 
 
 def relu_(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
@@ -121,9 +120,8 @@ def add(args: tuple, kwargs: dict[str, Any], in_place: bool = False) -> DualResT
         return None
     if in_place:
         a.become("a", job[2], other)
-    else:
-        a = a.after("a", job[2], other)
-    return DualResTensor(a, x.grid, x.block)
+        return x
+    return DualResTensor(a.after("a", job[2], other), x.grid, x.block)
 
 
 def add_(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:

@@ -18,7 +18,7 @@ from ..tensor import DualResTensor
 from . import direct, pending  # noqa: F401 - direct fills the table of short ways
 from .first import CHANNELS, stem_plan
 from .launches import plan, pool
-from .norms import Norm, norm_of, norm_plan
+from .norms import Norm, norm_of, norm_plan, places
 from .pending import MAY_FOLLOW, Pending
 from .sources import ALIGNED, hold
 from .weights import packed
@@ -75,7 +75,8 @@ def batch_norm(
     """Batch norm in evaluation, without gradient; None where it cannot be put off."""
     value = x._value
     norm = norm_of(mean, variance, weight, bias, eps) if _is_plain(value) else None
-    if norm is None or mean.shape[0] != value.shape[1]:
+    allowed = places(value.shape[1], value.get_device(), value.dtype)
+    if norm is None or norm.place not in allowed:
         return None
     job = value.job if type(value) is Pending else None
     fits = job is not None and "n" in MAY_FOLLOW[value.steps]

@@ -7,7 +7,8 @@ import torch
 from ..grid import BlockGrid
 from ..ops.cuda.upsample import plan as plan_upsample
 from ..rules.resize import find_scale
-from .norms import NormPlan, norm_plan
+from .buffers import new_rows
+from .norms import NormPlan, norm_plan, places
 from .pending import Pending
 
 
@@ -36,6 +37,7 @@ class Enlargement:
         self.dtype = dtype
         self.index = index
         self.device = device
+        self.takes = places(channels, index, dtype)
         self._kernel = plan_upsample(
             "upsample", index, dtype, shape, channels, n_high, block, scale, False, 16
         )
@@ -47,7 +49,7 @@ class Enlargement:
     def run(self, address: int, grid: BlockGrid) -> Pending:
         """The enlarged pixels of those at an address."""
         cell = Pending(self, grid.later, None)
-        out = torch.empty(self.stored, dtype=self.dtype, device=self.device)
+        out = new_rows(self.stored, self.dtype, self.index, self.device)
         cell.buffer, cell.address = out, out.data_ptr()
         slot, cells = grid.slot.data_ptr(), grid.cells.data_ptr()
         self._kernel.enqueue(self.index, address, cell.address, slot, cells)

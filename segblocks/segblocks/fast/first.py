@@ -8,10 +8,11 @@ from torch import Tensor
 from ..grid import BlockGrid
 from ..ops.cuda.launch import Kernel
 from ..ops.library import launches_directly
+from .buffers import new_rows
 from .grid_tables import table
 from .hopper import Fused, Late
 from .launches import Plan
-from .norms import NormPlan, norm_plan
+from .norms import NormPlan, Place, norm_plan, places
 from .pending import Pending
 from .sources import Source
 from .stem import is_packed, padded_lines, prepare_padded, stem_places
@@ -27,6 +28,11 @@ class Cut:
         self.dtype = pixels.dtype
         self.index = pixels.get_device()
         self.device = pixels.device
+
+    @property
+    def takes(self) -> frozenset[Place]:
+        """Of batch norms of the pixels."""
+        return places(self.stored[1], self.index, self.dtype)
 
     def normalised(self) -> NormPlan:
         """A batch norm of the pixels."""
@@ -77,7 +83,7 @@ class StemPlan(Plan):
         image, block = value.picture[0], self.source.block
         setting = (grid.shape, grid.n_high, block, self.dtype, self.index)
         rows, kernel = self._padded(*setting, image.stride(), is_packed(image))
-        out = torch.empty((rows, 4), dtype=self.dtype, device=self.device)
+        out = new_rows((rows, 4), self.dtype, self.index, self.device)
         address = out.data_ptr()
         where = (grid.slot.data_ptr(), grid.cells.data_ptr())
         kernel.enqueue(self.index, image.data_ptr(), address, *where)

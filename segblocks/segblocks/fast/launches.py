@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..grid import BlockGrid
-from ..ops.cuda.launch import Kernel, enqueue
+from ..ops.cuda.launch import Kernel, put
+from .buffers import new_rows
 from .grid_tables import Key, table
 from .hopper import Fused, Late, Tile, choose_tile, prepare_late
-from .norms import NormPlan, norm_plan
+from .norms import NormPlan, norm_plan, places
 from .pending import Pending
 from .pool_kernels import averages_kernel, pool_kernel
 from .sources import Source, hold
@@ -32,6 +33,7 @@ class Plan:
             the input's own pixels are, for averages.
         averages: rows that follow those of the input.
         channels: input, output.
+        takes: `places` of batch norms that may follow.
         stored, extended: shapes of its output; tail: bytes of it before its averages.
     """
 
@@ -65,6 +67,7 @@ class Plan:
         self.stored = (self.scale.rows, channels[1])
         self.extended = (self.scale.zero + 1, channels[1])
         self.tail = self.scale.rows * channels[1] * dtype.itemsize
+        self.takes = places(channels[1], index, dtype)
         self._kernels: dict[tuple, Kernel] = {}
         self._normalised: NormPlan | None = None
 
@@ -105,12 +108,12 @@ class Plan:
             key, statistics = (steps[-1:] == "r", extend, False, 0.0), _NO_NORM
         else:
             norm.check()
-            key, statistics = (steps[-1:] == "r", extend, norm.kind, norm.eps), norm.addresses
+            key, statistics = (steps[-1:] == "r", extend, norm.place[2], norm.eps), norm.addresses
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = self._prepare(*key)
         shape = self.extended if extend else self.stored
-        out = weights.matrix.new_empty(shape)
+        out = new_rows(shape, self.dtype, self.index, self.device)
         address = out.data_ptr()
         there, own = self.tables(grid)
         parameters = kernel.pack(
@@ -131,7 +134,7 @@ class Plan:
             source.averages,
             *statistics,
         )
-        enqueue(kernel.shape, parameters + kernel.constants, self.index)
+        put(kernel, parameters + kernel.constants, self.index)
         if extend:
             cell.averages = address + self.tail
             cell.written = cell.later.writes
@@ -191,7 +194,7 @@ def locate(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Source:
 def averages_of(address: int, grid: BlockGrid, wanted: Plan) -> Tensor:
     """2×2 averages of the high blocks and a row of zeros: what follows in an extended buffer."""
     channels = wanted.channels[0]
-    out = torch.empty((wanted.averages, channels), dtype=wanted.dtype, device=wanted.device)
+    out = new_rows((wanted.averages, channels), wanted.dtype, wanted.index, wanted.device)
     kernel = averages_kernel(wanted.dtype, wanted.index, wanted.source.high_rows, channels)
     own = table(grid, wanted.here)
     kernel.enqueue(wanted.index, address, own, out.data_ptr())
@@ -201,7 +204,7 @@ def averages_of(address: int, grid: BlockGrid, wanted: Plan) -> Tensor:
 def pool(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Tensor:
     """3×3 max pooling with stride 2 into an extended buffer."""
     source = locate(value, grid, wanted)
-    out = torch.empty(wanted.extended, dtype=wanted.dtype, device=wanted.device)
+    out = new_rows(wanted.extended, wanted.dtype, wanted.index, wanted.device)
     channels = wanted.channels[0]
     kernel = pool_kernel(wanted.dtype, wanted.index, wanted.source, wanted.scale, channels)
     own = table(grid, wanted.own)

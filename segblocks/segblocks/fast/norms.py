@@ -1,6 +1,7 @@
 """Batch norms that have been put off: their tensors, and launches of their own."""
 
 import functools
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -9,10 +10,17 @@ from torch import Tensor
 from ..ops.cuda.launch import Kernel
 from ..ops.cuda.normalise import normalise
 from ..ops.cuda.normalise import plan as plan_normalise
+from .buffers import new_rows
 from .pending import Pending
 from .sources import ALIGNED
 
 _new = tuple.__new__  # in place of a NamedTuple's own, which is a Python function
+Place = tuple[int, int, torch.dtype]
+
+
+def places(channels: int, index: int, dtype: torch.dtype) -> frozenset[Place]:
+    """Of a batch norm that a kernel can apply to pixels of `dtype`."""
+    return frozenset(((channels, index, dtype), (channels, index, torch.float32)))
 
 
 class Norm(NamedTuple):
@@ -20,13 +28,13 @@ class Norm(NamedTuple):
 
     Attributes:
         tensors: mean, variance, weight, bias; the last two may be None.
-        kind: their dtype.
+        place: channels, index of the device, dtype: one of those that a plan `takes`.
         addresses: theirs, 0 for none; versions: the sum of theirs, which any change makes larger.
     """
 
     tensors: tuple
     eps: float
-    kind: torch.dtype
+    place: Place
     addresses: tuple[int, int, int, int]
     versions: int
 
@@ -52,10 +60,55 @@ class Norm(NamedTuple):
             )
 
 
+# By the id of the mean: references to the four tensors of a batch norm, and the rest of its `Norm`
+# when they were last examined.
+_KNOWN: dict[int, tuple[tuple[weakref.ref, ...], Place, tuple, int]] = {}
+
+
 def norm_of(
     mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Norm | None:
-    """A batch norm whose tensors lie element by element and count their changes; None if not."""
+    """A batch norm that a kernel can read; None where its tensors do not suit.
+
+    They have one dtype and device, lie element by element, and count their changes.
+    """
+    found = _KNOWN.get(id(mean))
+    if found is not None and weight is not None and bias is not None:
+        (first, second, third, fourth), place, at, versions = found
+        if (
+            first() is mean
+            and second() is variance
+            and third() is weight
+            and fourth() is bias
+            and versions == mean._version + variance._version + weight._version + bias._version
+            and at == (mean.data_ptr(), variance.data_ptr(), weight.data_ptr(), bias.data_ptr())
+        ):
+            return _new(Norm, ((mean, variance, weight, bias), eps, place, at, versions))
+    norm = _examine(mean, variance, weight, bias, eps)
+    if norm is not None and weight is not None and bias is not None:
+        _remember(norm)
+    return norm
+
+
+def _remember(norm: Norm) -> None:
+    name = id(norm.tensors[0])
+
+    def forget(reference: weakref.ref) -> None:
+        if name in _KNOWN and _KNOWN[name][0][0] is reference:
+            del _KNOWN[name]
+
+    mean, *others = norm.tensors
+    references = (weakref.ref(mean, forget), *map(weakref.ref, others))
+    _KNOWN[name] = (references, *norm[2:])
+
+
+def _examine(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Norm | None:
+    index, shape = mean.get_device(), mean.shape
+    for tensor in (variance, weight, bias):
+        if tensor is not None and (tensor.get_device() != index or tensor.shape != shape):
+            return None
     kind, at = mean.dtype, mean.data_ptr()
     to = variance.data_ptr()
     if variance.dtype is not kind or not (mean.is_contiguous() and variance.is_contiguous()):
@@ -78,7 +131,8 @@ def norm_of(
     if (at | to | scale | shift) & ALIGNED:
         return None
     tensors = (mean, variance, weight, bias)
-    return _new(Norm, (tensors, eps, kind, (at, to, scale, shift), versions))
+    place = (shape[0], index, kind)
+    return _new(Norm, (tensors, eps, place, (at, to, scale, shift), versions))
 
 
 class NormPlan:
@@ -93,6 +147,7 @@ class NormPlan:
         self.dtype = dtype
         self.index = index
         self.device = device
+        self.takes = places(stored[1], index, dtype)
         self._kernels: dict[tuple, Kernel | None] = {}
 
     def normalised(self) -> "NormPlan":
@@ -101,7 +156,7 @@ class NormPlan:
 
     def kernel(self, norm: Norm, relu: bool) -> Kernel | None:
         """The launch; None where there is no kernel for it."""
-        key = (norm.kind, norm.eps, relu)
+        key = (norm.place[2], norm.eps, relu)
         found = self._kernels.get(key)
         if found is None:
             kind, eps, _ = key
@@ -114,7 +169,7 @@ class NormPlan:
         (source, *_), steps, norm, _ = job
         source.check()
         norm.check()
-        out = torch.empty(self.stored, dtype=self.dtype, device=self.device)
+        out = new_rows(self.stored, self.dtype, self.index, self.device)
         address = out.data_ptr()
         kernel = self.kernel(norm, steps[-1:] == "r")
         kernel.enqueue(self.index, source.address, *norm.addresses, address)

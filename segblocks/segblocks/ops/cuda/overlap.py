@@ -8,7 +8,7 @@ worth more than anything in them.
 import contextlib
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 _SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -72,15 +72,16 @@ def launcher(driver: Any) -> Callable[..., int]:
 
     def launch(function: ctypes.c_void_p, *rest: Any) -> int:
         *shape, stream, arguments, extra = rest
-        numbers = [n.value for n in shape]
-        configuration = Configuration(
-            grid=tuple(numbers[:3]),
-            block=tuple(numbers[3:6]),
-            shared=numbers[6],
-            stream=stream,
-            attributes=_ALLOWED,
-            count=1,
-        )
-        return driver.cuLaunchKernelEx(ctypes.byref(configuration), function, arguments, extra)
+        found = configuration(shape, stream)
+        found.attributes, found.count = _ALLOWED, 1
+        return driver.cuLaunchKernelEx(ctypes.byref(found), function, arguments, extra)
 
     return launch
+
+
+def configuration(shape: Sequence[ctypes.c_uint], stream: int | ctypes.c_void_p) -> Configuration:
+    """A launch that does not overlap; `shape`: grid, block and shared memory for cuLaunchKernel."""
+    numbers = [n.value for n in shape]
+    return Configuration(
+        grid=tuple(numbers[:3]), block=tuple(numbers[3:6]), shared=numbers[6], stream=stream
+    )
