@@ -16,6 +16,7 @@ from segblocks.ops.cuda import module
 
 _SHIM = """
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #define __device__
 #define __global__
@@ -30,6 +31,7 @@ struct uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x, y, z; };
 static Index blockIdx, threadIdx, blockDim, gridDim;
 template <class T> inline T __ldg(const T* at) { return *at; }
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 template <class To, class From> inline To same_bits(From from) {
     To to;
@@ -60,6 +62,9 @@ class EmulatedKernel:
         self._library, self._constants = library, constants
         self._shape = (ctypes.c_uint(blocks), ctypes.c_uint(threads))
 
+    def enqueue(self, index: int, *pointers: int) -> None:
+        self.launch(torch.device("cpu"), *pointers)
+
     def launch(self, device: torch.device, *pointers: int) -> None:
         parameters = b"".join(p.to_bytes(8, "little") for p in pointers) + self._constants
         assert len(parameters) == self._library.size()
@@ -84,7 +89,10 @@ def prepare(
 def _library(file: str, kernel: str, options: tuple[str, ...]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        source.write_text(_SHIM + module.source(file) + _LOOP.replace("KERNEL", kernel))
+        text = module.source(file)
+        name = "Params" if "struct Params" in text else "Arguments"
+        loop = _LOOP.replace("KERNEL", kernel).replace("Params", name)
+        source.write_text(_SHIM + text + loop)
         command = ["g++", "-O1", "-shared", "-fPIC", *options, str(source), "-o", str(binary)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

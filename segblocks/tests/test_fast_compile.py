@@ -22,6 +22,7 @@ from test_fast_fuse import FUSED
 
 from segblocks import BlockGrid, DualResTensor
 from segblocks.fast import (
+    buffers,
     dense_run,
     eager,
     front,
@@ -120,6 +121,7 @@ def launches(monkeypatch) -> set[Launch]:
         monkeypatch.setattr(user, "prepare", prepare)
     for user in (stem, patches, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(buffers, "_empty_strided", None)  # it is for CUDA alone
     monkeypatch.setattr(eager, "launches_directly", lambda x: True)
     monkeypatch.setattr(eager, "_generation", lambda device: 9)
     for name in ("averages_kernel", "pool_kernel"):
@@ -286,6 +288,8 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
             statistics = torch.ones(64, dtype=kind)
             batch_norm.plan.cache_clear()
             assert batch_norm.normalise(pixels, *[statistics] * 4, 1e-5) is not None
+            for high in (None, (16, 4)):
+                assert batch_norm.plan(dtype, kind, 0, 24, 64, 1e-5, True, high) is not None
         grid = BlockGrid.from_mask(torch.tensor([[[True, False]]]))
         rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
         assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4

@@ -67,7 +67,7 @@ def batch_norm(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
     wanted, later = plan.normalised(), x.grid.later
     if wanted.kernel(norm, False) is None:
         return None
-    call = (hold(value), pending.raw_stream(plan.index), _inference())
+    call = (hold(value), x.grid, x.block, pending.raw_stream(plan.index), _inference())
     cell = Pending(wanted, later, (call, "na", norm, None), "na")
     later.add(cell)
     return DualResTensor(cell, x.grid, x.block)

@@ -86,7 +86,7 @@ def batch_norm(
     if not _in_order(value) or wanted.kernel(norm, False) is None:
         return None
     # Behind it only a ReLU fits into the launch.
-    return x.like(put_off(wanted, x.grid, (hold(value),), "na", norm, value))
+    return x.like(put_off(wanted, x.grid, (hold(value), x.grid, x.block), "na", norm, value))
 
 
 def max_pool2d(x: DualResTensor) -> DualResTensor | None:

@@ -11,6 +11,7 @@ from ..ops.cuda.launch import Kernel
 from ..ops.cuda.normalise import normalise
 from ..ops.cuda.normalise import plan as plan_normalise
 from .buffers import new_rows
+from .grid_tables import table
 from .pending import Pending
 from .sources import ALIGNED
 
@@ -154,25 +155,36 @@ class NormPlan:
         """A batch norm of what this one makes."""
         return self
 
-    def kernel(self, norm: Norm, relu: bool) -> Kernel | None:
-        """The launch; None where there is no kernel for it."""
-        key = (norm.place[2], norm.eps, relu)
+    def kernel(self, norm: Norm, relu: bool, high: tuple[int, int] | None = None) -> Kernel | None:
+        """The launch; None where there is no kernel for it. `high`: as for `normalise.plan`."""
+        key = (norm.place[2], norm.eps, relu, high)
         found = self._kernels.get(key)
         if found is None:
-            kind, eps, _ = key
-            found = plan_normalise(self.dtype, kind, self.index, *self.stored, eps, relu)
+            kind, *rest = key
+            found = plan_normalise(self.dtype, kind, self.index, *self.stored, *rest)
             self._kernels[key] = found
         return found
 
     def run(self, cell: Pending, job: tuple, extend: bool) -> None:
         """See `Pending`."""
-        (source, *_), steps, norm, _ = job
+        (source, grid, block, *_), steps, norm, _ = job
         source.check()
         norm.check()
-        out = new_rows(self.stored, self.dtype, self.index, self.device)
-        address = out.data_ptr()
-        kernel = self.kernel(norm, steps[-1:] == "r")
-        kernel.enqueue(self.index, source.address, *norm.addresses, address)
+        (rows, channels), relu = self.stored, steps[-1:] == "r"
+        if extend:
+            high = grid.n_high * block**2
+            out = new_rows((rows + high // 4 + 1, channels), self.dtype, self.index, self.device)
+            address = out.data_ptr()
+            kernel = self.kernel(norm, relu, (high, block))
+            own = table(grid, (block, 1, True))
+            kernel.enqueue(self.index, source.address, *norm.addresses, address, own)
+            cell.averages = address + rows * channels * self.dtype.itemsize
+            cell.written = cell.later.writes
+        else:
+            out = new_rows(self.stored, self.dtype, self.index, self.device)
+            address = out.data_ptr()
+            kernel = self.kernel(norm, relu)
+            kernel.enqueue(self.index, source.address, *norm.addresses, address)
         cell.address = address
         cell.buffer = out
 

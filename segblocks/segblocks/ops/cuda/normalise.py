@@ -66,8 +66,14 @@ def plan(
     channels: int,
     eps: float,
     relu: bool,
+    high: tuple[int, int] | None = None,
 ) -> Kernel | None:
-    """The launch for (rows, channels) of `dtype` and statistics of `kind`; None: no kernel."""
+    """The launch for (rows, channels) of `dtype` and statistics of `kind`; None: no kernel.
+
+    Args:
+        high: rows of the high blocks and their side, to make an extended buffer. The launch then
+            takes one address more, that of the table of the pixels' own rows.
+    """
     if dtype not in (torch.float16, torch.bfloat16) or channels % 8 or not rows:
         return None
     if kind not in (dtype, torch.float32):
@@ -76,15 +82,25 @@ def plan(
     # A whole number of rows for each stride of the grid.
     unit = row // math.gcd(row, _THREADS)
     wanted = min(-(-vectors // _THREADS), 8 * multiprocessors(device))
-    half = kind == dtype
-    options = defines(dtype=int(dtype == torch.bfloat16), vector=8, index64=0, statistics_half=half)
+    blocks = -(-wanted // unit) * unit
+    record, more = struct.pack("q2if", vectors, channels, relu, eps), 0
+    if high is not None:
+        record += struct.pack("3i", high[0], high[1] // 2, blocks)
+        more = -(-(high[0] // 4 + 1) * row // _THREADS)
+    options = defines(
+        dtype=int(dtype == torch.bfloat16),
+        vector=8,
+        index64=0,
+        statistics_half=kind == dtype,
+        extended=high is not None,
+    )
     return prepare(
         "normalise.cu",
         "normalise",
         options,
         device,
-        -(-wanted // unit) * unit,
+        blocks + more,
         _THREADS,
-        struct.pack("q2if4x", vectors, channels, relu, eps),
-        pointers=6,
+        record.ljust(-(-len(record) // 8) * 8, b"\0"),
+        pointers=6 if high is None else 7,
     )
