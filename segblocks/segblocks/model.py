@@ -16,7 +16,7 @@ from .policy import Decision, Policy
 from .policy.base import block_mean
 from .policy.rank import DisabledPolicy
 from .structure import map_structure
-from .tensor import DualResTensor, to_blocks
+from .tensor import DualResTensor, cut_image, to_blocks
 
 
 def no_blocks(function: Callable) -> Callable:
@@ -59,7 +59,7 @@ def execute_with_grid(
     Returns:
         What the network returns, block tensors combined to dense ones.
     """
-    return combine_all(net(to_blocks(image, grid, legacy_upsample)))
+    return combine_all(net(cut_image(image, grid, legacy_upsample, at_once=False)))
 
 
 @dataclass(frozen=True)

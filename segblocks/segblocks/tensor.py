@@ -202,6 +202,18 @@ def to_blocks(x: Tensor, grid: Tensor | BlockGrid, legacy_upsample: bool = False
     Raises:
         ValueError: shapes that do not fit; TypeError: not floating point, or a grid of other type.
     """
+    return cut_image(x, grid, legacy_upsample)
+
+
+def cut_image(
+    x: Tensor, grid: Tensor | BlockGrid, legacy_upsample: bool = False, at_once: bool = True
+) -> DualResTensor:
+    """`to_blocks`.
+
+    Args:
+        at_once: False where the image stays as it is until a network has read it: if the first
+            convolution takes it whole, its blocks are never made.
+    """
     if isinstance(grid, Tensor) and isinstance(x, Tensor) and grid.device != x.device:
         raise ValueError(
             f"image is on {x.device} and grid on {grid.device}; move one: grid.to(image.device)"
@@ -218,10 +230,9 @@ def to_blocks(x: Tensor, grid: Tensor | BlockGrid, legacy_upsample: bool = False
             f"image {tuple(x.shape)} cannot be cut by grid {(n, gh, gw)}: the batch must match and "
             f"H/Gh = W/Gw must be one even block size; pad the image or choose another grid"
         )
-    pixels = split(x, grid.slot, grid.cells, grid.n_high, block)
-    if x.shape[1] == 3 and pixels.is_cuda and not torch.compiler.is_compiling():
-        pixels = _first().remember(pixels, x, grid)
-    return DualResTensor(pixels, grid, block)
+    if x.shape[1] == 3 and x.is_cuda and not torch.compiler.is_compiling():
+        return DualResTensor(_first().cut(x, grid, block, at_once), grid, block)
+    return DualResTensor(split(x, grid.slot, grid.cells, grid.n_high, block), grid, block)
 
 
 @functools.cache

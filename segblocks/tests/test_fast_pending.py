@@ -381,24 +381,30 @@ def test_a_grid_that_serves_many_passes_remembers_few(bench):
     assert len(x.grid.later.pending) < 200
 
 
-def test_pixels_of_an_image_know_it_while_neither_changes(monkeypatch):
+def make_cut(monkeypatch, at_once):
     monkeypatch.setattr(first, "launches_directly", lambda x: True)
+    image, mask = torch.randn(1, 3, 16, 16), torch.tensor([[[True, False], [False, True]]])
+    grid = BlockGrid.from_mask(mask)
+    return image, DualResTensor(first.cut(image, grid, 8, at_once), grid, 8)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_pixels_of_an_image_know_it_while_neither_changes(monkeypatch, at_once):
     monkeypatch.setattr(first, "stem_places", lambda *args: torch.zeros(1, dtype=torch.int32))
 
     def cut():
-        image, mask = torch.randn(1, 3, 16, 16), torch.tensor([[[True, False], [False, True]]])
-        grid = BlockGrid.from_mask(mask)
-        pixels = to_blocks(image, grid).stored
-        return image, DualResTensor(first.remember(pixels, image, grid), grid, 8)
+        return make_cut(monkeypatch, at_once)
 
     def reads(x, dtype=torch.float32):
         size = (x.block, x.grid.n_high, x.grid.n_blocks)
         return first.StemPlan(*size, 7, 64, dtype, -1, torch.device("cpu")).reads(x._value)
 
     image, x = cut()
+    assert (x._value.job is None) == at_once
     assert reads(x)
     assert not reads(x, torch.float16)
     assert x.stored.shape == (2 * 64 + 2 * 16, 3)
+    assert reads(x)
     image.add_(1)
     assert not reads(x)
     for change in (lambda x: x.mul_(2), lambda x: x.pixels, lambda x: x.relu_()):
@@ -408,3 +414,30 @@ def test_pixels_of_an_image_know_it_while_neither_changes(monkeypatch):
     with torch.inference_mode():
         image, x = cut()
         assert isinstance(x._value, torch.Tensor), "it does not count its changes"
+
+
+def test_an_image_is_cut_when_it_is_read(monkeypatch):
+    """As it was: a change of it before that raises."""
+    image, x = make_cut(monkeypatch, False)
+    expected = to_blocks(image, x.grid.mask).stored
+    others = [F.relu(x, inplace=True) for x in (make_cut(monkeypatch, False)[1],)]
+    assert others[0].stored.min() == 0
+    norm = nn.BatchNorm2d(3).eval()
+    y, z = norm(x), x + 1
+    assert torch.equal(x.stored, expected)
+    torch.testing.assert_close(z.stored, expected + 1)
+    torch.testing.assert_close(y.stored, expected / (1 + 1e-5) ** 0.5)
+    image, x = make_cut(monkeypatch, False)
+    image.add_(1)
+    with pytest.raises(RuntimeError, match="image was changed in place") as raised:
+        x.stored  # noqa: B018
+    assert "'to_blocks'" in raised.value.__notes__[0]
+
+
+def test_an_image_cut_late_takes_no_gradient(monkeypatch):
+    """As it would have taken none when it was given."""
+    image, mask = torch.randn(1, 3, 16, 16).requires_grad_(), torch.tensor([[[True, False]] * 2])
+    monkeypatch.setattr(first, "launches_directly", lambda x: True)
+    cell = first.cut(image, BlockGrid.from_mask(mask), 8, False)
+    with torch.enable_grad():
+        assert not cell.read().requires_grad

@@ -5,9 +5,12 @@ import functools
 import torch
 from torch import Tensor
 
+from ..dispatch import current_recorder
 from ..grid import BlockGrid
+from ..ops import split
 from ..ops.cuda.launch import Kernel
 from ..ops.library import launches_directly
+from . import pending
 from .buffers import new_rows
 from .grid_tables import table
 from .hopper import Fused, Late
@@ -18,34 +21,58 @@ from .sources import Source
 from .stem import is_packed, padded_lines, prepare_padded, stem_places
 
 CHANNELS = 3
+_WHOLE = "nar"  # steps behind which nothing joins the launch
+_inference = torch.is_inference_mode_enabled
 
 
 class Cut:
-    """Pixels of an image cut into blocks, as a plan that has been carried out."""
+    """An image (N, 3, H, W) cut into blocks, as a plan."""
 
-    def __init__(self, pixels: Tensor):
-        self.stored = tuple(pixels.shape)
-        self.dtype = pixels.dtype
-        self.index = pixels.get_device()
-        self.device = pixels.device
+    name = "to_blocks"
+
+    def __init__(self, image: Tensor, grid: BlockGrid, block: int):
+        self.stored = (grid.stored_pixels(block), CHANNELS)
+        self.dtype = image.dtype
+        self.index = image.get_device()
+        self.device = image.device
 
     @property
     def takes(self) -> frozenset[Place]:
-        """Of batch norms of the pixels."""
-        return places(self.stored[1], self.index, self.dtype)
+        """`places` of batch norms of the pixels."""
+        return places(CHANNELS, self.index, self.dtype)
 
     def normalised(self) -> NormPlan:
         """A batch norm of the pixels."""
         return norm_plan(self.stored, self.dtype, self.index, self.device)
 
+    def run(self, cell: Pending, job: tuple, extend: bool) -> None:
+        """See `Pending`."""
+        image, version, grid, block, *_ = job[0]
+        if image._version != version:
+            raise RuntimeError(
+                "the image was changed in place while the network that it was given to had not "
+                "read it; wait for the output, or cut it beforehand (segblocks.to_blocks)"
+            )
+        cell.buffer = split(image.detach(), grid.slot, grid.cells, grid.n_high, block)
+        cell.address = cell.buffer.data_ptr()
 
-def remember(pixels: Tensor, image: Tensor, grid: BlockGrid) -> Tensor | Pending:
-    """Pixels that know the image that they were cut from, while neither changes."""
-    if image.is_inference() or not launches_directly(pixels):
-        return pixels
-    cell = Pending(Cut(pixels), grid.later, None)
-    cell.buffer, cell.address = pixels, pixels.data_ptr()
-    cell.picture, cell.written = (image, image._version), grid.later.writes
+
+def cut(image: Tensor, grid: BlockGrid, block: int, at_once: bool) -> Tensor | Pending:
+    """Pixels that know the image that they were cut from, while neither changes.
+
+    Args:
+        at_once: False: they may be cut when they are read.
+    """
+    if image.is_inference() or not launches_directly(image):
+        return split(image, grid.slot, grid.cells, grid.n_high, block)
+    later, plan = grid.later, Cut(image, grid, block)
+    call = (image, image._version, grid, block, pending.raw_stream(plan.index), _inference())
+    cell = Pending(plan, later, (call, _WHOLE, None, None), _WHOLE)
+    cell.picture, cell.written = (image, image._version), later.writes
+    if at_once or current_recorder() is not None:
+        cell.compute()
+    else:
+        later.add(cell)
     return cell
 
 
