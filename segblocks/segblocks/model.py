@@ -59,7 +59,11 @@ def execute_with_grid(
     Returns:
         What the network returns, block tensors combined to dense ones.
     """
-    return combine_all(net(cut_image(image, grid, legacy_upsample, at_once=False)))
+    blocks = cut_image(image, grid, legacy_upsample, at_once=False)
+    if not blocks.is_cuda or torch.compiler.is_compiling():
+        return combine_all(net(blocks))
+    with blocks.grid.later:
+        return combine_all(net(blocks))
 
 
 @dataclass(frozen=True)

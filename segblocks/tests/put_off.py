@@ -15,12 +15,13 @@ class Bench:
 
     Attributes:
         launched: the operation and its steps, in order.
-        stream: on which PyTorch would launch now.
+        stream: on which PyTorch would launch now; capturing: whether for a CUDA graph.
     """
 
     def __init__(self):
         self.launched: list[str] = []
         self.stream = 0
+        self.capturing = False
 
 
 def is_plain(x) -> bool:
@@ -75,6 +76,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(direct, "PACKED", weights._PACKED)
     monkeypatch.setattr(weights, "_pack", keep)
     monkeypatch.setattr(pending, "raw_stream", lambda index: found.stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
     monkeypatch.setattr(DualResTensor, "is_cuda", True)
     for module in (eager, direct):
         monkeypatch.setattr(module, "launches_directly", is_plain)

@@ -381,6 +381,36 @@ def test_a_grid_that_serves_many_passes_remembers_few(bench):
     assert len(x.grid.later.pending) < 200
 
 
+def test_a_graph_that_is_captured_holds_what_a_caller_keeps(bench):
+    """What is computed only after the capture would not be repeated with it."""
+    layers, x = nn.Sequential(conv(), norm(), nn.ReLU()), blocks()
+    bench.stream, bench.capturing = 5, True
+    y = layers(x)
+    assert bench.launched == ["conv2d", "batch_norm"]
+    assert isinstance(y._value, torch.Tensor)
+    bench.capturing = False
+    expected = plainly(layers, x).stored
+    torch.testing.assert_close(y.stored, expected)
+
+
+def test_a_pass_that_is_captured_joins_its_launches(bench):
+    """They are settled at its end, also those of blocks that a hook has kept."""
+    kept = []
+    layers, x = nn.Sequential(conv(), norm(), nn.ReLU(), conv()), blocks()
+    layers[2].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    layers[3].register_forward_hook(lambda module, inputs, output: kept.append(output))
+    bench.stream, bench.capturing = 5, True
+    with x.grid.later:
+        layers(x)
+        assert bench.launched == ["conv2dnr"]
+    assert bench.launched == ["conv2dnr", "conv2d"]
+    assert all(y._value.job is None for y in kept)
+    bench.capturing = False
+    with x.grid.later:
+        y = layers[3](x)
+    assert y._value.job is not None
+
+
 def make_cut(monkeypatch, at_once):
     monkeypatch.setattr(first, "launches_directly", lambda x: True)
     image, mask = torch.randn(1, 3, 16, 16), torch.tensor([[[True, False], [False, True]]])

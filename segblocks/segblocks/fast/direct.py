@@ -41,9 +41,11 @@ def conv2d(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
     if torch.is_grad_enabled() and _learns(weight, bias):
         return None
     source, later = wanted.locate(value, grid), grid.later
-    call = (source, weights, grid, pending.raw_stream(wanted.index), _inference())
-    cell = Pending(wanted, later, (call, "", None, None))
-    later.add(cell)
+    stream = pending.raw_stream(wanted.index)
+    if stream != weights.stream:
+        weights.wait()
+    cell = Pending(wanted, later, ((source, weights, grid, stream, _inference()), "", None, None))
+    later.add(cell, stream)
     return DualResTensor(cell, grid, wanted.block)
 
 
@@ -67,9 +69,10 @@ def batch_norm(args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None:
     wanted, later = plan.normalised(), x.grid.later
     if wanted.kernel(norm, False) is None:
         return None
-    call = (hold(value), x.grid, x.block, pending.raw_stream(plan.index), _inference())
+    stream = pending.raw_stream(plan.index)
+    call = (hold(value), x.grid, x.block, stream, _inference())
     cell = Pending(wanted, later, (call, "na", norm, None), "na")
-    later.add(cell)
+    later.add(cell, stream)
     return DualResTensor(cell, x.grid, x.block)
 
 

@@ -55,6 +55,8 @@ def conv2d(
     else:
         wanted = plan(*size, stride, kernel, (cin, cout), *place)
     weights = packed(weight, bias)
+    if weights.stream != pending.raw_stream(index):
+        weights.wait()
     if setting:
         if len(weights.plans) >= _MOST_PLANS:
             weights.plans.clear()
@@ -119,7 +121,7 @@ def put_off(
     if unseen or current_recorder() is not None:
         cell.compute()
     else:
-        grid.later.add(cell)
+        grid.later.add(cell, stream)
     return cell
 
 

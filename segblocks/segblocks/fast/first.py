@@ -66,13 +66,14 @@ def cut(image: Tensor, grid: BlockGrid, block: int, at_once: bool) -> Tensor | P
     if image.is_inference() or not launches_directly(image):
         return split(image, grid.slot, grid.cells, grid.n_high, block)
     later, plan = grid.later, Cut(image, grid, block)
-    call = (image, image._version, grid, block, pending.raw_stream(plan.index), _inference())
+    stream = pending.raw_stream(plan.index)
+    call = (image, image._version, grid, block, stream, _inference())
     cell = Pending(plan, later, (call, _WHOLE, None, None), _WHOLE)
     cell.picture, cell.written = (image, image._version), later.writes
     if at_once or current_recorder() is not None:
         cell.compute()
     else:
-        later.add(cell)
+        later.add(cell, stream)
     return cell
 
 
@@ -95,6 +96,8 @@ class StemPlan(Plan):
         self.lines = padded_lines(block)
         # Where windows begin in the padded blocks, the same for every grid of this many high ones.
         self.places = stem_places(self.scale, n_high, n_blocks, block, device)
+        if device.type == "cuda":  # the plan may serve other streams next
+            torch.cuda.current_stream(device).synchronize()
         self._padded = functools.lru_cache(maxsize=64)(prepare_padded)
 
     def reads(self, cell: Pending) -> bool:

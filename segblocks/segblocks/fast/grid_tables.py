@@ -30,7 +30,8 @@ def _make_tables(grid: BlockGrid, key: Key) -> int:
         wanted.append(key)
     if len(_WANTED) > _MOST_KEYS:
         _WANTED.clear()
-    keys = tuple([k for k in wanted if k not in tables])
+    # Another thread may change the list meanwhile.
+    keys = tuple(dict.fromkeys((key, *[k for k in wanted if k not in tables])))[:MOST_TABLES]
     slot, cells = grid.slot, grid.cells
     index = slot.get_device()
     kernel, size, offsets = _layout(grid.shape, grid.n_high, keys, index)

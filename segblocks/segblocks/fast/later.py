@@ -3,6 +3,8 @@
 import weakref
 from typing import Any
 
+import torch
+
 _FEW = 64  # references that are kept before the dead ones are sorted out
 
 
@@ -13,19 +15,33 @@ class Later:
         pending: references to what may not have been computed yet.
         writes: how often a function wrote into pixels of the grid.
         exposed: a caller has been handed a buffer that may change without anybody seeing it.
+
+    A CUDA graph would not repeat what is computed only after its capture, so while one is captured
+    nothing is put off, unless somebody settles at the end of it: `with` a `Later` does.
     """
 
-    __slots__ = ("_limit", "exposed", "pending", "writes")
+    __slots__ = ("_inside", "_limit", "exposed", "pending", "writes")
 
     def __init__(self) -> None:
         self.pending: list[weakref.ref] = []
         self._limit = _FEW
+        self._inside = 0
         self.writes = 0
         self.exposed = False
 
-    def add(self, cell: Any) -> None:
-        """Note a `Pending`; where a buffer is exposed, it is not."""
-        if self.exposed:
+    def __enter__(self) -> None:
+        self._inside += 1
+
+    def __exit__(self, kind: type | None, *_: Any) -> None:
+        self._inside -= 1
+        if kind is None and not self._inside and torch.cuda.is_current_stream_capturing():
+            self.settle()
+
+    def add(self, cell: Any, stream: int) -> None:
+        """Note a `Pending` of a stream; it is computed where nothing may be put off."""
+        # The default stream, 0, cannot be captured.
+        captured = stream and not self._inside and torch.cuda.is_current_stream_capturing()
+        if self.exposed or captured:
             cell.compute()
             return
         pending = self.pending

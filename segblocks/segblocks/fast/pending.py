@@ -165,15 +165,13 @@ class Pending:
             if stream == current:
                 self._launch(job, extend)
                 return
-            # A graph that is being captured cannot wait for what is outside; it is replayed later.
-            capturing = torch.cuda.is_current_stream_capturing()
             there = torch.cuda.ExternalStream(stream, self.plan.device)
             with torch.cuda.stream(there):
                 self._launch(job, extend)
-            if not capturing:
-                self._event = there.record_event()
+            self._event = there.record_event()
 
     def _wait(self) -> None:
+        # A graph that is being captured cannot wait for what is outside; it is replayed later.
         if not torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream(self.plan.device).wait_event(self._event)
 
