@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from segblocks.fast import buffers
+
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "gpu: needs a CUDA device; skipped where there is none")
@@ -13,8 +15,9 @@ def _fixed_seed():
 
 
 @pytest.fixture
-def poisoned_memory():
+def poisoned_memory(monkeypatch):
     """New tensors start as NaN, so that an element read before it is written shows."""
+    monkeypatch.setattr(buffers, "_empty_strided", None)  # which fills nothing
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
