@@ -79,6 +79,7 @@ class _Graphs:
         self.parts = Parts(net)
         self.captured: dict[Hashable, Captured | None] = {}  # None: cannot be
         self.failed: set[Hashable] = set()  # once
+        self.passed: set[Hashable] = set()  # without a graph
         self.buffers = Buffers()
         self.waiting: Callable[[], Ticket | None] = lambda: None
 
@@ -90,6 +91,9 @@ class _Graphs:
         if net is None:
             return function(*inputs)
         key = (setting, net, *(layout(x) for x in inputs), _modes())
+        if torch.backends.cudnn.benchmark and key not in self.passed:
+            self.passed.add(key)  # cuDNN tries algorithms out, which cannot be captured
+            return function(*inputs)
         if key not in self.captured:
             self._add(key, function, inputs)
         captured = self.captured.get(key)

@@ -102,10 +102,10 @@ class TestOnCuda:
     def test_weights_and_losses_are_those_without_graphs(self, policy, amp, deterministic):
         options = {} if policy != "reinforce" else {"quantize_percentage": 1 / 8}
         models = [make(graphs, policy, **options) for graphs in (False, True)]
-        (plain, counts), (graphed, same_counts) = (train(m, 12, amp) for m in models)
+        (plain, counts), (graphed, same_counts) = (train(m, 7, amp) for m in models)
         assert counts == same_counts
-        assert captured(models[1]) >= (2 if policy == "reinforce" else 1)
-        # The matrix library may add up in another order in a graph, in TF32.
+        assert captured(models[1]) >= 1
+        # Libraries may add up in another order in a graph: from 1e-9 on, differences grow by steps.
         close = {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(graphed, plain, **close)
         other = models[1].state_dict()
