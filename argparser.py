@@ -157,7 +157,7 @@ def data_flags(group) -> None:
         help="number of synthetic training scenes (default: %(default)s)")
     add("--synthetic-val-images", type=COUNT, default=100, metavar="N",
         help="number of synthetic validation scenes (default: %(default)s)")
-    add("--num-workers", type=WHOLE, default=15, metavar="N",
+    add("--num-workers", type=WHOLE, default=7, metavar="N",
         help="processes that load data for each training process, never more than there are cores; "
         "the result does not depend on it (default: %(default)s)")
     add("--cache-images", choices=("auto", "yes", "no"), default="auto",
@@ -213,8 +213,8 @@ def _training(group) -> None:
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
         help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
     add("--cuda-graphs", type=boolean, default=True, metavar="YES/NO",
-        help="on CUDA, replay training steps from CUDA graphs: same results, less work for the "
-        "host (default: yes)")
+        help="on CUDA, one process: replay training steps from CUDA graphs, which saves the host's "
+        "time and changes results by rounding at most (default: yes)")
     add("--ema", type=_number(float, 0, below=1), default=0.0, metavar="DECAY",
         help="keep an exponential moving average of the weights with this decay a step, such as "
         "0.999, validated and saved beside them (default: 0, none)")

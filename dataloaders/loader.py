@@ -43,6 +43,14 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, ...]:
     return _stack(images), torch.stack(labels), torch.tensor(indices), *rest
 
 
+def _collate_any(samples: list[Sample]) -> tuple[Tensor | list[Tensor], ...]:
+    """The same for images of several sizes: lists of them and of their labels."""
+    images, labels, indices = zip(*samples)
+    if len({image.shape for image in images} | {(3, *label.shape) for label in labels}) == 1:
+        return _collate(samples)
+    return list(images), list(labels), torch.tensor(indices)
+
+
 def _stack(images: Sequence[Tensor]) -> Tensor:
     """Bytes with interleaved channels stay so: turned into planes they take ten times as long."""
     turned = [image.permute(1, 2, 0) for image in images]  # H,W,3
@@ -76,7 +84,8 @@ def build_loader(
     leaves colour jitter to `to_network`, a fourth tensor says which: (N,4,2) float32.
 
     Training shuffles by (seed, epoch) and ends with the last whole optimiser step, `accumulate`
-    batches on every rank; validation keeps order and every sample. `batch_size` is per rank. Call
+    batches on every rank; validation keeps order and every sample, and images or labels of several
+    sizes come as lists. `batch_size` is per rank. Call
     `loader.sampler.set_epoch(epoch, start)` before each pass over the loader; `start` resumes in
     the middle of an epoch (see ResumableSampler).
     Neither batches nor torch's global generators depend on `num_workers`.
@@ -103,7 +112,7 @@ def build_loader(
         sampler=sampler,
         drop_last=train,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=_collate if train else _collate_any,
         persistent_workers=num_workers > 0,
         worker_init_fn=_keep_freed_memory,
         # Forked workers share what is kept in memory (DecodedImages).

@@ -171,8 +171,9 @@ def train_transform(
     return v2.Compose(steps + ([v2.ToPureTensor()] if bytes_ else _to_tensors()))
 
 
-def val_transform(width: int | None = None) -> v2.Transform:
-    """No augmentation: only to float, normalised, and int64 labels.
+def val_transform(width: int | None = None, as_bytes: bool = False) -> v2.Transform:
+    """No augmentation: only to float, normalised, and int64 labels; `as_bytes` leaves that to
+    `to_network`, as in training.
 
     With `width` the image, but not its label, is resized to that width, aspect ratio kept: labels
     stay at native size, where scores are taken. Raises ValueError for a width below 1.
@@ -180,4 +181,4 @@ def val_transform(width: int | None = None) -> v2.Transform:
     if width is not None and width < 1:
         raise ValueError(f"width is {width}; give at least 1 pixel")
     resize = [] if width is None else [ResizeWidth(width, labels=False)]
-    return v2.Compose(resize + _to_tensors())
+    return v2.Compose(resize + ([v2.ToPureTensor()] if as_bytes else _to_tensors()))

@@ -294,5 +294,9 @@ def test_images_of_two_sizes_in_a_batch(tmp_path):
     _save(np.zeros((30, 40), np.uint8), root / "trainannot/g.png")
     data = build_dataset("camvid", "train", root, val_transform())
     with pytest.raises(ValueError, match="use batch size 1"):
-        list(build_loader(data, 2, train=False))
-    assert len(list(build_loader(data, 1, train=False))) == 2
+        list(build_loader(data, 2, train=True))
+    (batch,) = build_loader(data, 2, train=False)  # validation has no need of one size
+    images, labels, indices = batch
+    assert [tuple(image.shape[1:]) for image in images] == [tuple(x.shape) for x in labels]
+    assert tuple(labels[1].shape) == (30, 40) != tuple(labels[0].shape)
+    assert indices.tolist() == [0, 1]

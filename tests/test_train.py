@@ -20,6 +20,7 @@ from tiny import (  # noqa: F401
 
 import train
 from argparser import parse_args
+from segblocks.capture import capture
 from utils import memory
 from utils.data import build_val_set
 from utils.errors import UserError
@@ -287,8 +288,12 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_graphs_change_nothing_but_the_speed(tmp_path):
+def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch):
     flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes"]
+    captured = []
+    monkeypatch.setattr(
+        "segblocks.graphs.capture", lambda *given: captured.append(capture(*given)) or captured[-1]
+    )
     try:
         found = [
             checkpoint(run(tmp_path / graphs, *flags, "--cuda-graphs", graphs))
@@ -297,3 +302,4 @@ def test_cuda_graphs_change_nothing_but_the_speed(tmp_path):
     finally:
         torch.use_deterministic_algorithms(False)
     assert same(found[0]["state_dict"], found[1]["state_dict"])
+    assert len(captured) >= 2  # the network and the policy

@@ -2,8 +2,10 @@
 
 import os
 from argparse import Namespace
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataloaders import (
@@ -19,6 +21,7 @@ from dataloaders.cache import DecodedImages
 from utils.memory import free_memory
 from utils.ranks import ALONE, Ranks
 
+VAL_TOGETHER = 4  # images that a worker hands over at a time in validation
 CACHE_SHARE = 0.5  # of the free memory, at most, for what --cache-images auto keeps
 
 
@@ -43,8 +46,9 @@ def build_train_set(args: Namespace, device: torch.device | None = None) -> Segm
 
 
 def build_val_set(args: Namespace) -> SegmentationDataset:
-    """The validation split: images at native size or --val-res wide, labels at native size."""
-    transform = val_transform(args.val_res or None)
+    """The validation split: images at native size or --val-res wide, labels at native size; as
+    bytes, for `to_network`, where a loader hands them on."""
+    transform = val_transform(args.val_res or None, as_bytes=args.mode != "speed")
     return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
@@ -71,12 +75,20 @@ def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = A
 
 
 def val_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:
-    """Every image once over all ranks, in order, one at a time, so that no figure depends on a
-    batch size."""
+    """Every image once over all ranks, in order; see `one_by_one`."""
     if args.mode == "train":  # else each is used once
         _keep_decoded(dataset, args, ranks)
     place = (ranks.rank, ranks.count)
-    return build_loader(dataset, 1, False, workers(args, ranks), args.seed, *place)
+    return build_loader(dataset, VAL_TOGETHER, False, workers(args, ranks), args.seed, *place)
+
+
+def one_by_one(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Images (1,3,H,W), labels (1,H,W) and indices of a validation loader: one at a time, so that
+    no figure depends on a batch size. Workers hand over several, as each time takes the threads of
+    the main process as long as a small image takes the GPU."""
+    for images, labels, indices in loader:
+        for image, label, index in zip(images, labels, indices.tolist()):
+            yield image[None], label[None], index
 
 
 def _keep_decoded(dataset: SegmentationDataset, args: Namespace, ranks: Ranks) -> None:

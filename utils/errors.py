@@ -27,7 +27,7 @@ def user_errors() -> Iterator[None]:
 
 OUT_OF_MEMORY = (
     "out of GPU memory: lower --batch-size (and raise --accumulate to keep the size of a step) or "
-    "--crop-res, or use --amp bf16"
+    "--crop-res, use --amp bf16, or --cuda-graphs no, which takes up to a fifth less"
 )
 
 

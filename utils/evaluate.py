@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dataloaders import to_network
 from dataloaders.base import derive_seed
 from utils import viz
+from utils.data import one_by_one
 from utils.errors import user_errors
 from utils.logger import RunLog, progress
 from utils.losses import task_loss
@@ -102,7 +104,7 @@ def evaluate(
     ranks: Ranks = ALONE,
     known_macs: dict | None = None,
 ) -> Evaluation:
-    """Validate a copy of `model` on `loader` (one image a batch) and log pictures at `step`.
+    """Validate a copy of `model` on a `val_loader` and log pictures at `step`.
 
     `known_macs` keeps the counts of operations for the next validation of this network.
 
@@ -123,10 +125,12 @@ def evaluate(
         criterion = task_loss(args, info).to(device)
     shown: list[tuple[int, torch.Tensor]] = []
     with torch.no_grad(), forked_rng(device, VAL_SEED):
-        for image, label, index in progress(loader, "validate", "img", quiet=not ranks.main):
-            torch.manual_seed(derive_seed(VAL_SEED, int(index)))
-            image = image.to(device, torch.half if half else torch.float32, non_blocking=True)
-            label = label.to(device, non_blocking=True)  # 1,H,W
+        images, count = one_by_one(loader), len(loader.sampler)
+        bar = progress(images, "validate", "img", quiet=not ranks.main, total=count)
+        for *pair, index in bar:
+            torch.manual_seed(derive_seed(VAL_SEED, index))
+            image, label = to_network(*(x.to(device, non_blocking=True) for x in pair))
+            image = image.half() if half else image  # 1,3,h,w; labels 1,H,W
             at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
             gain = None
             if model.policy.needs_pixel_loss or (policy_metrics and not model.is_dense):
@@ -139,16 +143,16 @@ def evaluate(
             blocks.update(result, at_image)
             of_image = resize_labels(prediction, image.shape[-2:])
             if policy_metrics is not None:
-                policy_metrics.update(int(index), of_image, at_image, result, gain)
-            if int(index) < args.num_viz_images:
+                policy_metrics.update(index, of_image, at_image, result, gain)
+            if index < args.num_viz_images:
                 seen = (image[0], of_image[0], at_image[0], result.grid[0])
                 pictures = viz.pictures(*seen, info, args.segblocks_block_size)
-                name = Path(loader.dataset.dataset.name_of(int(index))).stem
+                name = Path(loader.dataset.dataset.name_of(index)).stem
                 for kind in args.viz:  # another file for every image, so each rank writes its own
                     viz.save_picture(log.folder / "viz" / kind / f"{name}.png", pictures[kind])
                 if log.tensorboard:
                     together = viz.side_by_side(list(pictures.values()))
-                    shown.append((int(index), together.cpu()))
+                    shown.append((index, together.cpu()))
     everyones = ranks.everyones((blocks.counts_on_host(), macs, shown))
     for index, picture in sorted(chain(*(part[2] for part in everyones)), key=itemgetter(0)):
         log.picture(step, f"val/{index}", picture)

@@ -120,11 +120,18 @@ class Means:
 
 
 def progress(
-    items: Iterable, title: str, unit: str, unit_scale: int = 1, quiet: bool = False
+    items: Iterable,
+    title: str,
+    unit: str,
+    unit_scale: int = 1,
+    quiet: bool = False,
+    total: int | None = None,
 ) -> tqdm:
-    """A bar with rates on a terminal, nothing elsewhere. One item counts `unit_scale` units."""
+    """A bar with rates on a terminal, nothing elsewhere. One item counts `unit_scale` units;
+    `total` is for items without a length."""
     return tqdm(
         items,
+        total=total,
         desc=title,
         unit=unit,
         unit_scale=unit_scale,

@@ -50,7 +50,7 @@ class Trainer:
         self.model, self.args, self.device, self.ranks = model, args, device, ranks
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
-        if device.type == "cuda" and args.cuda_graphs:
+        if device.type == "cuda" and args.cuda_graphs and ranks.count == 1:
             model.train_from_graphs(TrainingGraphs())
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)

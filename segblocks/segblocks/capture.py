@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .structure import find, map_structure
+from .structure import find, leaves, map_structure
 
 
 class Ticket:
@@ -38,14 +38,18 @@ class Buffers:
         return self._tensors[key]
 
 
+class CaptureFailed(RuntimeError):
+    """A pass is no part of a graph; the message says why."""
+
+
 @dataclass(frozen=True)
 class Captured:
     """The graphs of one setting and the memory that they read and write.
 
     Attributes:
         forward: its graphs, in order.
-        fixed: numbers of the outputs without gradient.
-        entering: gradients of the outputs.
+        constant: numbers of the outputs without gradient.
+        output_gradients: what the backward pass reads.
         gradients: of the parameters; None for those that the outputs do not depend on.
         structure: what the network returns, with a Place for each tensor.
         kept: whatever the setting is told by, so that nothing else gets its identity.
@@ -55,8 +59,8 @@ class Captured:
     backward: torch.cuda.CUDAGraph
     inputs: list[Tensor]
     outputs: list[Tensor]
-    fixed: list[int]
-    entering: list[Tensor]
+    constant: list[int]
+    output_gradients: list[Tensor]
     parameters: list[Tensor]
     gradients: list[Tensor | None]
     structure: Any
@@ -74,42 +78,88 @@ def capture(
     """Capture `function(*inputs)` and the gradient of its outputs in the parameters of `net`.
 
     Raises:
-        RuntimeError: something in it waits for the device, or is no part of a graph otherwise.
+        CaptureFailed: something in it waits for the device, or is no part of a graph otherwise;
+            then the CUDA generator of the device is another one with the same state.
     """
+    device = inputs[0].device
+    stream = torch.cuda.current_stream(device)
+    try:
+        with torch.cuda.device(device):
+            return _capture(net, function, inputs, buffers, kept)
+    except Exception as error:  # whatever a network of its own may raise it raises without us, too
+        # PyTorch leaves its capture stream in place, and the generator waiting for the end.
+        torch.cuda.set_stream(stream)
+        torch.cuda.synchronize(device)
+        generator = torch.cuda.default_generators[device.index]
+        generator.graphsafe_set_state(generator.clone_state())
+        while error.__context__ is not None:  # the first one says what was wrong
+            error = error.__context__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    torch.cuda.empty_cache()
+    raise CaptureFailed(reason)
+
+
+def _capture(
+    net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
+) -> Captured:
     fixed = [buffers.like(x, "input", i) for i, x in enumerate(inputs)]
     parameters = [p for p in net.parameters() if p.requires_grad]
-    gradients = [buffers.like(p, "gradient", p.data_ptr()) for p in parameters]
+    gradients = [buffers.like(p, "gradient", id(p)) for p in parameters]
     forward, leave, backward = (torch.cuda.CUDAGraph() for _ in range(3))
     with _stand_ins(net) as stand_ins, _into(forward, buffers.pool):
         result = function(*fixed)
     tensors = find(result, Tensor)
+    _check(result, tensors, parameters)
     outputs = [buffers.like(t, "output", i) for i, t in enumerate(tensors)]
-    entering = [buffers.like(t, "output gradient", i) for i, t in enumerate(tensors)]
+    output_gradients = [buffers.like(t, "output gradient", i) for i, t in enumerate(tensors)]
     with _into(leave, buffers.pool):  # apart from `forward`, as shapes were not known before
         for target, source in zip(outputs, tensors):
             target.copy_(source.detach())
-    ways = [(t, g) for t, g in zip(tensors, entering) if t.requires_grad]
-    with _into(backward, buffers.pool):
+    roots = [(t, g) for t, g in zip(tensors, output_gradients) if t.requires_grad]
+    # As in a training loop, no autocast for the backward pass: it follows what forward cast.
+    with _into(backward, buffers.pool), torch.autocast("cuda", enabled=False):
         found = torch.autograd.grad(
-            [t for t, _ in ways],
+            [t for t, _ in roots],
             [stand_ins[p] for p in parameters],
-            [g for _, g in ways],
+            [g for _, g in roots],
             allow_unused=True,
         )
-        reached = [(g, f) for g, f in zip(gradients, found) if f is not None]
-        torch._foreach_copy_([g for g, _ in reached], [f for _, f in reached])
+        used = [(g, f) for g, f in zip(gradients, found) if f is not None]
+        torch._foreach_copy_([g for g, _ in used], [f for _, f in used])
     return Captured(
         forward=(forward, leave),
         backward=backward,
         inputs=fixed,
         outputs=outputs,
-        fixed=[i for i, t in enumerate(tensors) if not t.requires_grad],
-        entering=entering,
+        constant=[i for i, t in enumerate(tensors) if not t.requires_grad],
+        output_gradients=output_gradients,
         parameters=parameters,
         gradients=[None if f is None else g for g, f in zip(gradients, found)],
         structure=map_structure(result, Tensor, lambda _: Place()),
         kept=kept,
     )
+
+
+def _check(result: Any, tensors: list[Tensor], parameters: list[Tensor]) -> None:
+    """Raise where replaying would leave something out."""
+    for value in leaves(result):
+        if not isinstance(value, Tensor | bool | int | float | str | None):
+            raise CaptureFailed(
+                f"it returns a {type(value).__name__}; tensors in tuples, lists and dicts can be "
+                "captured"
+            )
+    if not any(t.requires_grad for t in tensors):
+        raise CaptureFailed("it returns no tensor that depends on its parameters")
+    own, seen = {id(p) for p in parameters}, set()
+    nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in own:
+            raise CaptureFailed("it reaches a parameter otherwise than as its module's attribute")
+        nodes += [following for following, _ in node.next_functions if following is not None]
 
 
 @contextmanager
@@ -152,7 +202,7 @@ class _Replay(torch.autograd.Function):
         for graph in captured.forward:
             graph.replay()
         outputs = tuple(x.clone() for x in captured.outputs)  # the buffers are for the next pass
-        ctx.mark_non_differentiable(*(outputs[i] for i in captured.fixed))
+        ctx.mark_non_differentiable(*(outputs[i] for i in captured.constant))
         return outputs
 
     @staticmethod
@@ -165,7 +215,7 @@ class _Replay(torch.autograd.Function):
                 "the model again, or train without TrainingGraphs"
             )
         ticket.done = True
-        for buffer, x in zip(captured.entering, entering):
+        for buffer, x in zip(captured.output_gradients, entering):
             buffer.zero_() if x is None else buffer.copy_(x)
         for parameter, gradient in zip(captured.parameters, captured.gradients):
             if gradient is not None and _same_memory(parameter.grad, gradient):

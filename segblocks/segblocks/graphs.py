@@ -2,7 +2,7 @@
 
 On blocks a layer is several small launches, and Python between them takes longer than the GPU
 does. A pass is captured for each setting that occurs (shape, number of high blocks, precision, …)
-and replayed from then on, with the same results.
+and replayed from then on, with the same results to rounding.
 """
 
 import warnings
@@ -15,19 +15,21 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .capture import Buffers, Captured, Ticket, capture, layout
+from .capture import Buffers, Captured, CaptureFailed, Ticket, capture, layout
 from .dispatch import current_recorder
+from .ops.cudnn import allows_tf32
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class TrainingGraphs:
-    """Captures and replays what networks do in training on CUDA.
+    """Captures and replays what networks do in training on CUDA, in one thread and on one stream.
 
     What a network does beside its tensors (counting in Python, printing, deciding by anything but
-    shapes) happens when it is captured and not again. Modules that are exchanged, frozen, switched
-    between training and evaluation, or whose weights move in memory are noticed and captured anew;
-    modules with hooks run without graphs.
+    shapes) happens when it is captured and not again, and settings of modules (a momentum, a
+    dropout rate) are those of that moment. Modules that are exchanged, frozen, switched between
+    training and evaluation, or whose weights move in memory are noticed and captured anew; modules
+    with hooks run without graphs, and so do networks that cannot be captured, with one warning.
 
     Gradients of parameters lie in buffers that the next backward pass overwrites; it first copies
     those that are still the `.grad` of a parameter, so accumulating works as ever.
@@ -35,8 +37,11 @@ class TrainingGraphs:
     All graphs of a network share one pool of memory, as large as the largest of them needs. While
     a forward pass waits for its backward pass, others of that network run without graphs.
 
+    Not for several processes whose settings differ from step to step: what they exchange inside a
+    pass (as SyncBatchNorm does) would be in a graph on one and not on the other.
+
     Args:
-        most: settings of a network to keep graphs of; with one more, all are dropped.
+        most: settings to keep graphs of; a network in which more occur runs without.
     """
 
     def __init__(self, most: int = 64):
@@ -60,15 +65,24 @@ class TrainingGraphs:
         if not _can_be_captured(inputs):
             return function(*inputs)
         graphs = self._of_net.get(net)
-        if graphs is None:  # libraries set themselves up, which cannot be captured
-            self._of_net[net] = _Graphs(net, self.most)
-            return function(*inputs)
-        return graphs.run(function, inputs, setting)
+        if graphs is None:
+            graphs = self._of_net[net] = _Graphs(net, self.most)
+        try:
+            captured = graphs.find(function, inputs, setting)
+        except CaptureFailed as failure:
+            for other in self._of_net.values():  # they draw from a generator that is now replaced
+                other.drop()
+            if graphs.given_up:  # else a library set itself up: the pass as written sees to that
+                warnings.warn(
+                    f"{type(net).__name__} trains without CUDA graphs: {failure}", stacklevel=4
+                )
+            captured = None
+        return function(*inputs) if captured is None else graphs.replay(captured, inputs)
 
     def captured(self, net: nn.Module) -> int:
         """Number of settings that `net` has graphs of."""
         graphs = self._of_net.get(net)
-        return 0 if graphs is None else sum(c is not None for c in graphs.captured.values())
+        return 0 if graphs is None else len(graphs.captured)
 
 
 class _Graphs:
@@ -77,53 +91,58 @@ class _Graphs:
     def __init__(self, net: nn.Module, most: int):
         self.most = most
         self.parts = Parts(net)
-        self.captured: dict[Hashable, Captured | None] = {}  # None: cannot be
-        self.failed: set[Hashable] = set()  # once
+        self.passed: set[Hashable] = set()  # settings that ran as written
+        self.captured: dict[Hashable, Captured] = {}
+        self.given_up = False
         self.buffers = Buffers()
         self.waiting: Callable[[], Ticket | None] = lambda: None
 
-    def run(self, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable) -> Any:
+    def find(
+        self, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable
+    ) -> Captured | None:
+        """The graphs of this setting, captured now if need be; None: run as written.
+
+        Raises:
+            CaptureFailed: it cannot be captured; for good if `given_up` is set then.
+        """
         waiting = self.waiting()
-        if waiting is not None and not waiting.done:
-            return function(*inputs)
-        net = self.parts.state()
-        if net is None:
-            return function(*inputs)
-        key = (setting, net, *(layout(x) for x in inputs), _modes())
-        if key not in self.captured:
-            self._add(key, function, inputs)
-        captured = self.captured.get(key)
-        if captured is None:
-            return function(*inputs)
+        if self.given_up or (waiting is not None and not waiting.done):
+            return None
+        parts = self.parts.state()
+        if parts is None:
+            return None
+        key = (setting, parts, *(layout(x) for x in inputs), _modes())
+        if key in self.captured:
+            return self.captured[key]
+        if key not in self.passed and (torch.backends.cudnn.benchmark or not self.passed):
+            # Libraries set themselves up, and cuDNN tries algorithms out, outside a capture. Not
+            # for every setting: the memory of such a pass comes on top of the graphs' own.
+            self.passed.add(key)
+            return None
+        try:
+            if len(self.captured) >= self.most:
+                self.passed.add(key)
+                raise CaptureFailed(
+                    f"more than {self.most} settings occur, each to be captured; round the number "
+                    "of high blocks (quantize_percentage)"
+                )
+            kept = self.parts.everything()
+            self.captured[key] = capture(self.parts.net, function, inputs, self.buffers, kept)
+        except CaptureFailed:
+            self.given_up = key in self.passed
+            self.passed.add(key)
+            raise
+        return self.captured[key]
+
+    def replay(self, captured: Captured, inputs: tuple[Tensor, ...]) -> Any:
         ticket = Ticket()
         self.waiting = weakref.ref(ticket)
         return captured.run(inputs, ticket)
 
-    def _add(self, key: Hashable, function: Callable, inputs: tuple[Tensor, ...]) -> None:
-        if len(self.captured) >= self.most:
-            self.captured.clear()
-            self.buffers = Buffers()
-        device = inputs[0].device
-        try:
-            with torch.cuda.device(device):
-                kept = self.parts.everything()
-                self.captured[key] = capture(self.parts.net, function, inputs, self.buffers, kept)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            torch.cuda.synchronize(device)
-            # A capture that fails leaves the generator waiting for its end.
-            generator = torch.cuda.default_generators[device.index]
-            generator.graphsafe_set_state(generator.clone_state())
-            if key not in self.failed:  # perhaps a library set itself up; the pass now does that
-                self.failed.add(key)
-                return
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(
-                f"{type(self.parts.net).__name__} trains without CUDA graphs: {reason}",
-                stacklevel=5,
-            )
-            self.captured[key] = None
+    def drop(self) -> None:
+        """Forget all graphs."""
+        self.captured.clear()
+        self.buffers = Buffers()
 
 
 class Parts:
@@ -155,13 +174,13 @@ class Parts:
         if any(getattr(m, hooks) for m in modules for hooks in _HOOKS):
             return None
         tensors = [
-            (id(t), t.data_ptr(), t.requires_grad)
+            (id(t), t.data_ptr(), t.shape, t.requires_grad)
             for m in modules
             for held in (m._parameters, m._buffers)
             for t in held.values()
             if t is not None
         ]
-        if not any(wanted for _, _, wanted in tensors):
+        if not any(wanted for *_, wanted in tensors):
             return None
         return tuple(self._children), tuple(m.training for m in modules), tuple(tensors)
 
@@ -193,5 +212,8 @@ def _modes() -> Hashable:
     return (
         torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None,
         torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.enabled,
         torch.backends.cudnn.deterministic,
+        allows_tf32(),
+        torch.get_float32_matmul_precision(),
     )

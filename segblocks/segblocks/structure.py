@@ -22,3 +22,12 @@ def find(value: Any, kind: type) -> list:
     found: list = []
     map_structure(value, kind, found.append)
     return found
+
+
+def leaves(value: Any) -> list:
+    """Whatever nested tuples, lists and dicts hold, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, (tuple, list)):
+        return [value]
+    return [leaf for item in value for leaf in leaves(item)]

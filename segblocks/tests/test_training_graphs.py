@@ -4,9 +4,11 @@ import copy
 import gc
 import warnings
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
@@ -17,6 +19,11 @@ gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@dataclass
+class Box:
+    x: torch.Tensor
 
 
 class Net(nn.Module):
@@ -56,7 +63,7 @@ def loss_of(model, image):
     loss = logits.square().mean() + (logits.float().logsumexp(1) - features.float().mean(1)).mean()
     if model.policy.learns:
         loss_map = logits.detach().float().square().mean(1)
-        loss_map = torch.nn.functional.interpolate(loss_map[None], scale_factor=2)[0]
+        loss_map = F.interpolate(loss_map[None], scale_factor=2)[0]
         loss = loss + model.policy.loss(result, loss_map, torch.ones_like(loss_map).bool())[0]
     return loss, result.n_high
 
@@ -102,10 +109,10 @@ class TestOnCuda:
     def test_weights_and_losses_are_those_without_graphs(self, policy, amp, deterministic):
         options = {} if policy != "reinforce" else {"quantize_percentage": 1 / 8}
         models = [make(graphs, policy, **options) for graphs in (False, True)]
-        (plain, counts), (graphed, same_counts) = (train(m, 12, amp) for m in models)
+        (plain, counts), (graphed, same_counts) = (train(m, 7, amp) for m in models)
         assert counts == same_counts
-        assert captured(models[1]) >= (2 if policy == "reinforce" else 1)
-        # The matrix library may add up in another order in a graph, in TF32.
+        assert captured(models[1]) >= 1
+        # Libraries may add up in another order in a graph: from 1e-9 on, differences grow by steps.
         close = {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(graphed, plain, **close)
         other = models[1].state_dict()
@@ -212,12 +219,78 @@ class TestOnCuda:
 
         torch.manual_seed(0)
         model = make(True, net=Reads())
-        with pytest.warns(UserWarning, match="Reads trains without CUDA graphs"):
+        with pytest.warns(UserWarning, match="Reads trains without CUDA graphs: .*captur"):
             train(model, 4)
+        assert torch.cuda.current_stream() == torch.cuda.default_stream()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             losses, _ = train(model, 3)
         assert losses.isfinite().all()
+
+    @pytest.mark.parametrize("why", ["dataclass", "parameter"])
+    def test_what_a_graph_would_leave_out_is_not_captured(self, why):
+        class Hides(Net):
+            def __init__(self):
+                super().__init__()
+                self.hidden = [self.head.weight]
+
+            def forward(self, x):
+                if why == "parameter":
+                    return {"logits": F.conv2d(x, self.hidden[0][:, :3]), "features": [x]}
+                return Box(self.head(self.body(self.stem(x))))
+
+        torch.manual_seed(0)
+        net = Hides().cuda()
+        graphs, image = TrainingGraphs(), images(0)
+
+        def step():
+            net.zero_grad()
+            out = graphs(net, net, (image,))
+            (out.x if why == "dataclass" else out["logits"]).square().mean().backward()
+            return net.head.weight.grad.clone()
+
+        first = step()
+        with pytest.warns(UserWarning, match="returns a Box" if why == "dataclass" else "reaches"):
+            found = [step() for _ in range(3)]
+        for gradient in found:
+            torch.testing.assert_close(gradient, first)
+
+    def test_the_backward_pass_is_not_under_autocast(self):
+        class Island(Net):
+            def forward(self, x):
+                with torch.autocast("cuda", enabled=False):
+                    y = torch.einsum("nchw,oc->nohw", x.float(), self.mix)
+                return self.head(self.stem(y))
+
+            def __init__(self):
+                super().__init__()
+                self.mix = nn.Parameter(torch.randn(3, 3))
+
+        torch.manual_seed(0)
+        net, graphs, image = Island().cuda(), TrainingGraphs(), images(0)
+        gradients = []
+        for _ in range(3):
+            net.zero_grad()
+            with torch.autocast("cuda", torch.bfloat16):
+                out = graphs(net, net, (image,))
+            out.float().square().mean().backward()
+            gradients.append(net.mix.grad.clone())
+        assert graphs.captured(net) == 1
+        torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-5, atol=1e-7)
+
+    def test_more_settings_than_are_kept(self):
+        net, graphs = Net().cuda(), TrainingGraphs(most=2)
+
+        def step(count):
+            graphs(net, net, (images(0, count),))["logits"].mean().backward()
+
+        for count in (1, 1, 2):
+            step(count)
+        assert graphs.captured(net) == 2
+        with pytest.warns(UserWarning, match="more than 2 settings occur"):
+            step(3)
+        step(4)
+        assert graphs.captured(net) == 0
 
     def test_evaluation_is_not_captured(self):
         model = make(True)

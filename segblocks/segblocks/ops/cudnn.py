@@ -34,11 +34,12 @@ def convolve_into(
     """`target` = convolution of `x` (N, C, H, W), both channels_last, by PyTorch's settings."""
     flags = torch.backends.cudnn
     deterministic = flags.deterministic or torch.are_deterministic_algorithms_enabled()
-    how = (1, flags.benchmark, deterministic, _allows_tf32())
+    how = (1, flags.benchmark, deterministic, allows_tf32())
     torch.ops.aten.cudnn_convolution.out(x, weight, padding, stride, dilation, *how, out=target)
 
 
-def _allows_tf32() -> bool:
+def allows_tf32() -> bool:
+    """Whether convolutions in float32 may round their inputs to TF32."""
     # Where the setting by operation exists, reading the older one may raise.
     settings = getattr(torch.backends.cudnn, "conv", None)
     if settings is not None:
