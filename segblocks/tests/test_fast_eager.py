@@ -291,7 +291,8 @@ def test_averages_are_made_anew_after_a_change_in_place():
     first = conv(x).combine()  # x has been computed with averages behind it
     x.mul_(-1)
     second = conv(x).combine()
-    assert torch.equal(second, -first)
+    # The first averages are of pixels not yet rounded, the second of those that are stored.
+    assert (second + first).float().abs().max() <= 1e-2 * first.float().abs().max()
 
 
 def test_a_residual_that_is_nan_stays_nan():
@@ -318,6 +319,8 @@ def test_read_on_another_stream():
 
 
 def test_captured_in_a_graph():
+    """Outside `execute_with_grid` nothing is put off in a capture, so that sums and activations
+    start from what was stored, which is rounded."""
     net, x = network(torch.float16), blocks("mixed", 64, 32, torch.float16)
     expected = [y.combine() for y in net(x)]
     side = torch.cuda.Stream()
@@ -327,10 +330,13 @@ def test_captured_in_a_graph():
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = [y.combine() for y in net(x)]
-    graph.replay()
-    torch.cuda.synchronize()
-    for a, b in zip(found, expected):
-        assert torch.equal(a, b)
+    for _ in range(2):
+        for a in found:
+            a.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip(found, expected):
+            assert (a - b).float().abs().max() <= 1e-2 * b.float().abs().max()
 
 
 @HALF
