@@ -107,7 +107,7 @@ class _Convolution(torch.autograd.Function):
         if for_pixels and setting.stride == (1, 1) and takes_cudnn(grad, setting.groups):
             pixel_grad, for_pixels = _full_correlation(grad, weight, setting), False
         if for_pixels or for_weight:
-            wanted = (for_pixels, for_weight, False)
+            wanted = (for_pixels, for_weight)
             joined, weight_grad = _convolve_backward(pixels, weight, grad, setting, wanted)
             pixel_grad = joined if for_pixels else pixel_grad
         return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None
@@ -130,7 +130,7 @@ def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Sett
 
 
 def _convolve_backward(
-    pixels: Tensor, weight: Tensor, grad: Tensor, setting: Setting, wanted: tuple[bool, bool, bool]
+    pixels: Tensor, weight: Tensor, grad: Tensor, setting: Setting, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of pixels and weight, as far as wanted."""
     window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
@@ -139,7 +139,7 @@ def _convolve_backward(
         if not part.shape[0]:
             continue
         one, other, _ = torch.ops.aten.convolution_backward(
-            out, part, weight, None, *window, wanted
+            out, part, weight, None, *window, (*wanted, False)
         )
         pixel_grads.append(one)
         weight_grad = other if weight_grad is None or other is None else weight_grad.add_(other)
