@@ -11,12 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dataloaders.jitter import LUMA, NOTHING
+from dataloaders.jitter import LUMA
 
 _SUMMED, _WRITTEN = 4096, 1024  # pixels of a program of the first and the second kernel
 
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = (tl.constexpr(i) for i in range(4))
-_NOTHING = tl.constexpr(NOTHING)
 _RED, _GREEN, _BLUE = (tl.constexpr(x) for x in LUMA)
 _ROUNDS = tl.constexpr(1.5 * 2**23)  # added to a small float32, leaves no room for a fraction
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .fast.later import Later
 from .ops import build_slots
+from .ops.library import stored_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +82,9 @@ class BlockGrid:
         """(N*Gh*Gw,) int64: the image in the batch that each stored block belongs to."""
         return (self.cells // (self.shape[1] * self.shape[2])).long()
 
-    def stored_pixels(self, block: int) -> int:
-        """P, for high blocks of `block` pixels a side."""
-        return self.n_high * block * block + (self.n_blocks - self.n_high) * (block // 2) ** 2
+    def stored_pixels(self, block: int, more_y: int = 0, more_x: int = 0) -> int:
+        """P, for high blocks of `block` pixels a side; see `library.stored_pixels`."""
+        return stored_pixels(self.n_high, self.n_low, block, more_y, more_x)
 
     def image_of_pixel(self, block: int) -> Tensor:
         """(P,) int64: the image in the batch that each stored pixel belongs to."""

@@ -59,7 +59,9 @@ class CpuNetwork(PortableNetwork):
         block = image.shape[2] // grid.mask.shape[1] // 2
         channels = step.weight.shape[0]
         if step.output in self.own:  # the largest buffer of all: kept from call to call
-            pixels = self.first.rows(_rows(grid, block), image.new_empty((0, channels))).zero_()
+            pixels = self.first.rows(
+                grid.stored_pixels(block), image.new_empty((0, channels))
+            ).zero_()
             out = DualResTensor(pixels, grid, block)
         else:
             out = _zeros(image, grid, block, channels)
@@ -80,7 +82,7 @@ class CpuNetwork(PortableNetwork):
 
     def pool(self, step: PoolStep, x: DualResTensor) -> DualResTensor:
         block, channels = x.block // 2, x.pixels.shape[1]
-        out = x.like(x.pixels.new_empty((_rows(x.grid, block), channels)), block)
+        out = x.like(x.pixels.new_empty((x.grid.stored_pixels(block), channels)), block)
         for part, rows in zip(padded(x, 1, 0, -torch.inf, self.scratch), (out.highres, out.lowres)):
             if part.shape[0]:
                 rows.copy_(F.max_pool2d(part, 3, 2))
@@ -111,7 +113,7 @@ class CpuNetwork(PortableNetwork):
         if step.extra is None:
             return _zeros(x.pixels, x.grid, block, step.weight.shape[0])
         weight, every = self.shortcuts[id(step)], step.extra_stride
-        out = x.like(x.pixels.new_empty((_rows(x.grid, block), weight.shape[1])), block)
+        out = x.like(x.pixels.new_empty((x.grid.stored_pixels(block), weight.shape[1])), block)
         extra = values[step.extra]
         for part, rows in zip((extra.highres, extra.lowres), (out.highres, out.lowres)):
             read = part[:, :, ::every, ::every].permute(0, 2, 3, 1).reshape(-1, part.shape[1])
@@ -124,9 +126,5 @@ def _line(pixels: Tensor) -> Tensor:
     return pixels.t()[None, :, None]
 
 
-def _rows(grid: BlockGrid, block: int) -> int:
-    return grid.n_high * block**2 + grid.n_low * (block // 2) ** 2
-
-
 def _zeros(like: Tensor, grid: BlockGrid, block: int, channels: int) -> DualResTensor:
-    return DualResTensor(like.new_zeros((_rows(grid, block), channels)), grid, block)
+    return DualResTensor(like.new_zeros((grid.stored_pixels(block), channels)), grid, block)

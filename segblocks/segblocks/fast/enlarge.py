@@ -6,6 +6,7 @@ import torch
 
 from ..grid import BlockGrid
 from ..ops.cuda.upsample import plan as plan_upsample
+from ..ops.library import stored_pixels
 from ..rules.resize import find_scale
 from .buffers import new_rows
 from .norms import NormPlan, norm_plan, places
@@ -31,7 +32,7 @@ class Enlargement:
         device: torch.device,
     ):
         n_low = shape[0] * shape[1] * shape[2] - n_high
-        rows = (n_high * block**2 + n_low * (block // 2) ** 2) * scale**2
+        rows = stored_pixels(n_high, n_low, block) * scale**2
         self.block = block * scale
         self.stored = (rows, channels)
         self.dtype = dtype

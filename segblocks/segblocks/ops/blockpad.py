@@ -9,14 +9,12 @@ _SIDES = "int left, int right, int top, int bottom, bool replicate"
 
 
 def _fake_blockpad(pixels, slot, cells, n_high, block, left, right, top, bottom, replicate, fill):
-    width, height = left + right, top + bottom
-    high = n_high * (block + height) * (block + width)
-    low = (cells.shape[0] - n_high) * (block // 2 + height) * (block // 2 + width)
-    return pixels.new_empty((high + low, pixels.shape[1]))
+    rows = stored_pixels(n_high, cells.shape[0] - n_high, block, top + bottom, left + right)
+    return pixels.new_empty((rows, pixels.shape[1]))
 
 
 def _fake_blockpad_backward(grad, slot, cells, n_high, block, left, right, top, bottom, replicate):
-    return grad.new_empty((stored_pixels(cells, n_high, block, block), grad.shape[1]))
+    return grad.new_empty((stored_pixels(n_high, cells.shape[0] - n_high, block), grad.shape[1]))
 
 
 _blockpad = define(

@@ -19,7 +19,7 @@ def _fake_combine(pixels, slot, cells, n_high, block, legacy, channels_last=True
 
 
 def _fake_combine_backward(grad, slot, cells, n_high, block, legacy):
-    return grad.new_empty((stored_pixels(cells, n_high, block, block), grad.shape[1]))
+    return grad.new_empty((stored_pixels(n_high, cells.shape[0] - n_high, block), grad.shape[1]))
 
 
 _combine = define(

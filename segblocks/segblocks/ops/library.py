@@ -66,6 +66,9 @@ def _cuda_kernel(name: str) -> Callable:
     return launch
 
 
-def stored_pixels(cells: torch.Tensor, n_high: int, height: int, width: int) -> int:
-    """Pixels of a buffer whose high blocks are height × width and whose low ones half of it."""
-    return n_high * height * width + (cells.shape[0] - n_high) * (height // 2) * (width // 2)
+def stored_pixels(n_high: int, n_low: int, block: int, more_y: int = 0, more_x: int = 0) -> int:
+    """Pixels of a buffer: of high blocks of `block` a side and low ones of half of it, all of them
+    `more_y` rows and `more_x` columns larger."""
+    half = block // 2
+    high = n_high * (block + more_y) * (block + more_x)
+    return high + n_low * (half + more_y) * (half + more_x)

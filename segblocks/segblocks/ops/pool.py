@@ -14,12 +14,12 @@ _WINDOW = "int[2] kernel, int stride, int[2] dilation"
 
 def _fake_max_pool(pixels, slot, cells, n_high, block, *rest):
     side = block // rest[-2]
-    out = pixels.new_empty((stored_pixels(cells, n_high, side, side), pixels.shape[1]))
+    out = pixels.new_empty((stored_pixels(n_high, cells.shape[0] - n_high, side), pixels.shape[1]))
     return out, out.new_empty(out.shape, dtype=torch.uint8)
 
 
 def _fake_max_pool_backward(grad, taps, slot, cells, n_high, block, *rest):
-    return grad.new_empty((stored_pixels(cells, n_high, block, block), grad.shape[1]))
+    return grad.new_empty((stored_pixels(n_high, cells.shape[0] - n_high, block), grad.shape[1]))
 
 
 _max_pool = define(

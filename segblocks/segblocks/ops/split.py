@@ -9,7 +9,7 @@ _PLACE = "Tensor slot, Tensor cells, int n_high, int block"
 
 
 def _fake_split(image, slot, cells, n_high, block):
-    return image.new_empty((stored_pixels(cells, n_high, block, block), image.shape[1]))
+    return image.new_empty((stored_pixels(n_high, cells.shape[0] - n_high, block), image.shape[1]))
 
 
 def _fake_split_backward(grad, slot, cells, n_high, block, channels_last):

@@ -8,12 +8,12 @@ _PLACE = "Tensor slot, Tensor cells, int n_high, int block, int scale, bool lega
 
 
 def _fake_upsample(pixels, slot, cells, n_high, block, scale, legacy):
-    rows = stored_pixels(cells, n_high, block * scale, block * scale)
+    rows = stored_pixels(n_high, cells.shape[0] - n_high, block * scale)
     return pixels.new_empty((rows, pixels.shape[1]))
 
 
 def _fake_upsample_backward(grad, slot, cells, n_high, block, scale, legacy):
-    return grad.new_empty((stored_pixels(cells, n_high, block, block), grad.shape[1]))
+    return grad.new_empty((stored_pixels(n_high, cells.shape[0] - n_high, block), grad.shape[1]))
 
 
 _upsample = define("upsample", f"(Tensor pixels, {_PLACE}) -> Tensor", _fake_upsample)

@@ -52,10 +52,8 @@ class Setting(NamedTuple):
     def new_padded(self, like: Tensor, channels: int) -> Tensor:
         """An uninitialised buffer of blocks with their halo."""
         left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
-        grid, more, wide = self.grid, top + bottom, left + right
-        high = grid.n_high * (self.block + more) * (self.block + wide)
-        low = grid.n_low * (self.block // 2 + more) * (self.block // 2 + wide)
-        return like.new_empty((high + low, channels))
+        rows = self.grid.stored_pixels(self.block, top + bottom, left + right)
+        return like.new_empty((rows, channels))
 
     def blocks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
         """High and low blocks of a buffer of blocks with their halo."""

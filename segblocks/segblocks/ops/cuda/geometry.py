@@ -5,6 +5,8 @@ import struct
 import torch
 from torch import Tensor
 
+from .. import library
+
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 ITEMS = 4  # of common.cuh
 _INT32 = 2**31 - 1
@@ -60,11 +62,8 @@ def check_pixels(pixels: Tensor, rows: int) -> None:
 
 
 def stored_pixels(slot: Tensor, n_high: int, block: int, more_y: int = 0, more_x: int = 0) -> int:
-    """Pixels of a buffer whose blocks are more_y rows and more_x columns larger than stored."""
-    half = block // 2
-    n_low = slot.numel() - n_high
-    high = n_high * (block + more_y) * (block + more_x)
-    return high + n_low * (half + more_y) * (half + more_x)
+    """`library.stored_pixels` of the grid of `slot`."""
+    return library.stored_pixels(n_high, slot.numel() - n_high, block, more_y, more_x)
 
 
 def new_image(like: Tensor, slot: Tensor, block: int, channels_last: bool) -> Tensor:

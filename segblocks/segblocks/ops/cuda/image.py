@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..library import stored_pixels
 from . import geometry as geo
 from .module import Kernel, defines, multiprocessors, prepare
 
@@ -106,7 +107,7 @@ def _plan(*case) -> Kernel:
     n_low = n * gh * gw - case.n_high
     lengths = (n, c, gh * b, gw * b)
     extent = sum(stride * (length - 1) for stride, length in zip(case.strides, lengths))
-    stored = (case.n_high * b * b + n_low * half * half) * c
+    stored = stored_pixels(case.n_high, n_low, b) * c
 
     v = _planes(case) or _strips(case) or _rows(case) or _tile(case)
     constants = {

@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
+from ..library import stored_pixels
 from . import geometry as geo
 from .module import Kernel, defines, prepare
 
@@ -43,15 +44,8 @@ def max_pool(
     if out.numel():
         sides = (left, right, top, bottom, bool(replicate))
         window = (*kernel, stride, *dilation)
-        plan = _kernel("pool_blocks", pixels, out, taps, slot, n_high, block, sides, fill, window)
-        plan.launch(
-            device,
-            pixels.data_ptr(),
-            out.data_ptr(),
-            taps.data_ptr(),
-            slot.data_ptr(),
-            cells.data_ptr(),
-        )
+        where = (slot, cells, n_high, block)
+        _run("pool_blocks", pixels, out, taps, *where, sides, fill, window)
     return out, taps
 
 
@@ -88,16 +82,8 @@ def max_pool_backward(
     if pixels.numel():
         sides = (left, right, top, bottom, bool(replicate))
         window = (*kernel, stride, *dilation)
-        name = "pool_blocks_backward"
-        plan = _kernel(name, grad, pixels, taps, slot, n_high, block, sides, 0.0, window)
-        plan.launch(
-            grad.device,
-            grad.data_ptr(),
-            pixels.data_ptr(),
-            taps.data_ptr(),
-            slot.data_ptr(),
-            cells.data_ptr(),
-        )
+        where = (slot, cells, n_high, block)
+        _run("pool_blocks_backward", grad, pixels, taps, *where, sides, 0.0, window)
     return pixels
 
 
@@ -112,21 +98,22 @@ def _check(
     return rows, rows // stride**2
 
 
-def _kernel(
+def _run(
     name: str,
     source: Tensor,
     target: Tensor,
     taps: Tensor,
     slot: Tensor,
+    cells: Tensor,
     n_high: int,
     block: int,
     sides: Sides,
     fill: float,
     window: Window,
-) -> Kernel:
+) -> None:
     # An access to the taps has as many bytes as one to the pixels has elements.
     taps_at = taps.data_ptr() * source.element_size()
-    return _plan(
+    kernel = _plan(
         name,
         source.get_device(),
         source.dtype,
@@ -139,6 +126,8 @@ def _kernel(
         window,
         geo.alignment(source.data_ptr(), target.data_ptr(), taps_at),
     )
+    tensors = (source, target, taps, slot, cells)
+    kernel.launch(source.device, *(x.data_ptr() for x in tensors))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -165,7 +154,7 @@ def _plan(
     constants = defines(
         dtype=geo.DTYPES[dtype],
         vector=vector,
-        index64=geo.needs_int64((n_high * block**2 + n_low * half**2) * channels),
+        index64=geo.needs_int64(stored_pixels(n_high, n_low, block) * channels),
         kernel_y=height,
         kernel_x=width,
         stride=stride,

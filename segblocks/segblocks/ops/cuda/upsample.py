@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import Tensor
 
+from ..library import stored_pixels
 from . import geometry as geo
 from .module import Kernel, defines, prepare
 
@@ -106,7 +107,7 @@ def plan(
         high, low = (geo.frame_chunks(frame, _THREADS) for frame in frames)
         integers = [*frames[0], *frames[1]]
     where = geo.place(grid, n_high, block, channels, vector, high, low)
-    largest = (n_high * block * block + n_low * half * half) * scale * scale * channels
+    largest = stored_pixels(n_high, n_low, block) * scale * scale * channels
     constants = defines(
         dtype=geo.DTYPES[dtype],
         vector=vector,
