@@ -168,7 +168,7 @@ def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsy
     folder = run(tmp_path, "--max-steps", "1")
     good = (folder / "checkpoint.pth").read_bytes()
     monkeypatch.setattr(
-        Trainer, "_loss", lambda self, image, label: (_nan(self.model), {"loss": torch.zeros(())})
+        Trainer, "_loss", lambda self, *batch: (_nan(self.model), ("loss",), torch.zeros(1))
     )
     assert train.main(arguments(tmp_path, "--max-steps", "3")) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -249,10 +249,10 @@ def test_tensorboard_and_log_hold_what_they_should(tmp_path):
 def test_means_are_of_what_was_added_since_the_last_time():
     means = Means()
     for value in (1.0, 2.0, 6.0):
-        means.add({"a": torch.tensor(value)})
-    means.add({"b": torch.tensor(5)})
+        means.add(("a",), torch.tensor([value]))
+    means.add(("b",), torch.tensor([5.0]))
     assert means.pop() == {"a": 3.0, "b": 5.0}
-    means.add({"a": torch.tensor(1.0)})
+    means.add(("a",), torch.tensor([1.0]))
     assert means.pop(lambda x: 2 * x) == {"a": 2.0}
     assert means.pop() == {}
 
@@ -288,8 +288,9 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch):
-    flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes"]
+@pytest.mark.parametrize("loss", ["crossentropy", "bootstrap_ce", "ohem"])
+def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch, loss):
+    flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", "--loss", loss]
     captured = []
     monkeypatch.setattr(
         "segblocks.graphs.capture", lambda *given: captured.append(capture(*given)) or captured[-1]

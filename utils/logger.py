@@ -94,19 +94,15 @@ class RunLog:
 
 
 class Means:
-    """Running means of named 0-d tensors, kept on their device until they are read.
-
-    The values of one call are stacked: two launches a step, whatever their number.
-    """
+    """Running means of named numbers, kept on their device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], torch.Tensor] = {}
         self._counts: dict[tuple[str, ...], int] = {}
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        names = tuple(values)
-        stacked = torch.stack([value.detach().float() for value in values.values()])
-        self._sums[names] = self._sums[names] + stacked if names in self._sums else stacked
+    def add(self, names: tuple[str, ...], values: torch.Tensor) -> None:
+        """`values` (len(names),) float, without gradient."""
+        self._sums[names] = self._sums[names] + values if names in self._sums else values
         self._counts[names] = self._counts.get(names, 0) + 1
 
     def pop(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> dict[str, float]:

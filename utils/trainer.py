@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataloaders import SegmentationDataset, to_network
-from segblocks import TrainingGraphs
+from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous, save_checkpoint
 from utils.distributed import distributed
@@ -164,15 +164,16 @@ class Trainer:
             batch = [x.to(self.device, non_blocking=True) for x in (image, label, *changes)]
             image, label = to_network(*batch, channels_last=args.channels_last)
             with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
-                loss, stats = self._loss(image, label)
+                loss, names, values = self._loss(image, label)
                 # Losses of ranks add up, where DistributedDataParallel averages gradients.
                 self.run.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
-            means.add(stats)
+            means.add(names, values)
             self.finite.add(loss.detach(), index, self.progress.total_steps)
         if args.grad_clip:
             self.run.scaler.unscale_(self.run.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.grad_clip)
-            means.add({"gradient_norm": norm / self.ranks.count})  # to be added up, as the rest
+            share = norm.detach() / self.ranks.count  # to be added up, as the rest
+            means.add(("gradient_norm",), share[None])
         self.run.scaler.step(self.run.optimizer)
         self.run.scaler.update()
         if self.run.average:
@@ -184,18 +185,26 @@ class Trainer:
 
     def _loss(
         self, image: torch.Tensor, label: torch.Tensor
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Task loss plus policy loss, and what to log: all 0-d tensors on the device, this rank's
-        part of what all add up to."""
+    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
+        """See `_objective`."""
         amp = self.args.amp
+        options = forward_options(self.args, self.criterion, label)
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            result = self.network(image, **forward_options(self.args, self.criterion, label))
+            return self.network(image, **options, objective=self._objective, targets=(label,))
+
+    def _objective(
+        self, result: SegBlocksOutput, label: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
+        """Task loss plus policy loss, 0-d; names and values of what to log: this rank's part of
+        what all add up to. Captured with the network, so nothing here may read the device."""
         task, loss_map = self.criterion(result.logits, label)
         valid = label != self.dataset.info.ignore_index
         policy, stats = self.model.policy.loss(result, loss_map.detach(), valid)
         total = task + policy
         stats = {name: value / self.ranks.count for name, value in stats.items()}
-        return total, {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
+        stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
+        values = torch.stack([value.detach().float() for value in stats.values()])
+        return total, tuple(stats), values
 
     def _validate(self, log: RunLog) -> Evaluation:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""

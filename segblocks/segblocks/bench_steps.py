@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from . import ops
 from .graphs import TrainingGraphs
 from .grid import BlockGrid
-from .model import SegBlocksModel, execute_with_grid
+from .model import SegBlocksModel, SegBlocksOutput, execute_with_grid
 from .policy import build_policy
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -111,13 +111,12 @@ def training_calls(
     labels = torch.zeros(image.shape[0], *image.shape[2:], dtype=torch.long, device=image.device)
     valid = torch.ones_like(labels, dtype=torch.bool)
     dtype = PRECISIONS[precision]
+    losses = {m: partial(_objective, m) for m in (model, dense)}
 
     def step(model: SegBlocksModel, budget: float | None, graphs: TrainingGraphs | None) -> None:
         model.train_from_graphs(graphs)
         with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
-            result = model(image, budget=budget)
-        losses = ops.pixel_cross_entropy(result.logits, labels)
-        loss = losses.mean() + model.policy.loss(result, losses, valid)[0]
+            loss = model(image, budget, objective=losses[model], targets=(labels, valid))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -129,6 +128,13 @@ def training_calls(
         calls["blocks graphs"] = partial(step, model, options.share, TrainingGraphs())
     calls["blocks"]()  # Adam's moments are no variant's own
     return calls
+
+
+def _objective(
+    model: SegBlocksModel, result: SegBlocksOutput, labels: Tensor, valid: Tensor
+) -> Tensor:
+    losses = ops.pixel_cross_entropy(result.logits, labels)
+    return losses.mean() + model.policy.loss(result, losses, valid)[0]
 
 
 def measure(

@@ -50,7 +50,8 @@ class Captured:
         forward: its graphs, in order.
         constant: numbers of the outputs without gradient.
         output_gradients: what the backward pass reads.
-        gradients: of the parameters; None for those that the outputs do not depend on.
+        differentiable: numbers of the inputs with gradient.
+        gradients: of those inputs, then of the parameters; None for what no output depends on.
         structure: what the network returns, with a Place for each tensor.
         kept: whatever the setting is told by, so that nothing else gets its identity.
     """
@@ -61,6 +62,7 @@ class Captured:
     outputs: list[Tensor]
     constant: list[int]
     output_gradients: list[Tensor]
+    differentiable: list[int]
     parameters: list[Tensor]
     gradients: list[Tensor | None]
     structure: Any
@@ -68,14 +70,16 @@ class Captured:
 
     def run(self, inputs: tuple[Tensor, ...], ticket: Ticket) -> Any:
         """What the network returns for other inputs of the same layout, with its gradient."""
-        outputs = iter(_Replay.apply(self, ticket, inputs, *self.parameters))
+        given = (*(inputs[i] for i in self.differentiable), *self.parameters)
+        outputs = iter(_Replay.apply(self, ticket, inputs, *given))
         return map_structure(self.structure, Place, lambda _: next(outputs))
 
 
 def capture(
     net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
 ) -> Captured:
-    """Capture `function(*inputs)` and the gradient of its outputs in the parameters of `net`.
+    """Capture `function(*inputs)` and the gradient of its outputs in the parameters of `net` and in
+    those inputs that require it.
 
     Raises:
         CaptureFailed: something in it waits for the device, or is no part of a graph otherwise;
@@ -103,11 +107,15 @@ def _capture(
     net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
 ) -> Captured:
     fixed = [buffers.like(x, "input", i) for i, x in enumerate(inputs)]
+    differentiable = [i for i, x in enumerate(inputs) if x.requires_grad]
+    # Of the same memory, but leaves of what autograd records here.
+    own_inputs = [x.detach().requires_grad_(i in differentiable) for i, x in enumerate(fixed)]
     parameters = [p for p in net.parameters() if p.requires_grad]
-    gradients = [buffers.like(p, "gradient", id(p)) for p in parameters]
+    gradients = [buffers.like(fixed[i], "input gradient", i) for i in differentiable]
+    gradients += [buffers.like(p, "gradient", id(p)) for p in parameters]
     forward, leave, backward = (torch.cuda.CUDAGraph() for _ in range(3))
     with _stand_ins(net) as stand_ins, _into(forward, buffers.pool):
-        result = function(*fixed)
+        result = function(*own_inputs)
     tensors = find(result, Tensor)
     _check(result, tensors, parameters)
     outputs = [buffers.like(t, "output", i) for i, t in enumerate(tensors)]
@@ -120,7 +128,7 @@ def _capture(
     with _into(backward, buffers.pool), torch.autocast("cuda", enabled=False):
         found = torch.autograd.grad(
             [t for t, _ in roots],
-            [stand_ins[p] for p in parameters],
+            [own_inputs[i] for i in differentiable] + [stand_ins[p] for p in parameters],
             [g for _, g in roots],
             allow_unused=True,
         )
@@ -133,6 +141,7 @@ def _capture(
         outputs=outputs,
         constant=[i for i, t in enumerate(tensors) if not t.requires_grad],
         output_gradients=output_gradients,
+        differentiable=differentiable,
         parameters=parameters,
         gradients=[None if f is None else g for g, f in zip(gradients, found)],
         structure=map_structure(result, Tensor, lambda _: Place()),
@@ -193,7 +202,7 @@ def _stand_ins(net: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, captured: Captured, ticket: Ticket, inputs: tuple[Tensor, ...], *parameters
+        ctx: Any, captured: Captured, ticket: Ticket, inputs: tuple[Tensor, ...], *differentiable
     ) -> tuple[Tensor, ...]:
         ctx.captured, ctx.ticket = captured, ticket
         ctx.set_materialize_grads(False)
@@ -217,12 +226,17 @@ class _Replay(torch.autograd.Function):
         ticket.done = True
         for buffer, x in zip(captured.output_gradients, entering):
             buffer.zero_() if x is None else buffer.copy_(x)
-        for parameter, gradient in zip(captured.parameters, captured.gradients):
+        few = len(captured.differentiable)
+        of_inputs, of_parameters = captured.gradients[:few], captured.gradients[few:]
+        for parameter, gradient in zip(captured.parameters, of_parameters):
             if gradient is not None and _same_memory(parameter.grad, gradient):
                 parameter.grad = parameter.grad.clone()
         captured.backward.replay()
-        # New tensors over the same memory: autograd makes them `.grad` without a copy.
-        return (None, None, None, *(g if g is None else g.detach() for g in captured.gradients))
+        # New tensors over the same memory: autograd makes them `.grad` without a copy. Gradients of
+        # inputs go on to whoever computed those.
+        of_inputs = (g if g is None else g.clone() for g in of_inputs)
+        of_parameters = (g if g is None else g.detach() for g in of_parameters)
+        return (None, None, None, *of_inputs, *of_parameters)
 
 
 def _same_memory(x: Tensor | None, y: Tensor) -> bool:

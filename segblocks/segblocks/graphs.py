@@ -8,6 +8,7 @@ and replayed from then on, with the same results to rounding.
 import warnings
 import weakref
 from collections.abc import Callable, Hashable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,7 +20,10 @@ from .capture import Buffers, Captured, CaptureFailed, Ticket, capture, layout
 from .dispatch import current_recorder
 from .ops.cudnn import allows_tf32
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_hooks = attrgetter(
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+)
+_trains, _requires_grad = attrgetter("training"), attrgetter("requires_grad")
 
 
 class TrainingGraphs:
@@ -51,24 +55,33 @@ class TrainingGraphs:
     def __reduce__(self):
         return TrainingGraphs, (self.most,)  # the copy of a network captures for itself
 
+    def look(self, net: nn.Module) -> Hashable | None:
+        """What `__call__` needs to know of the modules, where there is time to find out earlier:
+        they must not be changed in between."""
+        return self._graphs_of(net).parts.state()
+
     def __call__(
-        self, net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable = ()
+        self,
+        net: nn.Module,
+        function: Callable,
+        inputs: tuple[Tensor, ...],
+        setting: Hashable = (),
+        seen: Hashable | None = None,
     ) -> Any:
-        """`function(*inputs)`, differentiable in the parameters of `net`.
+        """`function(*inputs)`, differentiable in the parameters of `net` and in `inputs`.
 
         Args:
             net: the modules that `function` runs.
             function: tensors → tensors in nested tuples, lists and dicts.
-            inputs: tensors of one device, of any shapes, without gradient.
+            inputs: tensors of one device, of any shapes.
             setting: whatever else `function` depends on.
+            seen: what `look` returned; without it, it is asked now.
         """
         if not _can_be_captured(inputs):
             return function(*inputs)
-        graphs = self._of_net.get(net)
-        if graphs is None:
-            graphs = self._of_net[net] = _Graphs(net, self.most)
+        graphs = self._graphs_of(net)
         try:
-            captured = graphs.find(function, inputs, setting)
+            captured = graphs.find(function, inputs, setting, seen)
         except CaptureFailed as failure:
             for other in self._of_net.values():  # they draw from a generator that is now replaced
                 other.drop()
@@ -78,6 +91,12 @@ class TrainingGraphs:
                 )
             captured = None
         return function(*inputs) if captured is None else graphs.replay(captured, inputs)
+
+    def _graphs_of(self, net: nn.Module) -> "_Graphs":
+        graphs = self._of_net.get(net)
+        if graphs is None:
+            graphs = self._of_net[net] = _Graphs(net, self.most)
+        return graphs
 
     def captured(self, net: nn.Module) -> int:
         """Number of settings that `net` has graphs of."""
@@ -98,7 +117,11 @@ class _Graphs:
         self.waiting: Callable[[], Ticket | None] = lambda: None
 
     def find(
-        self, function: Callable, inputs: tuple[Tensor, ...], setting: Hashable
+        self,
+        function: Callable,
+        inputs: tuple[Tensor, ...],
+        setting: Hashable,
+        seen: Hashable | None,
     ) -> Captured | None:
         """The graphs of this setting, captured now if need be; None: run as written.
 
@@ -108,10 +131,10 @@ class _Graphs:
         waiting = self.waiting()
         if self.given_up or (waiting is not None and not waiting.done):
             return None
-        parts = self.parts.state()
+        parts = self.parts.state() if seen is None else seen
         if parts is None:
             return None
-        key = (setting, parts, *(layout(x) for x in inputs), _modes())
+        key = (setting, parts, *((layout(x), x.requires_grad) for x in inputs), _modes())
         if key in self.captured:
             return self.captured[key]
         if key not in self.passed and (torch.backends.cudnn.benchmark or not self.passed):
@@ -156,6 +179,9 @@ class Parts:
         self._net = weakref.ref(net)  # which owns these graphs as long as it lives
         self._below: list[nn.Module] = []
         self._children: list[tuple[int, ...]] = []
+        self._last: list[Any] = []
+        self._numbers: dict[Hashable, int] = {}
+        self._number = -1
 
     @property
     def net(self) -> nn.Module:
@@ -167,22 +193,30 @@ class Parts:
         """Equal for equal parts in equal modes; None where nothing can be captured."""
         net = self.net
         modules = [net, *self._below]
-        if [_identities(m._modules) for m in modules] != self._children:
+        if list(map(_identities, modules)) != self._children:
             modules = list(net.modules())
             self._below = modules[1:]
-            self._children = [_identities(m._modules) for m in modules]
-        if any(getattr(m, hooks) for m in modules for hooks in _HOOKS):
+            self._children = list(map(_identities, modules))
+            self._last = []
+        if any(map(any, map(_hooks, modules))):
             return None
         tensors = [
-            (id(t), t.data_ptr(), t.shape, t.requires_grad)
+            t
             for m in modules
             for held in (m._parameters, m._buffers)
             for t in held.values()
             if t is not None
         ]
-        if not any(wanted for *_, wanted in tensors):
+        wanted = list(map(_requires_grad, tensors))
+        if True not in wanted:
             return None
-        return tuple(self._children), tuple(m.training for m in modules), tuple(tensors)
+        addresses, shapes = map(Tensor.data_ptr, tensors), map(Tensor.size, tensors)
+        now = [*map(_trains, modules), *wanted, *map(id, tensors), *addresses, *shapes]
+        if now != self._last:
+            key = (tuple(self._children), tuple(now))
+            self._number = self._numbers.setdefault(key, len(self._numbers))
+            self._last = now
+        return self._number
 
     def everything(self) -> list[Any]:
         """What identities in `state` stand for."""
@@ -190,15 +224,15 @@ class Parts:
         return [*self._below, *net.parameters(), *net.buffers()]
 
 
-def _identities(held: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(map(id, held.values()))
+def _identities(module: nn.Module) -> tuple[int, ...]:
+    """Of its children."""
+    return tuple(map(id, module._modules.values()))
 
 
 def _can_be_captured(inputs: tuple[Tensor, ...]) -> bool:
     return (
         inputs[0].is_cuda
         and torch.is_grad_enabled()
-        and not any(x.requires_grad for x in inputs)
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None
         and current_recorder() is None

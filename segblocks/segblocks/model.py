@@ -1,8 +1,8 @@
 """A network, a policy, and the forward pass that joins them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, fields, replace
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -111,7 +111,9 @@ class SegBlocksModel(nn.Module):
         budget: float | int | None = None,
         pixel_loss: Callable[[Tensor], Tensor] | None = None,
         block_gain: Tensor | None = None,
-    ) -> SegBlocksOutput:
+        objective: Callable[..., Any] | None = None,
+        targets: tuple[Tensor, ...] = (),
+    ) -> Any:
         """Decide, split, run the network, combine.
 
         Args:
@@ -121,9 +123,15 @@ class SegBlocksModel(nn.Module):
                 what the policy was trained for; nothing is read back to the host.
             pixel_loss: for the oracle: logits → loss of each pixel (N, H, W).
             block_gain: for the oracle, instead: what `block_gain` has found.
+            objective: (SegBlocksOutput, *targets) → what to return in its place, tensors in
+                tuples, lists and dicts: the losses of a training step. It runs without autocast,
+                and from CUDA graphs if the network does; the same object each time, or all would
+                be captured again.
+            targets: (…) tensors, the labels for example.
 
         Returns:
-            SegBlocksOutput: logits, grid and the policy's record, under the names of `Decision`.
+            SegBlocksOutput: logits, grid and the policy's record, under the names of `Decision`;
+            or what `objective` returns.
         """
         if image.dim() != 4 or not image.is_floating_point():
             raise TypeError(
@@ -133,27 +141,71 @@ class SegBlocksModel(nn.Module):
         padded = pad_to_blocks(image, self.policy.block_size)
         if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
+        # Before the policy, which may wait for the device: then there is time.
+        seen = self.graphs.look(self.net) if self._may_be_captured(padded) else None
         decision = self.policy(padded, budget, block_gain)
-        logits = self._run(padded, decision.grid, decision.n_high)
-        return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
+        if objective is None:
+            logits = self._run(padded, decision.grid, decision.n_high, seen)
+            return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
+        return self._judge(padded, decision, size, objective, targets, seen)
 
     @property
     def is_dense(self) -> bool:
         """True for the `disabled` policy, which runs the network as it is."""
         return isinstance(self.policy, DisabledPolicy)
 
-    def _run(self, padded: Tensor, mask: Tensor, n_high: int | None) -> Any:
-        def on_blocks(image: Tensor, mask: Tensor) -> Any:
-            grid = BlockGrid.from_mask(mask, n_high, self.legacy_upsample)
-            return execute_with_grid(self.net, image, grid)
+    def _may_be_captured(self, image: Tensor) -> bool:
+        return self.graphs is not None and image.is_cuda and torch.is_grad_enabled()
 
+    def _run(
+        self, padded: Tensor, mask: Tensor, n_high: int | None, seen: Hashable | None = None
+    ) -> Any:
+        """The network on `padded`; from graphs where it can be."""
+        inputs = (padded,) if self.is_dense else (padded, mask)
+        return self._from_graphs(partial(self._network, n_high), inputs, n_high, (), seen)
+
+    def _network(self, n_high: int | None, padded: Tensor, mask: Tensor | None = None) -> Any:
         if self.is_dense:
-            run, inputs = self.net, (padded,)
-        else:
-            run, inputs = on_blocks, (padded, mask)
+            return self.net(padded)
+        grid = BlockGrid.from_mask(mask, n_high, self.legacy_upsample)
+        return execute_with_grid(self.net, padded, grid)
+
+    def _judge(
+        self,
+        padded: Tensor,
+        decision: Decision,
+        size: tuple[int, int],
+        objective: Callable[..., Any],
+        targets: tuple[Tensor, ...],
+        seen: Hashable | None,
+    ) -> Any:
+        """`objective` of the network's output, the two together; from graphs where they can be."""
+        record = {field.name: getattr(decision, field.name) for field in fields(decision)}
+        told = {name: value for name, value in record.items() if isinstance(value, Tensor)}
+        n_high, names = decision.n_high, tuple(told)
+
+        def run(image: Tensor, *tensors: Tensor) -> Any:
+            again = replace(decision, **dict(zip(names, tensors)))
+            logits = self._network(n_high, image, again.grid)
+            output = _output(again, crop_output(logits, tuple(image.shape[2:]), size))
+            with torch.autocast(image.device.type, enabled=False):
+                return objective(output, *tensors[len(names) :])
+
+        setting = (objective, names, decision.stochastic, size)
+        return self._from_graphs(run, (padded, *told.values(), *targets), n_high, setting, seen)
+
+    def _from_graphs(
+        self,
+        function: Callable,
+        inputs: tuple[Tensor, ...],
+        n_high: int | None,
+        setting: tuple,
+        seen: Hashable | None,
+    ) -> Any:
         if self.graphs is None or n_high is None:
-            return run(*inputs)
-        return self.graphs(self.net, run, inputs, (n_high, self.legacy_upsample))
+            return function(*inputs)
+        setting = (n_high, self.legacy_upsample, *setting)
+        return self.graphs(self.net, function, inputs, setting, seen)
 
     @torch.no_grad()
     def block_gain(self, image: Tensor, pixel_loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Training from CUDA graphs gives what training without them gives."""
 
 import copy
+import functools
 import gc
 import warnings
 import weakref
@@ -15,6 +16,13 @@ from segblocks import SegBlocksModel, TrainingGraphs, build_policy
 from segblocks.graphs import Parts
 
 BLOCK = 32
+POLICIES = {
+    "disabled": {},
+    "random": {},
+    "reinforce": {"quantize_percentage": 1 / 8},
+    "reinforce gain": {"quantize_percentage": 1 / 8, "reward": "gain", "entropy_weight": 0.1},
+    "reinforce budgets": {"budgets": (0.2, 0.8), "quantize_percentage": 1 / 4},
+}
 gpu = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -58,17 +66,41 @@ def images(seed, n=2):
 
 
 def loss_of(model, image):
+    """-> the loss, the number of high blocks."""
     result = model(image)
+    return objective_of(model, result), result.n_high
+
+
+def judged(model, image):
+    """The same by a forward pass that computes the loss, given labels."""
+    labels = (image[:, 0] > 0).long()
+    loss, count = model(image, objective=judge_of(model), targets=(labels,))
+    return loss, int(count)
+
+
+@functools.cache
+def judge_of(model):
+    def judge(result, labels):
+        assert not torch.is_autocast_enabled(labels.device.type)
+        loss = objective_of(model, result)
+        at = F.interpolate(labels[:, None].float(), scale_factor=0.5)
+        loss = loss + (result.logits["logits"].float() * at).mean()
+        return loss, result.grid.sum()
+
+    return judge
+
+
+def objective_of(model, result):
     logits, features = result.logits["logits"], result.logits["features"][0]
     loss = logits.square().mean() + (logits.float().logsumexp(1) - features.float().mean(1)).mean()
     if model.policy.learns:
         loss_map = logits.detach().float().square().mean(1)
         loss_map = F.interpolate(loss_map[None], scale_factor=2)[0]
         loss = loss + model.policy.loss(result, loss_map, torch.ones_like(loss_map).bool())[0]
-    return loss, result.n_high
+    return loss
 
 
-def train(model, steps=8, amp=None, accumulate=1):
+def train(model, steps=8, amp=None, accumulate=1, loss_of=loss_of):
     """-> losses, numbers of high blocks."""
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     torch.manual_seed(1)
@@ -105,11 +137,13 @@ class TestOnCuda:
     pytestmark = gpu
 
     @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize("policy", ["disabled", "random", "reinforce"])
-    def test_weights_and_losses_are_those_without_graphs(self, policy, amp, deterministic):
-        options = {} if policy != "reinforce" else {"quantize_percentage": 1 / 8}
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("loss_of", [loss_of, judged], ids=["network", "objective"])
+    def test_weights_and_losses_are_those_without_graphs(self, policy, amp, loss_of, deterministic):
+        options = POLICIES[policy]
+        policy = policy.split()[0]
         models = [make(graphs, policy, **options) for graphs in (False, True)]
-        (plain, counts), (graphed, same_counts) = (train(m, 7, amp) for m in models)
+        (plain, counts), (graphed, same_counts) = (train(m, 7, amp, 1, loss_of) for m in models)
         assert counts == same_counts
         assert captured(models[1]) >= 1
         # Libraries may add up in another order in a graph: from 1e-9 on, differences grow by steps.
@@ -118,6 +152,21 @@ class TestOnCuda:
         other = models[1].state_dict()
         for name, value in models[0].state_dict().items():
             torch.testing.assert_close(other[name], value, **close, msg=name)
+
+    def test_exploration_is_no_part_of_a_graph(self, deterministic):
+        grads = []
+        for graphs in (False, True):
+            model = make(graphs, "reinforce", quantize_percentage=1.0)
+            grads.append([])
+            for exploration in (1.0, 0.5, 0.25, 0.0):
+                model.policy.exploration = exploration
+                model.zero_grad()
+                torch.manual_seed(2)
+                judged(model, images(0))[0].backward()
+                grads[-1] += [p.grad.clone() for p in model.policy.parameters()]
+        assert captured(model) == 1
+        for one, two in zip(*grads):
+            torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
 
     def test_random_numbers_go_on(self):
         model = make(True, net=Net(dropout=0.5))
@@ -324,6 +373,28 @@ def test_on_the_cpu_everything_is_as_without():
         losses[-1].backward()
     assert torch.equal(*losses)
     assert captured(models[1]) == 0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_objective_is_computed_from_what_the_model_returns(policy):
+    options = POLICIES[policy]
+    model = make(False, policy.split()[0], device="cpu", **options)
+    image = torch.randn(2, 3, 3 * BLOCK - 5, 4 * BLOCK)
+    twice = []
+    for how in ("returned", "given"):
+        torch.manual_seed(4)
+        model.zero_grad()
+        if how == "returned":
+            result = model(image)
+            found = {"loss": result.logits["logits"].square().mean() + result.share}
+        else:
+            found = model(
+                image, objective=lambda r: {"loss": r.logits["logits"].square().mean() + r.share}
+            )
+        found["loss"].backward()
+        twice.append([found["loss"].detach(), *(p.grad for p in model.net.head.parameters())])
+    for one, two in zip(*twice):
+        torch.testing.assert_close(two, one)
 
 
 def test_parts_notice_what_changes():

@@ -64,6 +64,14 @@ class ReinforcePolicy(Policy):
         self.policy_net = PolicyNet(block_size)
         self.critic = Critic(block_size) if reward == "gain" else None
         self.register_buffer("threshold", torch.zeros(()))
+        # `exploration` on the device: the loss may be part of a CUDA graph, which keeps numbers.
+        self.register_buffer("_explored", torch.zeros(()), persistent=False)
+
+    @Policy.exploration.setter
+    def exploration(self, value: float) -> None:
+        if value != self._exploration:
+            self._explored.fill_(value)
+        self._exploration = value
 
     def forward(
         self,
@@ -189,7 +197,7 @@ class ReinforcePolicy(Policy):
         yet where grids are at random."""
         if self.budgets is not None:
             return torch.zeros_like(share)
-        weight = (1 - self.exploration) * self.sparsity_weight
+        weight = (1 - self._explored) * self.sparsity_weight
         return weight * (self.percent_target - share)
 
     def _mean(self, values: Tensor, mask: Tensor) -> Tensor:
