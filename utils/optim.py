@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Adam
 
 
@@ -15,7 +15,8 @@ def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
 
     The decoder takes --lr and --weight-decay; a pretrained backbone a quarter of both
     (--lr-finetune-factor), one from scratch the same as the decoder; the policy its own factors.
-    A group without parameters is left out.
+    A group without parameters is left out. On CUDA rates are 0-d tensors, so that a step may be
+    part of a CUDA graph.
     """
     groups: dict[str, list[nn.Parameter]] = {"decoder": [], "backbone": [], "policy": []}
     for name, parameter in model.named_parameters():
@@ -26,19 +27,25 @@ def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
         "backbone": (backbone, backbone),
         "policy": (args.segblocks_policy_lr_factor, args.segblocks_policy_wd_factor),
     }
+    first = next(model.parameters())
+
+    def rate(value: float) -> float | Tensor:
+        return torch.tensor(value, device=first.device) if first.is_cuda else value
+
     return Adam(
         [
             {
                 "name": name,
                 "params": parameters,
-                "lr": args.lr * factors[name][0],
+                "lr": rate(args.lr * factors[name][0]),
                 "weight_decay": args.weight_decay * factors[name][1],
             }
             for name, parameters in groups.items()
             if parameters
         ],
         betas=(0.5, 0.999),
-        fused=_on_cuda(model),
+        fused=first.is_cuda,
+        capturable=first.is_cuda,
     )
 
 
@@ -58,7 +65,7 @@ class CosineSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
         self.optimizer, self.epochs, self.end = optimizer, args.epochs, args.lr_end
-        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.go_to(0)
 
     def go_to(self, epoch: int) -> None:
@@ -66,7 +73,11 @@ class CosineSchedule:
         self.epoch = epoch
         left = (1 + math.cos(math.pi * min(epoch, self.epochs) / self.epochs)) / 2
         for group, rate in zip(self.optimizer.param_groups, self.rates):
-            group["lr"] = self.end + (rate - self.end) * left if rate else 0.0
+            now = self.end + (rate - self.end) * left if rate else 0.0
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(now)
+            else:
+                group["lr"] = now
 
     def step(self) -> None:
         """On to the next epoch."""
@@ -88,5 +99,35 @@ def restore(
     schedule.go_to(saved["scheduler"]["last_epoch"])
 
 
-def _on_cuda(model: nn.Module) -> bool:
-    return next(model.parameters()).is_cuda
+class GraphedStep:
+    """`optimizer.step()` from a CUDA graph, as long as weights and gradients lie where they lay.
+
+    The optimiser must be capturable, with rates that are tensors.
+    """
+
+    MOST = 8  # captures; where gradients move more often than that, steps run as written
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.graphs: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
+
+    def __call__(self) -> None:
+        gradients = (0 if p.grad is None else p.grad.data_ptr() for p in self._parameters)
+        places = (*map(Tensor.data_ptr, self._parameters), *gradients)
+        graph = self.graphs.get(places)
+        if graph is None and self._may_capture():
+            graph = self.graphs[places] = torch.cuda.CUDAGraph()
+            # Threads that pin memory for the next batch go on meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.optimizer.step()
+        if graph is None:
+            self.optimizer.step()
+        else:
+            graph.replay()
+
+    def _may_capture(self) -> bool:
+        # Moments that a step makes are not for a graph, which would make them again each time.
+        state = self.optimizer.state
+        known = all(p in state for p in self._parameters if p.grad is not None)
+        return known and len(self.graphs) < self.MOST

@@ -21,6 +21,7 @@ from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
+from utils.optim import GraphedStep
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
 from utils.resume import LATEST, Progress, Told
@@ -50,11 +51,14 @@ class Trainer:
         self.model, self.args, self.device, self.ranks = model, args, device, ranks
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
-        if device.type == "cuda" and args.cuda_graphs and ranks.count == 1:
-            model.train_from_graphs(TrainingGraphs())
+        from_graphs = device.type == "cuda" and args.cuda_graphs and ranks.count == 1
+        model.train_from_graphs(TrainingGraphs() if from_graphs else None)
         self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)
+        # A scaler decides after each backward pass whether there is a step at all.
+        graphed = from_graphs and not self.run.scaler.is_enabled()
+        self._graphed_step = GraphedStep(self.run.optimizer) if graphed else None
         # Training images as validation sees them, where the policy's threshold is fitted on them.
         self.calibration_set: SegmentationDataset | None = None
         self.known_macs: dict = {}
@@ -166,7 +170,9 @@ class Trainer:
             with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
                 loss, names, values = self._loss(image, label)
                 # Losses of ranks add up, where DistributedDataParallel averages gradients.
-                self.run.scaler.scale(loss * (self.ranks.count / args.accumulate)).backward()
+                weight = self.ranks.count / args.accumulate
+                scaled = self.run.scaler.scale(loss if weight == 1 else loss * weight)
+                TrainingGraphs.backward(scaled)
             means.add(names, values)
             self.finite.add(loss.detach(), index, self.progress.total_steps)
         if args.grad_clip:
@@ -174,8 +180,11 @@ class Trainer:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.grad_clip)
             share = norm.detach() / self.ranks.count  # to be added up, as the rest
             means.add(("gradient_norm",), share[None])
-        self.run.scaler.step(self.run.optimizer)
-        self.run.scaler.update()
+        if self._graphed_step is None:
+            self.run.scaler.step(self.run.optimizer)
+            self.run.scaler.update()
+        else:
+            self._graphed_step()
         if self.run.average:
             self.run.average.update(self.progress.total_steps + 1)
 
@@ -244,7 +253,8 @@ class Trainer:
 
     def _log_step(self, log: RunLog, means: Means, rate: float) -> None:
         at, values = self.progress, means.pop(self.ranks.replicas.total)
-        rates = {f"lr/{group['name']}": group["lr"] for group in self.run.optimizer.param_groups}
+        groups = self.run.optimizer.param_groups
+        rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}

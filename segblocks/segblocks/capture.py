@@ -1,6 +1,6 @@
 """One forward and one backward pass of a network as CUDA graphs; see `graphs` for when."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -205,6 +205,7 @@ class _Replay(torch.autograd.Function):
         ctx: Any, captured: Captured, ticket: Ticket, inputs: tuple[Tensor, ...], *differentiable
     ) -> tuple[Tensor, ...]:
         ctx.captured, ctx.ticket = captured, ticket
+        ctx.entered = differentiable[: len(captured.differentiable)]
         ctx.set_materialize_grads(False)
         for buffer, x in zip(captured.inputs, inputs):
             buffer.copy_(x)
@@ -217,26 +218,62 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *entering: Tensor | None) -> tuple:
-        captured, ticket = ctx.captured, ctx.ticket
-        if ticket.done:
-            raise RuntimeError(
-                "backward through a captured network a second time: what it needs is gone; call "
-                "the model again, or train without TrainingGraphs"
-            )
-        ticket.done = True
-        for buffer, x in zip(captured.output_gradients, entering):
-            buffer.zero_() if x is None else buffer.copy_(x)
-        few = len(captured.differentiable)
-        of_inputs, of_parameters = captured.gradients[:few], captured.gradients[few:]
-        for parameter, gradient in zip(captured.parameters, of_parameters):
-            if gradient is not None and _same_memory(parameter.grad, gradient):
-                parameter.grad = parameter.grad.clone()
-        captured.backward.replay()
+        of_inputs, of_parameters = _replay_backward(ctx.captured, ctx.ticket, entering)
         # New tensors over the same memory: autograd makes them `.grad` without a copy. Gradients of
         # inputs go on to whoever computed those.
         of_inputs = (g if g is None else g.clone() for g in of_inputs)
         of_parameters = (g if g is None else g.detach() for g in of_parameters)
         return (None, None, None, *of_inputs, *of_parameters)
+
+
+def _replay_backward(
+    captured: Captured, ticket: Ticket, entering: Sequence[Tensor | None]
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """-> the buffers with the gradients of inputs and of parameters."""
+    if ticket.done:
+        raise RuntimeError(
+            "backward through a captured network a second time: what it needs is gone; call "
+            "the model again, or train without TrainingGraphs"
+        )
+    ticket.done = True
+    for buffer, x in zip(captured.output_gradients, entering):
+        buffer.zero_() if x is None else buffer.copy_(x)
+    few = len(captured.differentiable)
+    of_inputs, of_parameters = captured.gradients[:few], captured.gradients[few:]
+    for parameter, gradient in zip(captured.parameters, of_parameters):
+        if gradient is not None and _same_memory(parameter.grad, gradient):
+            parameter.grad = parameter.grad.clone()
+    captured.backward.replay()
+    return of_inputs, of_parameters
+
+
+def backward(loss: Tensor) -> None:
+    """What `loss.backward()` does, with fewer steps of Python where the loss is what a replay has
+    returned and no hook of a parameter waits for its gradient."""
+    node = loss.grad_fn
+    if (
+        getattr(node, "_forward_cls", None) is not _Replay
+        or loss._backward_hooks
+        or loss.numel() != 1
+        or torch.is_anomaly_enabled()
+        or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in node.captured.parameters)
+    ):
+        loss.backward()
+        return
+    entering: list[Tensor | None] = [None] * len(node.captured.outputs)
+    entering[loss.output_nr] = torch.ones_like(loss, requires_grad=False)
+    with torch.no_grad():
+        of_inputs, of_parameters = _replay_backward(node.captured, node.ticket, entering)
+        for parameter, gradient in zip(node.captured.parameters, of_parameters):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient.detach()
+            else:
+                parameter.grad.add_(gradient)
+    onward = [(x, g) for x, g in zip(node.entered, of_inputs) if g is not None]
+    if onward:
+        torch.autograd.backward([x for x, _ in onward], [g.clone() for _, g in onward])
 
 
 def _same_memory(x: Tensor | None, y: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .capture import Buffers, Captured, CaptureFailed, Ticket, capture, layout
+from .capture import Buffers, Captured, CaptureFailed, Ticket, backward, capture, layout
 from .dispatch import current_recorder
 from .ops.cudnn import allows_tf32
 
@@ -54,6 +54,12 @@ class TrainingGraphs:
 
     def __reduce__(self):
         return TrainingGraphs, (self.most,)  # the copy of a network captures for itself
+
+    @staticmethod
+    def backward(loss: Tensor) -> None:
+        """`loss.backward()`, with fewer steps of Python if `loss` came out of a graph, as that of
+        an `objective` does. Gradients become `.grad` or are added to it, as ever."""
+        backward(loss)
 
     def look(self, net: nn.Module) -> Hashable | None:
         """What `__call__` needs to know of the modules, where there is time to find out earlier:

@@ -153,6 +153,28 @@ class TestOnCuda:
         for name, value in models[0].state_dict().items():
             torch.testing.assert_close(other[name], value, **close, msg=name)
 
+    @pytest.mark.parametrize("policy", POLICIES)
+    @pytest.mark.parametrize("hook", [False, True], ids=["", "hook"])
+    def test_the_short_way_back(self, policy, hook, deterministic):
+        model, kept, seen = make(True, policy.split()[0], **POLICIES[policy]), [], []
+        judged(model, images(0))[0].backward()  # sets libraries up
+        handle = model.net.body.weight.register_hook(seen.append) if hook else None
+        for backward in (torch.Tensor.backward, TrainingGraphs.backward):
+            model.zero_grad()
+            for i in range(2):
+                torch.manual_seed(7)
+                loss, _ = judged(model, images(i))
+                backward(loss)
+            kept.append([p.grad for p in model.parameters() if p.grad is not None])
+        assert captured(model) >= 1
+        assert len(seen) == (4 if hook else 0)
+        for one, two in zip(*kept, strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
+        with pytest.raises(RuntimeError, match="second time"):
+            TrainingGraphs.backward(loss)
+        if handle:
+            handle.remove()
+
     def test_exploration_is_no_part_of_a_graph(self, deterministic):
         grads = []
         for graphs in (False, True):
@@ -395,6 +417,12 @@ def test_an_objective_is_computed_from_what_the_model_returns(policy):
         twice.append([found["loss"].detach(), *(p.grad for p in model.net.head.parameters())])
     for one, two in zip(*twice):
         torch.testing.assert_close(two, one)
+
+
+def test_the_short_way_back_without_graphs():
+    weight = torch.ones(3, requires_grad=True)
+    TrainingGraphs.backward((weight * torch.arange(3)).sum())
+    assert weight.grad.tolist() == [0, 1, 2]
 
 
 def test_parts_notice_what_changes():
