@@ -274,10 +274,10 @@ def _blocks(group) -> None:
         help="epochs over which training goes from random grids to the policy's own (default: 0)")
     add("--segblocks-warmup-share", type=SHARE, default=None, metavar="SHARE",
         help="share of full-resolution blocks with which the warm-up begins (default: the target)")
-    add("--segblocks-calibrate", type=boolean, default=None, metavar="YES/NO",
-        help="train, val: fit the policy's threshold on training images, so that evaluation "
-        "realises the target share; kept in the checkpoint (default: yes in training with "
-        "--segblocks-budgets, else no: threshold 0 or that of the checkpoint)")
+    add("--segblocks-calibrate", choices=("no", "train", "val"), default=None,
+        help="train, val: fit the policy's threshold on images of this split, without their "
+        "labels, so that evaluation realises the target share; kept in the checkpoint (default: "
+        "train in training with --segblocks-budgets, else no: threshold 0 or the checkpoint's)")
     add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
         help="resize each block on its own, as the published weights were trained (default: as the "
         "checkpoint was trained, else no)")
@@ -325,7 +325,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.budgets = args.budget or []
     args.budget = args.budgets[0] if len(args.budgets) == 1 else None
     if args.segblocks_calibrate is None:
-        args.segblocks_calibrate = args.mode == "train" and _ranks_only(args)
+        fitted = args.mode == "train" and _ranks_only(args)
+        args.segblocks_calibrate = "train" if fitted else "no"
     problem = _conflict(args)
     if problem:
         parser.error(problem)
@@ -377,16 +378,16 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
         "--segblocks-normalise-advantage yes": args.segblocks_normalise_advantage,
         "--segblocks-entropy-weight": args.segblocks_entropy_weight,
         "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,
-        "--segblocks-calibrate yes": args.segblocks_calibrate,
+        "--segblocks-calibrate": args.segblocks_calibrate != "no",
     }
     given = next((flag for flag, value in learns.items() if value), None)
     if given and policy != "reinforce":
         return f"{given} is for a policy that learns: give --segblocks-policy reinforce"
     if args.segblocks_warmup_share is not None and not args.segblocks_warmup_epochs:
         return "--segblocks-warmup-share needs --segblocks-warmup-epochs above 0"
-    if args.segblocks_calibrate and args.mode == "speed":
+    if args.segblocks_calibrate != "no" and args.mode == "speed":
         return "--segblocks-calibrate is for train and val; speed uses the checkpoint's threshold"
-    if args.segblocks_calibrate and args.mode == "val" and args.budgets:
+    if args.segblocks_calibrate != "no" and args.mode == "val" and args.budgets:
         return "--segblocks-calibrate fits a threshold and --budget does without one: give either"
     return None
 

@@ -59,7 +59,7 @@ def train(args: Namespace) -> None:
         model = build(args, train_set, pretrained).to(device)
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
         trainer = Trainer(model, *loaders, args, device, ranks)
-        if args.segblocks_calibrate:
+        if args.segblocks_calibrate != "no":
             trainer.calibration_set = build_calibration_set(args)
         told = resume(trainer, args)
         check_same_start(trainer, ranks)
@@ -88,7 +88,7 @@ def validate(args: Namespace) -> None:
     with log:
         log.info(f"validating {path} on {len(val_set)} images; {device}")
         loader = val_loader(val_set, args, ranks)
-        if args.segblocks_calibrate:
+        if args.segblocks_calibrate != "no":
             with user_errors():
                 log.info(calibrate(model, build_calibration_set(args), args, device))
         if len(args.budgets) > 1:

@@ -39,7 +39,7 @@ SHORT = ("--epochs", "2", "--val-every", "0")
 @pytest.mark.parametrize(
     "flags",
     [
-        (*LEARNING, "--segblocks-calibrate", "yes"),
+        (*LEARNING, "--segblocks-calibrate", "train"),
         (*LEARNING, "--segblocks-budgets", "0.25", "1"),
         ("--segblocks-policy", "random", "--segblocks-budgets", "0", "1"),
     ],
@@ -84,9 +84,11 @@ def test_every_budget_in_training_is_within_its_bounds(tmp_path, monkeypatch):
 # ---- the threshold ----
 
 
-def test_threshold_is_fitted_on_training_images_and_kept(tmp_path):
+@pytest.mark.parametrize(("split", "count"), [("train", 12), ("val", 9)])
+def test_threshold_is_fitted_on_images_of_a_split_and_kept(tmp_path, split, count):
     """Trained for half, all blocks would run at threshold 0."""
-    flags = ("--segblocks-percent-target", "0.5", "--synthetic-train-images", "12")
+    flags = ("--segblocks-percent-target", "0.5", "--segblocks-calibrate", split)
+    flags += (f"--synthetic-{split}-images", str(count))
     trainer = make_trainer(tmp_path, *WIDE, *flags)
     policy = trainer.model.policy
     policy.policy_net.layers[-1].bias.data.fill_(5.0)
@@ -95,21 +97,21 @@ def test_threshold_is_fitted_on_training_images_and_kept(tmp_path):
     told = calibrate(trainer.model, images, trainer.args, trainer.device)
     after = trainer.model.state_dict()
     assert {n for n in before if not torch.equal(before[n], after[n])} == {"policy.threshold"}
-    assert "50.0 % of the blocks of 12 training images, target 50.0 %" in told
+    assert f"50.0 % of the blocks of {count} {split} images, target 50.0 %" in told
     policy.eval()
     grids = torch.cat([trainer.model(images[i][0][None]).grid for i in range(len(images))])
     assert float(grids.float().mean()) == pytest.approx(0.5, abs=0.02)
 
 
 def test_threshold_travels_in_the_checkpoint_and_can_be_fitted_later(tmp_path):
-    folder = run(tmp_path, *WIDE, "--segblocks-calibrate", "yes", "--max-steps", "1")
+    folder = run(tmp_path, *WIDE, "--segblocks-calibrate", "train", "--max-steps", "1")
     kept = checkpoint(folder)["state_dict"]["policy.threshold"]
     assert kept != 0
     assert same(kept, checkpoint(folder, "checkpoint_best.pth")["state_dict"]["policy.threshold"])
     run(tmp_path, *WIDE, "--mode", "val")
     assert figures(folder, "val.json")["miou"] == checkpoint(folder)["progress"]["score_best"]
     run(tmp_path, *WIDE, "--max-steps", "1", "--name", "plain")
-    flags = ("--mode", "val", "--segblocks-calibrate", "yes", "--segblocks-percent-target", "0")
+    flags = ("--mode", "val", "--segblocks-calibrate", "train", "--segblocks-percent-target", "0")
     plain = run(tmp_path, *WIDE, *flags, "--name", "plain")
     assert figures(plain, "val.json")["share"] == 0
     assert checkpoint(plain)["state_dict"]["policy.threshold"] == 0  # validation writes no weights
@@ -118,10 +120,13 @@ def test_threshold_travels_in_the_checkpoint_and_can_be_fitted_later(tmp_path):
 def test_imposed_budgets_ask_for_a_threshold():
     flags = ["--segblocks-budgets", "0.1", "1"]
     synthetic = ["--dataset", "synthetic", "--segblocks-policy"]
-    assert parse_args([*synthetic, "reinforce", *flags]).segblocks_calibrate
-    assert not parse_args([*synthetic, "random", *flags]).segblocks_calibrate
-    assert not parse_args([*synthetic, "reinforce"]).segblocks_calibrate
-    assert not parse_args([*synthetic, "reinforce", "--mode", "val", *flags]).segblocks_calibrate
+    for words, split in (
+        (["reinforce", *flags], "train"),
+        (["random", *flags], "no"),
+        (["reinforce"], "no"),
+        (["reinforce", "--mode", "val", *flags], "no"),
+    ):
+        assert parse_args([*synthetic, *words]).segblocks_calibrate == split
 
 
 # ---- curves ----

@@ -107,7 +107,7 @@ def test_network_input_of_a_width_scores_at_the_size_of_the_labels(tmp_path, pol
     flags = [*layout.flags(root), "--res", "128", "--crop-res", "64", "--max-steps", "1"]
     flags += [*REINFORCE, "--segblocks-policy", policy, "--val-res", "128"]
     folder = run(tmp_path, *flags)
-    more = ["--segblocks-calibrate", "yes"] if policy == "reinforce" else []
+    more = ["--segblocks-calibrate", "val"] if policy == "reinforce" else []
     more += ["--policy-metrics", "yes", "--viz", "policy", "pred"]
     run(tmp_path, *flags, *more, "--mode", "val")
     found = figures(folder, "val.json")

@@ -92,15 +92,15 @@ def test_recipes_build_on_each_other(tmp_path):
         "segblocks_budgets",
     )  # fmt: skip
     expected = {
-        "normalised": (True, True, 0.5, "loss", 0, None, None),
-        "gain": (True, True, 0.1, "gain", 0, None, None),
-        "warmup": (True, True, 0.1, "gain", 6, 1, None),
-        "exact": (True, True, 0.1, "gain", 6, 1, [0.4, 0.4]),
+        "normalised": ("val", True, 0.5, "loss", 0, None, None),
+        "gain": ("val", True, 0.1, "gain", 0, None, None),
+        "warmup": ("val", True, 0.1, "gain", 6, 1, None),
+        "exact": ("val", True, 0.1, "gain", 6, 1, [0.4, 0.4]),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected
     published = next(args for title, args in seen.items() if "published" in title)
-    assert tuple(getattr(published, f) for f in flags) == (False, False, 0, "loss", 0, None, None)
+    assert tuple(getattr(published, f) for f in flags) == ("no", False, 0, "loss", 0, None, None)
 
 
 def test_experiments_are_chosen_by_name_and_group():

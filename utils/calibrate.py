@@ -10,7 +10,7 @@ from segblocks.model import pad_to_blocks
 from utils.evaluate import inference_copy, use_half
 from utils.logger import progress
 
-CALIBRATION_IMAGES = 128  # of the training split, evenly spaced: the policy network alone sees them
+CALIBRATION_IMAGES = 128  # of a split, evenly spaced: the policy network alone sees them
 
 
 @torch.no_grad()
@@ -21,7 +21,9 @@ def calibrate(
 
     Sampling in training and a threshold of 0 in evaluation spend different shares: probabilities
     are soft, augmented crops are not whole images, and rounding up adds its part. `dataset` holds
-    training images as validation would see them; validation images decide nothing.
+    images as validation sees them, of the split that `--segblocks-calibrate` names. A policy is
+    surer of images that it was trained on, so shares elsewhere may differ; images of the place
+    where it will run need no labels for this.
     """
     half = use_half(args, device)
     policy = inference_copy(model.policy, half)
@@ -30,8 +32,8 @@ def calibrate(
     for index in progress(range(0, len(dataset), step), "calibrate", "img"):
         image = dataset[index][0][None].to(device, torch.half if half else torch.float32)
         scores.append(policy.scores(pad_to_blocks(image, policy.block_size), None)[0])
-    share = model.policy.calibrate(scores)
+    share, threshold = model.policy.calibrate(scores), float(model.policy.threshold)
     return (
-        f"threshold {float(model.policy.threshold):.4f}: {100 * share:.1f} % of the blocks of "
-        f"{len(scores)} training images, target {100 * policy.percent_target:.1f} %"
+        f"threshold {threshold:.4f}: {100 * share:.1f} % of the blocks of {len(scores)} "
+        f"{args.segblocks_calibrate} images, target {100 * policy.percent_target:.1f} %"
     )

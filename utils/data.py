@@ -53,9 +53,9 @@ def build_val_set(args: Namespace) -> SegmentationDataset:
 
 
 def build_calibration_set(args: Namespace) -> SegmentationDataset:
-    """The training split as validation would see it, without augmentation."""
-    transform = val_transform(args.val_res or None)
-    return build_dataset(args.dataset, "train", transform=transform, **_source(args, "train"))
+    """The split that --segblocks-calibrate names as validation sees it, without augmentation."""
+    transform, split = val_transform(args.val_res or None), args.segblocks_calibrate
+    return build_dataset(args.dataset, split, transform=transform, **_source(args, split))
 
 
 def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:

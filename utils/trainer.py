@@ -59,7 +59,7 @@ class Trainer:
         # A scaler decides after each backward pass whether there is a step at all.
         graphed = from_graphs and not self.run.scaler.is_enabled()
         self._graphed_step = GraphedStep(self.run.optimizer) if graphed else None
-        # Training images as validation sees them, where the policy's threshold is fitted on them.
+        # Images as validation sees them, where the policy's threshold is fitted on some.
         self.calibration_set: SegmentationDataset | None = None
         self.known_macs: dict = {}
         self.finite = FiniteGuard(self.dataset, ranks)

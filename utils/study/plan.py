@@ -32,7 +32,7 @@ SETUPS = {
 
 # How the learned policy is trained, each step on top of the one before.
 RECIPES = {"published": ""}
-RECIPES["calibrated"] = "--segblocks-calibrate yes"
+RECIPES["calibrated"] = "--segblocks-calibrate val"
 RECIPES["normalised"] = (
     f"{RECIPES['calibrated']} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 )
@@ -101,7 +101,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
             "reinforce, published recipe, 40 %",
             learned("published", TARGET),
             # The recipe "calibrated" is this training with a fitted threshold.
-            {"own": "", "calibrated": "--segblocks-calibrate yes"},
+            {"own": "", "calibrated": "--segblocks-calibrate val"},
             True,
             ("headline", "recipe"),
         ),

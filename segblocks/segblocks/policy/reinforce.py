@@ -115,8 +115,8 @@ class ReinforcePolicy(Policy):
         """Set `threshold` so that evaluation realises the target share, rounding up included.
 
         Args:
-            scores: (Gh, Gw) float of each of some images, from this policy in evaluation mode:
-                training images, as validation images must not decide.
+            scores: (Gh, Gw) float of each of some images, from this policy in evaluation mode.
+                Of images that it was trained on it is surer than of others.
 
         Returns:
             The share of high blocks that these images then have, their mean.
