@@ -3,7 +3,13 @@
 Importing this needs neither CuPy nor a GPU; the first launch does.
 """
 
-from .blockpad import blockpad, blockpad_backward
+from .batch_norm import (
+    batch_gradient_sums,
+    batch_normalise,
+    batch_normalise_backward,
+    batch_statistics,
+)
+from .blockpad import blockpad, blockpad_backward, blockpad_normalised
 from .combine import combine, combine_backward
 from .cross_entropy import pixel_cross_entropy, pixel_cross_entropy_backward
 from .grid import build_slots, choose_slots, select_budget
@@ -12,8 +18,13 @@ from .split import split, split_backward
 from .upsample import upsample, upsample_backward
 
 __all__ = [
+    "batch_gradient_sums",
+    "batch_normalise",
+    "batch_normalise_backward",
+    "batch_statistics",
     "blockpad",
     "blockpad_backward",
+    "blockpad_normalised",
     "build_slots",
     "choose_slots",
     "combine",
