@@ -1,8 +1,8 @@
 """Runs a CUDA kernel on the CPU, thread by thread, to check its arithmetic where there is no GPU.
 
-In every type but float16, whose conversions are instructions of the GPU. Kernels are compiled by g++
-with the few CUDA names they use in place. The threads of a thread block run one after another, or,
-where they meet in shared memory, as threads of the CPU.
+In every type but float16, whose conversions are instructions of the GPU. Kernels are compiled by
+g++ with the few CUDA names they use in place. The threads of a thread block run one after another,
+or, where they meet in shared memory, as threads of the CPU.
 """
 
 import ctypes
@@ -36,7 +36,10 @@ struct uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x, y, z; };
 struct alignas(16) float4 { float x, y, z, w; };
 static Index blockIdx, blockDim, gridDim;
-static thread_local Index threadIdx;
+#if TOGETHER
+thread_local
+#endif
+static Index threadIdx;
 static pthread_barrier_t barrier;
 inline void __syncthreads() { pthread_barrier_wait(&barrier); }
 inline void __threadfence() { __sync_synchronize(); }

@@ -1,9 +1,10 @@
 """Convolution that keeps its input, not its padded copy, for the backward pass.
 
 The halo is a copy of the whole map. Autograd would keep it until the backward pass; here it is made
-again instead, which is one memory pass a layer. Where the input is what a batch norm makes and nobody
-else has read that (`normalised.py`), it is made again with it. With cuDNN both resolutions write into
-one buffer, forward and backward, so nothing is joined afterwards. A second derivative raises.
+again instead, which is one memory pass a layer. Where the input is what a batch norm makes, and
+nobody else has read that (`normalised.py`), it is made again with it. With cuDNN both resolutions
+write into one buffer, forward and backward, so nothing is joined afterwards. A second derivative
+raises.
 """
 
 from typing import Any, NamedTuple
