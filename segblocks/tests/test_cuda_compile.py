@@ -254,8 +254,18 @@ def test_batch_norm_compiles(file, architecture, tmp_path):
                 check_follows(ptx, architecture)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_turning_weights_compiles(architecture, tmp_path):
+    for dtype in SIZES:
+        for last in (0, 1):
+            options = {"dtype": geometry.DTYPES[dtype], "vector": 1, "index64": 0, "last": last}
+            source = module.source("turn_weight.cu")
+            ptx = compile_ptx(source, module.defines(**options), architecture, tmp_path)
+            assert ".entry turn_weight(" in ptx
+
+
 def test_sources_stand_alone():
-    for file in (*KERNELS, *LOSS_KERNELS, *NORM_KERNELS, *HALF_KERNELS):
+    for file in ("turn_weight.cu", *KERNELS, *LOSS_KERNELS, *NORM_KERNELS, *HALF_KERNELS):
         text = module.source(file)
         assert "#include" not in text, "a header would escape CuPy's cache key"
         assert text.lstrip().startswith("//"), "the shape contract comes first"

@@ -152,6 +152,13 @@ def test_registration_of_batch_norm(kind):
     torch.library.opcheck(segblocks.blockpad_normalised.default, padded)
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 3, 3), (3, 2, 1, 1), (4, 1, 1, 2)])
+def test_registration_of_turning_weights(shape):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = torch.randn(shape).contiguous(memory_format=layout)
+        torch.library.opcheck(torch.ops.segblocks.turn_weight.default, (weight,))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_registration_with_channels_last_images(channels):
     where, mask = place()

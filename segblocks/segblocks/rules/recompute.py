@@ -19,6 +19,7 @@ from ..grid import BlockGrid
 from ..ops.batch_norm import blockpad_normalised, pads_normalised
 from ..ops.blockpad import blockpad_backward
 from ..ops.cudnn import convolve_into, takes_cudnn
+from ..ops.turn_weight import turn_weight
 from .normalised import Normalised, Prologue
 from .window import Halo, join_blocks, pad_pixels, split_blocks
 
@@ -201,8 +202,7 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
 
     Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
     """
-    turned = weight if weight.shape[2:] == (1, 1) else weight.flip((2, 3))
-    turned = turned.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    turned = turn_weight(weight)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
     for out, target in zip(setting.outputs(grad), setting.blocks(padded)):

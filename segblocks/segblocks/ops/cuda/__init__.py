@@ -15,6 +15,7 @@ from .cross_entropy import pixel_cross_entropy, pixel_cross_entropy_backward
 from .grid import build_slots, choose_slots, select_budget
 from .pool_blocks import max_pool, max_pool_backward
 from .split import split, split_backward
+from .turn_weight import turn_weight
 from .upsample import upsample, upsample_backward
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "select_budget",
     "split",
     "split_backward",
+    "turn_weight",
     "upsample",
     "upsample_backward",
 ]
