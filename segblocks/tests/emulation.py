@@ -1,7 +1,8 @@
 """Runs a CUDA kernel on the CPU, thread by thread, to check its arithmetic where there is no GPU.
 
-For kernels whose threads do not talk to one another, in every type but float16, whose conversions
-are instructions of the GPU. They are compiled by g++ with the few CUDA names they use in place.
+In every type but float16, whose conversions are instructions of the GPU. Kernels are compiled by
+g++ with the few CUDA names they use in place. The threads of a thread block run one after another,
+or, where they meet in shared memory, as threads of the CPU.
 """
 
 import ctypes
@@ -18,18 +19,32 @@ _SHIM = """
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <pthread.h>
+#include <thread>
+#include <vector>
 #define __device__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __shared__ static
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 using std::max;
 using std::min;
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x, y, z; };
-static Index blockIdx, threadIdx, blockDim, gridDim;
+struct alignas(16) float4 { float x, y, z, w; };
+static Index blockIdx, blockDim, gridDim;
+#if TOGETHER
+thread_local
+#endif
+static Index threadIdx;
+static pthread_barrier_t barrier;
+inline void __syncthreads() { pthread_barrier_wait(&barrier); }
+inline void __threadfence() { __sync_synchronize(); }
+inline int atomicAdd(int* at, int more) { return __sync_fetch_and_add(at, more); }
+template <class T> inline T __ldcg(const T* at) { return *at; }
 template <class T> inline T __ldg(const T* at) { return *at; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
@@ -43,13 +58,28 @@ inline float __uint_as_float(unsigned i) { return same_bits<float>(i); }
 inline unsigned __float_as_uint(float f) { return same_bits<unsigned>(f); }
 """
 _LOOP = """
-extern "C" void run(const char* parameters, unsigned blocks, unsigned threads) {
+extern "C" void run(const char* parameters, unsigned blocks, unsigned rows, unsigned threads) {
     Params p;
     memcpy(&p, parameters, sizeof p);
     blockDim.x = threads;
     gridDim.x = blocks;
-    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
-        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) KERNEL(p);
+    gridDim.y = rows;
+    for (blockIdx.y = 0; blockIdx.y < rows; blockIdx.y++)
+        for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+#if TOGETHER
+            pthread_barrier_init(&barrier, nullptr, threads);
+            std::vector<std::thread> all;
+            for (unsigned i = 0; i < threads; i++)
+                all.emplace_back([&p, i] {
+                    threadIdx.x = i;
+                    KERNEL(p);
+                });
+            for (std::thread& one : all) one.join();
+            pthread_barrier_destroy(&barrier);
+#else
+            for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) KERNEL(p);
+#endif
+        }
 }
 extern "C" unsigned size() { return sizeof(Params); }
 """
@@ -58,9 +88,9 @@ extern "C" unsigned size() { return sizeof(Params); }
 class EmulatedKernel:
     """In place of `launch.Kernel`; its parameters must fill the kernel's struct."""
 
-    def __init__(self, library: ctypes.CDLL, blocks: int, threads: int, constants: bytes):
+    def __init__(self, library: ctypes.CDLL, shape: tuple[int, int, int], constants: bytes):
         self._library, self._constants = library, constants
-        self._shape = (ctypes.c_uint(blocks), ctypes.c_uint(threads))
+        self._shape = tuple(map(ctypes.c_uint, shape))
 
     def enqueue(self, index: int, *pointers: int) -> None:
         self.launch(torch.device("cpu"), *pointers)
@@ -80,9 +110,11 @@ def prepare(
     threads: int,
     constants: bytes,
     pointers: int = 4,
+    shared: int = 0,
+    rows: int = 1,
 ) -> EmulatedKernel:
     """In place of `module.prepare`, for CPU tensors."""
-    return EmulatedKernel(_library(file, kernel, options), blocks, threads, constants)
+    return EmulatedKernel(_library(file, kernel, options), (blocks, rows, threads), constants)
 
 
 @functools.cache
@@ -93,7 +125,9 @@ def _library(file: str, kernel: str, options: tuple[str, ...]) -> ctypes.CDLL:
         name = "Params" if "struct Params" in text else "Arguments"
         loop = _LOOP.replace("KERNEL", kernel).replace("Params", name)
         source.write_text(_SHIM + text + loop)
-        command = ["g++", "-O1", "-shared", "-fPIC", *options, str(source), "-o", str(binary)]
+        together = f"-DTOGETHER={int('__syncthreads' in text)}"
+        command = ["g++", "-O1", "-shared", "-fPIC", "-pthread", together, *options]
+        command += [str(source), "-o", str(binary)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return ctypes.CDLL(str(binary))

@@ -39,6 +39,13 @@ LOSS_KERNELS = {  # one element an access: kernel, scales
     "cross_entropy_tiles.cu": ("pixel_cross_entropy_tiles", (2, 4, 8)),
 }
 SMALL_CONV = "size parts resized pre relu m n warps ahead".split()
+NORM_KERNELS = {  # float64 has none: kernels, constants
+    "batch_statistics.cu": [{"mask": 0}],
+    "batch_normalise.cu": [{"mask": 0}],
+    "batch_gradient_sums.cu": [{"mask": mask} for mask in (0, 1, 2)],
+    "batch_normalise_backward.cu": [{"mask": mask} for mask in (0, 1, 2)],
+    "blockpad_near.cu": [{"normalised": 1}, {"normalised": 1, "index64": 1}],
+}
 HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kernels, constants
     "small_conv.cu": (
         ["small_conv"],
@@ -72,6 +79,7 @@ def constants(file: str, dtype: torch.dtype, width: int, wide_index: bool) -> di
         "upsample.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "upsample_backward.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "pool_blocks.cu": WINDOWS[wide_index],
+        "blockpad_near.cu": {"normalised": 0},
         "grid.cu": {"vector": 1},
     }
     return values | extra.get(file, {})
@@ -231,8 +239,33 @@ def test_the_loss_compiles(file, architecture, tmp_path):
             assert "atom." not in ptx
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", NORM_KERNELS)
+def test_batch_norm_compiles(file, architecture, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        for width in (16, SIZES[dtype]) if architecture == 90 else (16,):
+            for more in NORM_KERNELS[file]:
+                values = {"dtype": geometry.DTYPES[dtype], "vector": width // SIZES[dtype]}
+                options = module.defines(**{"index64": 0, **values, **more})
+                ptx = compile_ptx(module.source(file), options, architecture, tmp_path)
+                assert f".entry {file.removesuffix('.cu')}(" in ptx
+                if width == 16:
+                    assert re.search(r"ld\.global\.nc\.(v4\.[ubf]32|v2\.[ubf]64)", ptx)
+                check_follows(ptx, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_turning_weights_compiles(architecture, tmp_path):
+    for dtype in SIZES:
+        for last in (0, 1):
+            options = {"dtype": geometry.DTYPES[dtype], "vector": 1, "index64": 0, "last": last}
+            source = module.source("turn_weight.cu")
+            ptx = compile_ptx(source, module.defines(**options), architecture, tmp_path)
+            assert ".entry turn_weight(" in ptx
+
+
 def test_sources_stand_alone():
-    for file in (*KERNELS, *LOSS_KERNELS, *HALF_KERNELS):
+    for file in ("turn_weight.cu", *KERNELS, *LOSS_KERNELS, *NORM_KERNELS, *HALF_KERNELS):
         text = module.source(file)
         assert "#include" not in text, "a header would escape CuPy's cache key"
         assert text.lstrip().startswith("//"), "the shape contract comes first"

@@ -132,6 +132,33 @@ def test_registration_of_pooling(kind, sides):
     torch.library.opcheck(torch.ops.segblocks.max_pool_backward.default, backward)
 
 
+@pytest.mark.parametrize("kind", ["none", "mixed"])
+def test_registration_of_batch_norm(kind):
+    where, mask = place(kind, (1, 2, 2))
+    pixels, _ = buffer(mask, 2, 4)
+    segblocks, row = torch.ops.segblocks, torch.ones(2, dtype=torch.float64)
+    for given in ((row, row, row.clone(), row.clone()), (None,) * 4):
+        torch.library.opcheck(segblocks.batch_statistics.default, (pixels, *given, 0.1, 1e-5))
+    table = segblocks.batch_statistics(pixels, row, row, None, None, 0.1, 1e-5)
+    torch.library.opcheck(segblocks.batch_normalise.default, (pixels, table, pixels + 1, True))
+    output = segblocks.batch_normalise(pixels, table, None, True)
+    for kept, relu in ((output, True), (None, True), (None, False)):
+        given = (output, pixels, table)
+        torch.library.opcheck(segblocks.batch_gradient_sums.default, (*given, kept, relu))
+        sums = segblocks.batch_gradient_sums(*given, kept, relu)
+        backward = (*given, sums, kept, relu, relu)
+        torch.library.opcheck(segblocks.batch_normalise_backward.default, backward)
+    padded = (pixels, table, True, *where, 4, 1, 0, 1, 2)
+    torch.library.opcheck(segblocks.blockpad_normalised.default, padded)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3, 3), (3, 2, 1, 1), (4, 1, 1, 2)])
+def test_registration_of_turning_weights(shape):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = torch.randn(shape).contiguous(memory_format=layout)
+        torch.library.opcheck(torch.ops.segblocks.turn_weight.default, (weight,))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_registration_with_channels_last_images(channels):
     where, mask = place()

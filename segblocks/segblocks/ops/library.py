@@ -6,6 +6,7 @@ kernels under `cuda/`), and a function of its own name that computes the output 
 
 import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -15,15 +16,16 @@ from . import reference
 LIBRARY = torch.library.Library("segblocks", "DEF")
 
 
-def define(name: str, schema: str, fake: Callable) -> Callable:
-    """Register `segblocks::name` with the implementations that carry its name in each backend.
+def define(name: str, schema: str, fake: Callable, backend: ModuleType = reference) -> Callable:
+    """Register `segblocks::name` with the implementations that carry its name: in `backend`, for
+    any device, and in `segblocks.ops.cuda`.
 
     Returns:
         The operation. For a CUDA tensor with nothing to differentiate or to watch it launches the
         kernel itself, because PyTorch's dispatcher takes longer than most of the kernels do.
     """
     LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-    LIBRARY.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    LIBRARY.impl(name, getattr(backend, name), "CompositeExplicitAutograd")
     kernel = _cuda_kernel(name)
     LIBRARY.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"segblocks::{name}", fake, lib=LIBRARY)

@@ -131,6 +131,11 @@ def blockpad_backward(
     return out.to(grad.dtype)
 
 
+def turn_weight(weight: Tensor) -> Tensor:
+    turned = weight.flip((2, 3)).permute(1, 2, 3, 0)
+    return turned.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+
+
 def max_pool(
     pixels: Tensor,
     slot: Tensor,

@@ -43,7 +43,7 @@ def _conv2d(
         return input.like(_pixelwise(input.stored, weight, bias))
     if can_recompute():
         setting = Setting(input.grid, input.block, plan.block, plan.halo, stride, dilation, groups)
-        return DualResTensor(convolve(input.stored, weight, bias, setting), input.grid, plan.block)
+        return DualResTensor(convolve(input._value, weight, bias, setting), input.grid, plan.block)
     return map_blocks(
         input,
         lambda x: F.conv2d(x, weight, bias, stride, 0, dilation, groups),

@@ -13,6 +13,7 @@ from ..dispatch import rule
 from ..ops.library import launches_directly
 from ..tensor import DualResTensor
 from .arguments import fast_eager, require_image
+from .normalised import put_off
 
 
 @rule("batch_norm")
@@ -37,6 +38,10 @@ def _batch_norm(
     if evaluated and input.is_cuda:
         given = (running_mean, running_var, weight, bias, eps)
         later = fast_eager().batch_norm(input, *given)
+        if later is not None:
+            return later
+    if training:
+        later = put_off(input, running_mean, running_var, weight, bias, momentum, eps)
         if later is not None:
             return later
     pixels = input.stored

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..dispatch import rule
 from .arguments import blocks_of, from_pixels, require_image, to_pixels
+from .normalised import join
 
 ACTIVATIONS = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish "
@@ -35,8 +36,12 @@ def pointwise(func: Callable, args: tuple, kwargs: dict[str, Any]):
     Dropout draws for every stored pixel.
     """
     like = blocks_of(args, kwargs)
-    if like.is_cuda and not torch.compiler.is_compiling() and _writes(func.__name__, kwargs):
-        like.grid.later.write()
+    if not torch.compiler.is_compiling():
+        joined = join(func.__name__, args, kwargs)
+        if joined is not None:
+            return joined
+        if _writes(func.__name__, kwargs):
+            like.grid.later.write()
     args = [to_pixels(arg, like) for arg in args]
     if kwargs:
         kwargs = {key: to_pixels(value, like) for key, value in kwargs.items()}

@@ -1,8 +1,10 @@
 """Convolution that keeps its input, not its padded copy, for the backward pass.
 
 The halo is a copy of the whole map. Autograd would keep it until the backward pass; here it is made
-again instead, which is one memory pass a layer. With cuDNN both resolutions write into one buffer,
-forward and backward, so nothing is joined afterwards. A second derivative raises.
+again instead, which is one memory pass a layer. Where the input is what a batch norm makes, and
+nobody else has read that (`normalised.py`), it is made again with it. With cuDNN both resolutions
+write into one buffer, forward and backward, so nothing is joined afterwards. A second derivative
+raises.
 """
 
 from typing import Any, NamedTuple
@@ -12,9 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..fast.pending import Pending
 from ..grid import BlockGrid
+from ..ops.batch_norm import blockpad_normalised, pads_normalised
 from ..ops.blockpad import blockpad_backward
 from ..ops.cudnn import convolve_into, takes_cudnn
+from ..ops.turn_weight import turn_weight
+from .normalised import Normalised, Prologue
 from .window import Halo, join_blocks, pad_pixels, split_blocks
 
 _NONE = (0, 0)
@@ -37,9 +43,21 @@ class Setting(NamedTuple):
     dilation: tuple[int, int]
     groups: int = 1
 
-    def padded(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """High and low blocks with their halo."""
-        return self.blocks(pad_pixels(pixels, self.grid, self.block, self.halo))
+    def padded(
+        self, pixels: Tensor, norm: tuple[Tensor, bool] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """High and low blocks with their halo, of what a batch norm makes of the pixels."""
+        if norm is None:
+            return self.blocks(pad_pixels(pixels, self.grid, self.block, self.halo))
+        where = (self.grid.slot, self.grid.cells, self.grid.n_high, self.block)
+        return self.blocks(blockpad_normalised(pixels, *norm, *where, *self.halo.sides))
+
+    def takes_prologue(self) -> bool:
+        """Whether padding can make the pixels on its way."""
+        halo = self.halo
+        if halo is None or halo.replicate or halo.fill:
+            return False
+        return pads_normalised(halo.sides, self.block)
 
     def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """High and low blocks of a buffer of outputs."""
@@ -72,12 +90,20 @@ def can_recompute() -> bool:
     return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
-def convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
+def convolve(
+    pixels: Tensor | Pending | Normalised, weight: Tensor, bias: Tensor | None, setting: Setting
+) -> Tensor:
     """Convolution of the (P, C) pixels of one grid; casts under autocast as `F.conv2d` does.
 
     Returns:
         (P', COUT) pixel buffer.
     """
+    if type(pixels) is Normalised:
+        prologue = _prologue(pixels, setting)
+        if prologue is not None:
+            _, weight, bias = _autocast(prologue.pixels, weight, bias)
+            return _Convolution.apply(prologue.edge, weight, bias, setting, prologue[:3])
+    pixels = pixels if isinstance(pixels, Tensor) else pixels.read()
     pixels, weight, bias = _autocast(pixels, weight, bias)
     given = (pixels, weight) if bias is None else (pixels, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
@@ -85,39 +111,61 @@ def convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setti
     return _convolve(pixels, weight, bias, setting)
 
 
+def _prologue(pixels: Normalised, setting: Setting) -> Prologue | None:
+    dtype = _autocast_dtype(pixels.device.type)
+    if not setting.takes_prologue() or dtype not in (None, pixels.dtype):
+        return None
+    return pixels.prologue()
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting
+        ctx: Any,
+        pixels: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        setting: Setting,
+        before: tuple[Tensor, Tensor, bool] | None = None,
     ) -> Tensor:
-        ctx.save_for_backward(pixels, weight)
-        ctx.setting = setting
-        return _convolve(pixels, weight, bias, setting)
+        """With `before`, a batch norm's input, table and ReLU, `pixels` are its edge."""
+        norm = None
+        if before is not None:
+            pixels, *norm = before
+        ctx.save_for_backward(pixels, weight, *(norm or ())[:1])
+        ctx.setting, ctx.relu = setting, norm and norm[1]
+        return _convolve(pixels, weight, bias, setting, norm)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        pixels, weight = ctx.saved_tensors
-        setting = ctx.setting
-        for_pixels, for_weight, for_bias, _ = ctx.needs_input_grad
+        pixels, weight, *table = ctx.saved_tensors
+        setting, norm = ctx.setting, (*table, ctx.relu) if table else None
+        for_pixels, for_weight, for_bias, *_ = ctx.needs_input_grad
         grad = grad.contiguous()
         pixel_grad = weight_grad = None
         if for_pixels and setting.stride == (1, 1) and takes_cudnn(grad, setting.groups):
             pixel_grad, for_pixels = _full_correlation(grad, weight, setting), False
         if for_pixels or for_weight:
             wanted = (for_pixels, for_weight)
-            joined, weight_grad = _convolve_backward(pixels, weight, grad, setting, wanted)
+            joined, weight_grad = _convolve_backward(pixels, weight, grad, setting, wanted, norm)
             pixel_grad = joined if for_pixels else pixel_grad
-        return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None
+        return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None, None
 
 
-def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Setting) -> Tensor:
+def _convolve(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    setting: Setting,
+    norm: tuple[Tensor, bool] | None = None,
+) -> Tensor:
     out = setting.new_output(pixels, weight.shape[0])
     in_place = takes_cudnn(pixels, setting.groups)
     if in_place:
         weight = weight.contiguous(memory_format=torch.channels_last)  # once for both resolutions
     window = (setting.stride, _NONE, setting.dilation, setting.groups)
-    for part, target in zip(setting.padded(pixels), setting.outputs(out)):
+    for part, target in zip(setting.padded(pixels, norm), setting.outputs(out)):
         if not part.shape[0]:
             continue
         if in_place:
@@ -128,12 +176,17 @@ def _convolve(pixels: Tensor, weight: Tensor, bias: Tensor | None, setting: Sett
 
 
 def _convolve_backward(
-    pixels: Tensor, weight: Tensor, grad: Tensor, setting: Setting, wanted: tuple[bool, bool]
+    pixels: Tensor,
+    weight: Tensor,
+    grad: Tensor,
+    setting: Setting,
+    wanted: tuple[bool, bool],
+    norm: tuple[Tensor, bool] | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of pixels and weight, as far as wanted."""
     window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
     pixel_grads, weight_grad = [], None
-    for part, out in zip(setting.padded(pixels), setting.outputs(grad)):
+    for part, out in zip(setting.padded(pixels, norm), setting.outputs(grad)):
         if not part.shape[0]:
             continue
         one, other, _ = torch.ops.aten.convolution_backward(
@@ -149,8 +202,7 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
 
     Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
     """
-    turned = weight if weight.shape[2:] == (1, 1) else weight.flip((2, 3))
-    turned = turned.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    turned = turn_weight(weight)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
     for out, target in zip(setting.outputs(grad), setting.blocks(padded)):
@@ -160,13 +212,19 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    dtype = _autocast_dtype(tensors[0].device.type)
+    if dtype is None:
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
 
     def cast(x: Tensor | None) -> Tensor | None:
         eligible = x is not None and x.is_floating_point() and x.dtype != torch.float64
         return x.to(dtype) if eligible else x
 
     return [cast(x) for x in tensors]
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """None where autocast is off."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)

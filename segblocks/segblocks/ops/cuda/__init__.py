@@ -3,17 +3,29 @@
 Importing this needs neither CuPy nor a GPU; the first launch does.
 """
 
-from .blockpad import blockpad, blockpad_backward
+from .batch_norm import (
+    batch_gradient_sums,
+    batch_normalise,
+    batch_normalise_backward,
+    batch_statistics,
+)
+from .blockpad import blockpad, blockpad_backward, blockpad_normalised
 from .combine import combine, combine_backward
 from .cross_entropy import pixel_cross_entropy, pixel_cross_entropy_backward
 from .grid import build_slots, choose_slots, select_budget
 from .pool_blocks import max_pool, max_pool_backward
 from .split import split, split_backward
+from .turn_weight import turn_weight
 from .upsample import upsample, upsample_backward
 
 __all__ = [
+    "batch_gradient_sums",
+    "batch_normalise",
+    "batch_normalise_backward",
+    "batch_statistics",
     "blockpad",
     "blockpad_backward",
+    "blockpad_normalised",
     "build_slots",
     "choose_slots",
     "combine",
@@ -25,6 +37,7 @@ __all__ = [
     "select_budget",
     "split",
     "split_backward",
+    "turn_weight",
     "upsample",
     "upsample_backward",
 ]

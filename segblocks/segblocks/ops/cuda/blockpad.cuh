@@ -11,19 +11,20 @@ template <bool HIGH, class Params> INLINE index_t first_padded(const Params& p, 
 }
 
 // What the picture of one resolution holds at pixel (y, x) of the block with slot s.
-template <bool HIGH>
-INLINE vec picture_at(const Place& p, const scalar* pixels, int s, int y, int x, int v) {
+template <bool HIGH, class Read = Load>
+INLINE vec picture_at(const Place& p, const scalar* pixels, int s, int y, int x, int v,
+                      const Read& read = Read()) {
     const int side = side_of<HIGH>(p), b = p.block, c = p.channels;
     const index_t start = s >= 0 ? first_pixel<true>(p, s) : first_pixel<false>(p, p.n_high - 1 - s);
     const scalar* block = pixels + start * c + v * VECTOR;
     if (!HIGH && s >= 0) {
         real value[VECTOR];
         clear(value);
-        add_quarters(value, block + (index_t)(2 * y * b + 2 * x) * c, b, c, real(0.25));
+        add_quarters(value, block + (index_t)(2 * y * b + 2 * x) * c, b, c, real(0.25), read);
         return pack(value);
     }
     const int at = HIGH && s < 0 ? y / 2 * (b / 2) + x / 2 : y * side + x;
-    return load(block + (index_t)at * c);
+    return read(block + (index_t)at * c);
 }
 
 INLINE vec filled(double fill) {

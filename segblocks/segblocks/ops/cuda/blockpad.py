@@ -44,6 +44,57 @@ def blockpad(
     return padded
 
 
+def blockpad_normalised(
+    pixels: Tensor,
+    table: Tensor,
+    relu: bool,
+    slot: Tensor,
+    cells: Tensor,
+    n_high: int,
+    block: int,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+) -> Tensor:
+    """`blockpad`, beyond the image 0, of what a batch norm with this table (4, C) makes of pixels.
+
+    Raises:
+        TypeError, ValueError: as of `blockpad`; float64; pads that are negative or wider than a low
+            block; a table that does not fit.
+    """
+    geo.check(pixels, slot, cells, n_high, block)
+    geo.check_pixels(pixels, geo.stored_pixels(slot, n_high, block))
+    shape, sides = (4, pixels.shape[1]), (left, right, top, bottom, False)
+    if pixels.dtype == torch.float64:
+        raise TypeError("no CUDA kernel for float64; use float16, bfloat16 or float32")
+    if table.dtype != torch.float32 or table.shape != shape or table.device != pixels.device:
+        raise ValueError(
+            f"table must be float32, {shape} and on {pixels.device}; got {table.dtype}, "
+            f"{tuple(table.shape)} on {table.device}"
+        )
+    if not table.is_contiguous() or table.data_ptr() % 16:
+        raise ValueError("table must be contiguous and aligned, as from batch_statistics")
+    if not is_near(sides, block):
+        raise ValueError(
+            f"pads (left, right, top, bottom) = {sides[:4]} must lie between 0 and the side of a "
+            f"low block, {block // 2}"
+        )
+    rows = _padded_rows(slot, n_high, block, left, right, top, bottom)
+    padded = torch.empty((rows, pixels.shape[1]), dtype=pixels.dtype, device=pixels.device)
+    if padded.numel():
+        name = "blockpad_normalised_relu" if relu else "blockpad_normalised"
+        kernel = _kernel(name, pixels, padded, slot, n_high, block, sides, 0.0)
+        tensors = (pixels, padded, slot, cells, table)
+        kernel.launch(pixels.device, *(x.data_ptr() for x in tensors))
+    return padded
+
+
+def is_near(sides: Sides, block: int) -> bool:
+    """Whether `blockpad_normalised` takes such pads."""
+    return _is_near("blockpad", sides, block // 2)
+
+
 def blockpad_backward(
     grad: Tensor,
     slot: Tensor,
@@ -126,13 +177,20 @@ def _plan(
 ) -> Kernel:
     n_low = grid[0] * grid[1] * grid[2] - n_high
     vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize
+    asked, name = name, "blockpad" if "normalised" in name else name
     divide = _near if _is_near(name, sides, block // 2) else _any
     d = divide(name, n_high, n_low, channels // vector, block, sides, multiprocessors(device))
     where = geo.place(grid, n_high, block, channels, vector, d.high, d.low, d.items)
-    constants = defines(dtype=geo.DTYPES[dtype], vector=vector, index64=geo.needs_int64(elements))
+    more, pointers, last = {}, 4, []
+    if d.file == "blockpad_near.cu":
+        more["normalised"] = asked != name
+    if asked != name:
+        pointers, last = 5, [int(asked.endswith("relu"))]
+    wide = geo.needs_int64(elements)
+    constants = defines(dtype=geo.DTYPES[dtype], vector=vector, index64=wide, **more)
     blocks = n_high * d.high + n_low * d.low
-    packed = geo.pack([float(fill)], [*where, *d.integers])
-    return prepare(d.file, d.kernel, constants, device, blocks, d.threads, packed)
+    packed = geo.pack([float(fill)], [*where, *d.integers, *last])
+    return prepare(d.file, d.kernel, constants, device, blocks, d.threads, packed, pointers)
 
 
 @dataclass(frozen=True)

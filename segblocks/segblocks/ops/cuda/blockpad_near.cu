@@ -4,21 +4,62 @@
 //   blockpad_near_backward  as well, opposite pads together: then a pixel is read by at most the
 //                           blocks across one row edge, one column edge and the corner they share
 //
-// Compile-time constants: those of dtypes.cuh.
+// Compile-time constants: those of dtypes.cuh, and
+//   SB_NORMALISED  1: blockpad_near pads what a batch norm, and a ReLU where `relu` is set, make of the
+//                  pixels, rounded as if it had been stored; `table` is as in affine.cuh
 #include "blockpad.cuh"
 #include "frame.cuh"
+#if SB_NORMALISED
+#include "affine.cuh"
+#endif
 
 struct Params {
     const scalar* in;
     scalar* out;
     const int* slot;
     const int* cells;
+#if SB_NORMALISED
+    const float* table;
+#endif
     double fill;
     Place place;
     int left, right, top, bottom;
     // Of a padded block: the halo. Of a stored block (backward): what the halos of others read.
     Frame high, low;
+#if SB_NORMALISED
+    int relu;
+#endif
 };
+
+#if SB_NORMALISED
+// Vector v of the channels of a pixel.
+struct Prologue {
+    const Params& p;
+    Affine affine;
+    int v;
+
+    INLINE Prologue(const Params& params, int first) : p(params) { prepare(first); }
+
+    INLINE void prepare(int vector) {
+        v = vector;
+        affine.read(p.table, p.place.channels, v * VECTOR);
+    }
+
+    INLINE vec of(vec stored) const {
+        real x[VECTOR];
+        unpack(stored, x);
+        affine.apply(x);
+        if (p.relu) rectify(x);
+        return pack(x);
+    }
+
+    INLINE vec operator()(const scalar* at) const { return of(load(at)); }
+};
+
+INLINE int vector_of(const Params& p, Spot at) {
+    return at.r - quotient(at.r, p.place.by_vectors) * p.place.vectors;
+}
+#endif
 
 template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
     const Frame& f = HIGH ? p.high : p.low;
@@ -26,9 +67,19 @@ template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
     scalar* out = p.out + first_padded<HIGH>(p, w.k) * p.place.channels;
     if (w.chunk >= f.chunks) {
         const scalar* own = p.in + first_pixel<HIGH>(p.place, w.k) * p.place.channels;
-        copy_inside(
-            f, w.chunk, p.place.items, [&](int t, Spot) { return own + (index_t)t * VECTOR; },
-            [&](int, Spot at) { return out + ((index_t)at.y * row + at.r) * VECTOR; });
+        const auto from = [&](int t, Spot) { return own + (index_t)t * VECTOR; };
+        const auto to = [&](int, Spot at) { return out + ((index_t)at.y * row + at.r) * VECTOR; };
+#if SB_NORMALISED
+        const int first = (w.chunk - f.chunks) * (int)blockDim.x * p.place.items + threadIdx.x;
+        Prologue prologue(p, vector_of(p, inside(f, first)));
+        copy_inside(f, w.chunk, p.place.items, from, to, [&](vec v, Spot at) {
+            const int vector = vector_of(p, at);  // mostly the same for all of a thread
+            if (vector != prologue.v) prologue.prepare(vector);
+            return prologue.of(v);
+        });
+#else
+        copy_inside(f, w.chunk, p.place.items, from, to);
+#endif
         return;
     }
     const int t = w.chunk * (int)blockDim.x + threadIdx.x;
@@ -42,7 +93,12 @@ template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
     vec value;
     if ((unsigned)cy < (unsigned)p.place.gh && (unsigned)cx < (unsigned)p.place.gw) {
         const int s = slot_at(p.place, p.slot, cell.n, cy, cx);
-        value = picture_at<HIGH>(p.place, p.in, s, y - dy * side, x - dx * side, v);
+#if SB_NORMALISED
+        const Prologue read(p, v);
+#else
+        const Load read;
+#endif
+        value = picture_at<HIGH>(p.place, p.in, s, y - dy * side, x - dx * side, v, read);
     } else {
         value = filled(p.fill);
     }

@@ -76,13 +76,20 @@ INLINE Position position(int t, const Divider& by_vectors, const Divider& by_wid
     return {y, pixel - y * (int)by_width.divisor, t - pixel * (int)by_vectors.divisor};
 }
 
+// Reads a stored vector as it is.
+struct Load {
+    INLINE vec operator()(const scalar* at) const { return load(at); }
+};
+
 // A pixel of the half-resolution picture where a high block lies: the mean of its four.
-INLINE void add_quarters(real (&sum)[VECTOR], const scalar* at, int block, int channels, real weight) {
+template <class Read = Load>
+INLINE void add_quarters(real (&sum)[VECTOR], const scalar* at, int block, int channels, real weight,
+                         const Read& read = Read()) {
     const index_t row = (index_t)block * channels;
-    add(sum, load(at), weight);
-    add(sum, load(at + channels), weight);
-    add(sum, load(at + row), weight);
-    add(sum, load(at + row + channels), weight);
+    add(sum, read(at), weight);
+    add(sum, read(at + channels), weight);
+    add(sum, read(at + row), weight);
+    add(sum, read(at + row + channels), weight);
 }
 
 INLINE void clear(real (&x)[VECTOR]) {

@@ -33,9 +33,14 @@ INLINE Spot inside(const Frame& f, int t) {
     return {y + f.rows_before, t - y * (int)f.by_inside.divisor + f.vectors_before};
 }
 
-// Copies this thread's vectors of the inside from from(t, spot) to to(t, spot).
-template <class From, class To>
-INLINE void copy_inside(const Frame& f, int chunk, int items, const From& from, const To& to) {
+struct Unchanged {
+    INLINE vec operator()(vec v, Spot) const { return v; }
+};
+
+// Copies this thread's vectors of the inside from from(t, spot) to to(t, spot), as change(v, spot).
+template <class From, class To, class Change = Unchanged>
+INLINE void copy_inside(const Frame& f, int chunk, int items, const From& from, const To& to,
+                        const Change& change = Change()) {
     const int first = (chunk - f.chunks) * (int)blockDim.x * items + threadIdx.x;
     const int end = min(f.rows * f.vectors, first + items * (int)blockDim.x);
     vec held[ITEMS];
@@ -47,6 +52,6 @@ INLINE void copy_inside(const Frame& f, int chunk, int items, const From& from, 
 #pragma unroll
     for (int i = 0; i < ITEMS; i++) {
         const int t = first + i * (int)blockDim.x;
-        if (t < end) store(to(t, inside(f, t)), held[i]);
+        if (t < end) store(to(t, inside(f, t)), change(held[i], inside(f, t)));
     }
 }

@@ -1,0 +1,133 @@
+// batch_statistics: pixels (P, C) -> the table (4, C) of a batch norm in training, float32 (affine.cuh).
+//   weight and bias (C) or null, float32. running_mean and running_var (C) or null, float32, are moved
+//   towards the mean and the unbiased variance by `momentum`.
+//
+// Means and squared distances from them are joined as by Chan, Golub and LeVeque, "Updating formulae and
+// a pairwise algorithm for computing sample variances" (1979): nothing is lost where the mean is large.
+#include "columns.cuh"
+
+struct Params {
+    const scalar* x;
+    const float* weight;
+    const float* bias;
+    float* running_mean;
+    float* running_var;
+    float* table;
+    float* partials;
+    long long stream;
+    Columns columns;
+    double momentum, eps;
+};
+
+constexpr int AT_ONCE = 4;  // rows of a thread
+
+// Of so many rows: their mean, and the sum of squared distances from it.
+struct Moments {
+    float mean[VECTOR], squares[VECTOR];
+    int count;
+};
+
+INLINE void take_in(Moments& m, int i, float mean, float squares, float before, float share) {
+    const float distance = mean - m.mean[i];
+    m.mean[i] = fmaf(distance, share, m.mean[i]);
+    m.squares[i] += squares + distance * before * share * distance;  // 0 of infinite squares
+}
+
+INLINE Moments moments_of_thread(const Params& p, const Part& part) {
+    Moments m = {};
+    if (!part.busy) return m;
+    const Columns& c = p.columns;
+    const scalar* x = p.x + part.column;
+    for (long long row = part.first + part.line; row < part.end; row += AT_ONCE * c.lines) {
+        vec held[AT_ONCE];
+        int n = 0;
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            if (row + k * c.lines >= part.end) continue;
+            held[k] = load(x + (row + k * c.lines) * c.channels);
+            n++;
+        }
+        float value[AT_ONCE][VECTOR];
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+            if (k < n) unpack(held[k], value[k]);
+        const float before = m.count, each = 1.0f / n;
+        m.count += n;
+        const float share = n / (float)m.count;
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) {
+            float sum = 0, squares = 0;
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (k < n) sum += value[k][i];
+            const float mean = sum * each;
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (k < n) squares = fmaf(value[k][i] - mean, value[k][i] - mean, squares);
+            take_in(m, i, mean, squares, before, share);
+        }
+    }
+    return m;
+}
+
+INLINE void finish_column(const Params& p, int column, double mean, double squares) {
+    const Columns& c = p.columns;
+    const float invstd = (float)(1 / sqrt(squares / c.rows + p.eps));
+    const float scale = p.weight ? p.weight[column] * invstd : invstd;
+    float* table = p.table + column;
+    table[MEAN * (long long)c.channels] = (float)mean;
+    table[INVSTD * (long long)c.channels] = invstd;
+    table[SCALE * (long long)c.channels] = scale;
+    table[SHIFT * (long long)c.channels] = fmaf(-(float)mean, scale, p.bias ? p.bias[column] : 0);
+    const double stay = 1 - p.momentum;
+    if (p.running_mean)
+        p.running_mean[column] = (float)(stay * p.running_mean[column] + p.momentum * mean);
+    if (p.running_var)
+        p.running_var[column] =
+            (float)(stay * p.running_var[column] + p.momentum * (squares / (c.rows - 1)));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 3) batch_statistics(const Params p) {
+    __shared__ float means[VECTOR][THREADS], squares[VECTOR][THREADS];
+    __shared__ int counts[THREADS];
+    const Columns& c = p.columns;
+    const Part part = my_part(c);
+    const int thread = threadIdx.x;
+    Moments m = moments_of_thread(p, part);
+    const auto show = [&]() {
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++) {
+            means[i][thread] = m.mean[i];
+            squares[i][thread] = m.squares[i];
+        }
+        counts[thread] = m.count;
+    };
+    show();
+    join_lines(c, part, [&](int other) {
+        const int more = counts[other];
+        if (!more) return;
+        const float before = m.count;
+        m.count += more;
+        const float share = more / (float)m.count;
+#pragma unroll
+        for (int i = 0; i < VECTOR; i++)
+            take_in(m, i, means[i][other], squares[i][other], before, share);
+        show();
+    });
+    leave(c, part, p.partials, m.mean, m.squares);
+    if (!is_last_to_arrive(p.stream)) return;
+    // Relative to the mean of the first part, which is near all others.
+    join_parts(
+        c, p.partials,
+        [&](int k, float first, float mean, float square, double (&sums)[2]) {
+            const long long left = c.rows - k * c.per_block;
+            const double n = left < c.per_block ? left : c.per_block;
+            const double distance = (double)mean - first;
+            sums[0] += n * distance;
+            sums[1] += square + n * distance * distance;
+        },
+        [&](int column, float first, const double (&sums)[2]) {
+            const double moved = sums[0] / c.rows, left = sums[1] - sums[0] * moved;
+            finish_column(p, column, first + moved, left < 0 ? 0 : left);
+        });
+}
