@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from segblocks import execute_with_grid, no_blocks, to_blocks
-from segblocks.rules import normalised, recompute
+from segblocks.rules import norm_gradients, normalised, recompute
 from segblocks.rules.normalised import Normalised
 
 CHANNELS = 4
@@ -33,8 +33,9 @@ def launched(monkeypatch):
         monkeypatch.setattr(module, name, noted)
 
     monkeypatch.setattr(normalised, "takes_kernels", lambda pixels: True)
-    for name in ("batch_statistics", "batch_normalise", "batch_gradients"):
-        note(normalised, name)
+    note(normalised, "batch_statistics")
+    note(norm_gradients, "batch_normalise")
+    note(norm_gradients, "batch_gradients")
     note(recompute, "blockpad_normalised")
     return names
 
