@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from segblocks import execute_with_grid, no_blocks, to_blocks
-from segblocks.rules import normalised, recompute
+from segblocks.rules import norm_gradients, normalised, recompute
 from segblocks.rules.normalised import Normalised
 
 CHANNELS = 4
@@ -33,8 +33,9 @@ def launched(monkeypatch):
         monkeypatch.setattr(module, name, noted)
 
     monkeypatch.setattr(normalised, "takes_kernels", lambda pixels: True)
-    for name in ("batch_statistics", "batch_normalise", "batch_gradients"):
-        note(normalised, name)
+    note(normalised, "batch_statistics")
+    note(norm_gradients, "batch_normalise")
+    note(norm_gradients, "batch_gradients")
     note(recompute, "blockpad_normalised")
     return names
 
@@ -342,3 +343,35 @@ def test_no_blocks_reads(launched):
     out = no_blocks(lambda image: image * 2)(net.first(x))
     assert out.stored.requires_grad
     assert launched == ["batch_statistics", "batch_normalise"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", GRIDS)
+def test_a_network_on_cuda(kind, half, monkeypatch):
+    """One step with kernels and by PyTorch's batch norm, both against float64."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    seen, make = [], Normalised.prologue
+    monkeypatch.setattr(Normalised, "prologue", lambda cell: seen.append(make(cell)) or seen[-1])
+    takes, mask = normalised.takes_kernels, make_grid(kind)
+
+    def step(dtype, half, kernels):
+        monkeypatch.setattr(normalised, "takes_kernels", takes if kernels else lambda pixels: False)
+        torch.manual_seed(0)
+        net = SmallNet().to("cuda", dtype).train()
+        image = make_image(mask, 3, 64).to("cuda", dtype)
+        with torch.autocast("cuda", half, enabled=half is not None):
+            out = execute_with_grid(net, image, mask.cuda())
+        out.to(dtype).sin().sum().backward()
+        buffers = [b for b in net.buffers() if b.is_floating_point()]
+        return [t.detach().double() for t in (out, *(p.grad for p in net.parameters()), *buffers)]
+
+    exact = step(torch.float64, None, False)
+    plain, found = step(torch.float32, half, False), step(torch.float32, half, True)
+    assert any(p is not None for p in seen)
+    again = step(torch.float32, half, True)
+    for a, b, c, d in zip(exact, plain, found, again):
+        assert torch.equal(c, d) or not torch.backends.cudnn.deterministic
+        error, theirs, scale = (c - a).norm(), (b - a).norm(), a.norm()
+        assert error <= 2 * theirs + (1e-5 if half is None else 1e-2) * scale

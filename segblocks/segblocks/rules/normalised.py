@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..dispatch import current_recorder
 from ..fast import pending
 from ..fast.later import Later
-from ..ops.batch_norm import batch_gradients, batch_normalise, batch_statistics
+from ..ops.batch_norm import batch_statistics
 from ..tensor import DualResTensor
+from .norm_gradients import BatchNorm, Edge
 
 _MOST_CHANNELS = 8192
 _ADD = frozenset("add add_ __add__ __radd__ __iadd__".split())
@@ -62,10 +62,17 @@ class Normalised:
 
     requires_grad = True
 
-    def __init__(self, norm: Norm, later: Later, addend: Any = None, relu: bool = False):
+    def __init__(
+        self,
+        norm: Norm,
+        later: Later,
+        addend: Tensor | None = None,
+        version: int = 0,
+        relu: bool = False,
+    ):
         x = norm.pixels
         self.shape, self.dtype, self.device, self.is_cuda = x.shape, x.dtype, x.device, x.is_cuda
-        self.job = (norm, addend, 0 if addend is None else addend._version, relu)
+        self.job = (norm, addend, version, relu)
         self._tensor: Tensor | None = None
         self._edge: Tensor | None = None
         later.add(self, norm.stream)
@@ -87,7 +94,7 @@ class Normalised:
             # Gradients were enabled when the batch norm was called.
             with torch.inference_mode(False), torch.enable_grad():
                 given = (norm.pixels, norm.weight, norm.bias, addend)
-                self._tensor = _BatchNorm.apply(*given, norm.table, relu)
+                self._tensor = BatchNorm.apply(*given, norm.table, relu)
         except Exception as error:
             error.add_note("in 'batch_norm' on blocks, which had been put off until now")
             raise
@@ -106,15 +113,12 @@ class Normalised:
         norm.check()
         _follow_stream(norm)
         if self._edge is None:
-            self._edge = _Edge.apply(norm.pixels, norm.weight, norm.bias, norm.table, relu)
+            self._edge = Edge.apply(norm.pixels, norm.weight, norm.bias, norm.table, relu)
         return Prologue(norm.pixels.detach(), norm.table, relu, self._edge)
 
-    def become(self, addend: Tensor | None, relu: bool) -> None:
-        """One more step in place."""
-        norm, before, version, _ = self.job
-        if before is None and addend is not None:
-            before, version = addend, addend._version
-        self.job, self._edge = (norm, before, version, relu), None
+    def become(self, addend: Tensor | None, version: int, relu: bool) -> None:
+        """Other steps behind the batch norm, in place."""
+        self.job, self._edge = (self.job[0], addend, version, relu), None
 
     def __reduce__(self) -> tuple:
         return pending._itself, (self.read(),)
@@ -190,23 +194,25 @@ def join(name: str, args: tuple, kwargs: dict[str, Any]) -> DualResTensor | None
 
 
 def _join(x: Any, addend: Any, in_place: bool) -> DualResTensor | None:
+    """The sum with `addend`, or without one the ReLU."""
     value = x._value if type(x) is DualResTensor else None
     if type(value) is not Normalised or value.job is None or not _is_plain():
         return None
-    norm, before, _, relu = value.job
-    pixels = before
+    norm, pixels, version, relu = value.job
     if addend is not None:
-        if before is not None or relu or type(addend) is not DualResTensor:
+        if pixels is not None or relu or type(addend) is not DualResTensor:
             return None
         pixels = addend.stored  # which may compute x
         if value.job is None or type(pixels) is not Tensor or not pixels.is_contiguous():
             return None
         if (pixels.dtype, pixels.shape) != (value.dtype, value.shape) or pixels.is_inference():
             return None
+        version = pixels._version
+    steps = (pixels, version, addend is None)
     if in_place:
-        value.become(pixels, addend is None)
+        value.become(*steps)
         return x
-    return x.like(Normalised(norm, x.grid.later, pixels, addend is None))
+    return x.like(Normalised(norm, x.grid.later, *steps))
 
 
 def _is_plain() -> bool:
@@ -236,62 +242,3 @@ def _follow_stream(norm: Norm, addend: Tensor | None = None) -> None:
     if x.is_cuda and pending.raw_stream(x.get_device()) != norm.stream:
         for tensor in (x, norm.table):
             tensor.record_stream(torch.cuda.current_stream(x.device))
-
-
-class _BatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pixels: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        addend: Tensor | None,
-        table: Tensor,
-        relu: bool,
-    ) -> Tensor:
-        out = batch_normalise(pixels, table, addend, relu)
-        kept = (out,) if relu and addend is not None else ()
-        ctx.save_for_backward(pixels, table, *kept)
-        ctx.relu = relu
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        pixels, table, *kept = ctx.saved_tensors
-        for_pixels, for_weight, for_bias, for_addend, *_ = ctx.needs_input_grad
-        grad, output = grad.contiguous(), kept[0] if kept else None
-        masked = for_addend and ctx.relu
-        wanted = (for_pixels, masked)
-        inputs, addend, sums = batch_gradients(grad, pixels, table, output, ctx.relu, *wanted)
-        if for_addend and not masked:
-            addend = grad
-        parameters = (sums[1] if for_weight else None, sums[0] if for_bias else None)
-        return inputs, *parameters, addend, None, None
-
-
-class _Edge(torch.autograd.Function):
-    """`_BatchNorm` without an output: who follows makes it himself."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        pixels: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        table: Tensor,
-        relu: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(pixels, table)
-        ctx.relu = relu
-        return pixels.new_empty((1, 1)).expand(pixels.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        pixels, table = ctx.saved_tensors
-        for_pixels, for_weight, for_bias, *_ = ctx.needs_input_grad
-        inputs, _, sums = batch_gradients(
-            grad.contiguous(), pixels, table, None, ctx.relu, for_pixels, False
-        )
-        return inputs, sums[1] if for_weight else None, sums[0] if for_bias else None, None, None

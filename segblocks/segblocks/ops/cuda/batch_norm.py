@@ -1,6 +1,7 @@
 """Launchers of `batch_statistics.cu`, `batch_gradient_sums.cu` and `batch_normalise*.cu`."""
 
 import functools
+import itertools
 import math
 import struct
 
@@ -10,14 +11,17 @@ from torch import Tensor
 from . import geometry as geo
 from .module import Kernel, defines, multiprocessors, prepare
 
-_THREADS, _STREAMS, _TILES = 256, 64, 256  # of columns.cuh
-_ACROSS = 32  # vectors of a row that a thread block takes at most
+_THREADS, _STREAMS, _TILES = 256, 64, 512  # of columns.cuh
+# Bytes of a row that a thread block takes. The fewer its columns, the more threads join each in the
+# end, which nobody else can help with; less than this would waste parts of memory transactions.
+_ACROSS = 64
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 NO_MASK, FROM_INPUT, FROM_OUTPUT = 0, 1, 2  # SB_MASK
 
 # Numbers of the streams of each device: launches on different ones may run at the same time, and
 # count their thread blocks apart.
 _streams: dict[tuple[int, int], int] = {}
+_numbers = itertools.count()
 
 
 def batch_statistics(
@@ -185,7 +189,10 @@ def _stream(x: Tensor) -> int:
     """A number below _STREAMS; not a pointer, but as wide as one."""
     index = x.get_device()
     stream = (index, torch._C._cuda_getCurrentRawStream(index) if x.is_cuda else 0)
-    return _streams.setdefault(stream, len(_streams) % _STREAMS)
+    found = _streams.get(stream)
+    if found is None:
+        found = _streams.setdefault(stream, next(_numbers) % _STREAMS)
+    return found
 
 
 @functools.lru_cache(maxsize=2048)
@@ -202,7 +209,7 @@ def _columns(
     """The launch of a kernel over columns.cuh, and its thread blocks for the same columns."""
     vector = geo.access_width(dtype.itemsize, aligned, channels) // dtype.itemsize
     vectors = channels // vector
-    tiles = -(-vectors // _ACROSS)
+    tiles = -(-vectors * vector * dtype.itemsize // _ACROSS)
     width = -(-vectors // tiles)
     tiles = -(-vectors // width)
     if tiles > _TILES:

@@ -33,39 +33,44 @@ INLINE void take_in(Moments& m, int i, float mean, float squares, float before, 
     m.squares[i] += squares + distance * before * share * distance;  // 0 of infinite squares
 }
 
+// The N rows from `at` on that lie `step` elements apart.
+template <int N> INLINE void take_rows(Moments& m, const scalar* at, long long step) {
+    vec held[N];
+#pragma unroll
+    for (int k = 0; k < N; k++) held[k] = load(at + k * step);
+    float value[N][VECTOR];
+#pragma unroll
+    for (int k = 0; k < N; k++) unpack(held[k], value[k]);
+    const float before = m.count;
+    m.count += N;
+    const float share = N / (float)m.count;
+#pragma unroll
+    for (int i = 0; i < VECTOR; i++) {
+        float sum = 0, squares = 0;
+#pragma unroll
+        for (int k = 0; k < N; k++) sum += value[k][i];
+        const float mean = sum / N;
+#pragma unroll
+        for (int k = 0; k < N; k++)
+            squares = fmaf(value[k][i] - mean, value[k][i] - mean, squares);
+        take_in(m, i, mean, squares, before, share);
+    }
+}
+
 INLINE Moments moments_of_thread(const Params& p, const Part& part) {
     Moments m = {};
     if (!part.busy) return m;
     const Columns& c = p.columns;
-    const scalar* x = p.x + part.column;
-    for (long long row = part.first + part.line; row < part.end; row += AT_ONCE * c.lines) {
-        vec held[AT_ONCE];
-        int n = 0;
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) {
-            if (row + k * c.lines >= part.end) continue;
-            held[k] = load(x + (row + k * c.lines) * c.channels);
-            n++;
-        }
-        float value[AT_ONCE][VECTOR];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++)
-            if (k < n) unpack(held[k], value[k]);
-        const float before = m.count, each = 1.0f / n;
-        m.count += n;
-        const float share = n / (float)m.count;
-#pragma unroll
-        for (int i = 0; i < VECTOR; i++) {
-            float sum = 0, squares = 0;
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++)
-                if (k < n) sum += value[k][i];
-            const float mean = sum * each;
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; k++)
-                if (k < n) squares = fmaf(value[k][i] - mean, value[k][i] - mean, squares);
-            take_in(m, i, mean, squares, before, share);
-        }
+    const long long step = (long long)c.lines * c.channels;
+    long long row = part.first + part.line;
+    const scalar* at = p.x + row * c.channels + part.column;
+    for (; row + (AT_ONCE - 1) * c.lines < part.end; row += AT_ONCE * c.lines) {
+        take_rows<AT_ONCE>(m, at, step);
+        at += AT_ONCE * step;
+    }
+    for (; row < part.end; row += c.lines) {
+        take_rows<1>(m, at, step);
+        at += step;
     }
     return m;
 }

@@ -13,7 +13,7 @@ struct Columns {
 
 constexpr int THREADS = 256;
 // By streams, which may run at the same time, and by columns. Every launch leaves zeros behind.
-constexpr int STREAMS = 64, TILES = 256;
+constexpr int STREAMS = 64, TILES = 512;
 __device__ int arrived[STREAMS * TILES];
 
 struct Part {
@@ -80,7 +80,7 @@ INLINE void join_parts(const Columns& c, const float* partials, const Take& take
     if (group < groups && column < c.channels) {
         const int parts = gridDim.x;
         first = __ldcg(partials + column);
-#pragma unroll 4
+#pragma unroll 8
         for (int part = group; part < parts; part += groups) {
             const float* at = partials + 2ll * part * c.channels + column;
             take(part, first, __ldcg(at), __ldcg(at + c.channels), sums);
