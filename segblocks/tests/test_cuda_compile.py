@@ -27,6 +27,7 @@ KERNELS = {
     "upsample.cu": ["upsample"],
     "upsample_backward.cu": ["upsample_backward"],
     "pool_blocks.cu": ["pool_blocks", "pool_blocks_backward"],
+    "windows.cu": ["gather_windows", "sum_windows"],
     "grid.cu": ["build_slots", "choose_slots", "select_budget", "select_budget_large"],
 }
 WINDOWS = [  # of pooling: the common one, and one whose loops stay loops

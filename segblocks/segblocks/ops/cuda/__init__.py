@@ -17,6 +17,7 @@ from .pool_blocks import max_pool, max_pool_backward
 from .split import split, split_backward
 from .turn_weight import turn_weight
 from .upsample import upsample, upsample_backward
+from .windows import gather_windows, sum_windows
 
 __all__ = [
     "batch_gradient_sums",
@@ -30,6 +31,7 @@ __all__ = [
     "choose_slots",
     "combine",
     "combine_backward",
+    "gather_windows",
     "max_pool",
     "max_pool_backward",
     "pixel_cross_entropy",
@@ -37,6 +39,7 @@ __all__ = [
     "select_budget",
     "split",
     "split_backward",
+    "sum_windows",
     "turn_weight",
     "upsample",
     "upsample_backward",
