@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from segblocks import execute_with_grid, no_blocks, to_blocks
-from segblocks.rules import norm_gradients, normalised, recompute
+from segblocks.rules import norm_gradients, normalised, setting
 from segblocks.rules.normalised import Normalised
 
 CHANNELS = 4
@@ -36,7 +36,7 @@ def launched(monkeypatch):
     note(normalised, "batch_statistics")
     note(norm_gradients, "batch_normalise")
     note(norm_gradients, "batch_gradients")
-    note(recompute, "blockpad_normalised")
+    note(setting, "blockpad_normalised")
     return names
 
 

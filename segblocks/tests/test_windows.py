@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from segblocks import execute_with_grid, to_blocks
 from segblocks.ops import cuda, windows_reference
 from segblocks.ops.windows import Windows
-from segblocks.rules import recompute
+from segblocks.rules import product, recompute
 
 gpu = [
     pytest.mark.gpu,
@@ -169,9 +169,9 @@ class TestOnCuda:
         ).cuda()
         image = torch.randn(2, 64, 3 * 8, 4 * 8, device="cuda")
         found = []
-        for small in (0, recompute._SMALL):
+        for small in (0, product._SMALL):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(recompute, "_SMALL", small)
+                patch.setattr(product, "_SMALL", small)
                 net.zero_grad()
                 out = execute_with_grid(net, image, mask)
                 out.square().mean().backward()

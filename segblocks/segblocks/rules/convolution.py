@@ -11,7 +11,8 @@ from ..dispatch import rule
 from ..tensor import DualResTensor
 from .arguments import fast_eager, pair, require_image
 from .normalise import as_image, as_pixels
-from .recompute import Setting, can_recompute, convolve
+from .recompute import can_recompute, convolve
+from .setting import Setting
 from .window import Halo, map_blocks, padded_blocks, plan_windows, split_blocks
 
 

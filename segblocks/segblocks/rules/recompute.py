@@ -4,10 +4,11 @@ The halo is a copy of the whole map. Autograd would keep it until the backward p
 again instead, which is one memory pass a layer. Where the input is what a batch norm makes, and
 nobody else has read that (`normalised.py`), it is made again with it. With cuDNN both resolutions
 write into one buffer, forward and backward, so nothing is joined afterwards. Small blocks, of
-which a halo is the larger part, are one matrix product instead. A second derivative raises.
+which a halo is the larger part, are one matrix product instead (`product.py`). A second derivative
+raises.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,84 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..fast.pending import Pending
-from ..grid import BlockGrid
-from ..ops.batch_norm import blockpad_normalised, pads_normalised
-from ..ops.blockpad import blockpad_backward
 from ..ops.cudnn import convolve_into, takes_cudnn
 from ..ops.turn_weight import turn_weight
-from ..ops.windows import Windows, gather_windows, sum_windows
-from .normalise import as_image, as_pixels
 from .normalised import Normalised, Prologue
-from .window import Halo, join_blocks, pad_pixels, split_blocks
+from .product import multiplies, multiply, multiply_backward
+from .setting import Setting
+from .window import join_blocks
 
 _NONE = (0, 0)
-# Side of a high block up to which a convolution is a product of gathered windows: there two
-# convolutions of padded blocks take two to three times as long, and their gradients four.
-_SMALL = 4
-
-
-class Setting(NamedTuple):
-    """What a convolution is, besides its tensors.
-
-    Attributes:
-        block, out_block: side of a high block before and after.
-        halo: what the windows read around a block.
-        stride, dilation, groups: as in PyTorch.
-    """
-
-    grid: BlockGrid
-    block: int
-    out_block: int
-    halo: Halo | None
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int = 1
-
-    def padded(self, pixels: Tensor, norm: tuple[Tensor, bool] | None = None) -> Tensor:
-        """Blocks with their halo, of what a batch norm makes of the pixels if there is one."""
-        if norm is None:
-            return pad_pixels(pixels, self.grid, self.block, self.halo).contiguous()
-        where = (self.grid.slot, self.grid.cells, self.grid.n_high, self.block)
-        return blockpad_normalised(pixels, *norm, *where, *self.halo.sides)
-
-    def takes_prologue(self) -> bool:
-        """Whether padding can make the pixels on its way."""
-        halo = self.halo
-        if halo is None or halo.replicate or halo.fill:
-            return False
-        return pads_normalised(halo.sides, self.block)
-
-    def outputs(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """High and low blocks of a buffer of outputs."""
-        return split_blocks(pixels, self.grid, self.out_block)
-
-    def new_output(self, like: Tensor, channels: int) -> Tensor:
-        """An uninitialised buffer of outputs."""
-        return like.new_empty((self.grid.stored_pixels(self.out_block), channels))
-
-    def new_padded(self, like: Tensor, channels: int) -> Tensor:
-        """An uninitialised buffer of blocks with their halo."""
-        left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
-        rows = self.grid.stored_pixels(self.block, top + bottom, left + right)
-        return like.new_empty((rows, channels))
-
-    def blocks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
-        """High and low blocks of a buffer of blocks with their halo."""
-        return split_blocks(padded, self.grid, self.block, self.halo)
-
-    def windows(self, kernel: tuple[int, int]) -> Windows:
-        """What the outputs read of the padded blocks."""
-        left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
-        blocks = (self.grid.n_high, self.grid.n_low, self.block)
-        more = (top + bottom, left + right)
-        return Windows(*blocks, *more, self.out_block, kernel, self.stride, self.dilation)
-
-    def gradient(self, padded: Tensor) -> Tensor:
-        """Gradient of the pixel buffer from that of the blocks with their halo."""
-        if self.halo is None:
-            return padded
-        where = (self.grid.slot, self.grid.cells, self.grid.n_high, self.block)
-        return blockpad_backward(padded, *where, *self.halo.sides, self.halo.replicate)
 
 
 def can_recompute() -> bool:
@@ -158,7 +89,7 @@ class _Convolution(torch.autograd.Function):
             wanted, for_pixels, for_weight = (for_pixels, for_weight), False, False
             if any(wanted):
                 given = (pixels, weight, grad, setting, wanted, norm)
-                pixel_grad, weight_grad = _multiply_backward(*given)
+                pixel_grad, weight_grad = multiply_backward(*given)
         elif for_pixels and setting.stride == (1, 1) and takes_cudnn(grad, setting.groups):
             pixel_grad, for_pixels = _full_correlation(grad, weight, setting), False
         if for_pixels or for_weight:
@@ -176,8 +107,7 @@ def _convolve(
     norm: tuple[Tensor, bool] | None = None,
 ) -> Tensor:
     if multiplies(pixels, setting):
-        columns = gather_windows(setting.padded(pixels, norm), setting.windows(weight.shape[2:]))
-        return as_pixels(F.conv2d(as_image(columns), _as_matrix(weight), bias))
+        return multiply(pixels, weight, bias, setting, norm)
     out = setting.new_output(pixels, weight.shape[0])
     in_place = takes_cudnn(pixels, setting.groups)
     if in_place:
@@ -215,40 +145,6 @@ def _convolve_backward(
         pixel_grads.append(one)
         weight_grad = other if weight_grad is None or other is None else weight_grad.add_(other)
     return setting.gradient(join_blocks(pixel_grads)) if wanted[0] else None, weight_grad
-
-
-def multiplies(x: Tensor, setting: Setting) -> bool:
-    """Whether a convolution with `x` is a matrix product."""
-    return setting.out_block <= _SMALL and takes_cudnn(x, setting.groups)
-
-
-def _as_matrix(weight: Tensor) -> Tensor:
-    """(O, I, KH, KW) → (O, KH * KW * I, 1, 1): of a 1×1 convolution, so that TF32 is where it is in
-    the network's others; a view if it is channels_last."""
-    return weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, 1, 1)
-
-
-def _multiply_backward(
-    pixels: Tensor,
-    weight: Tensor,
-    grad: Tensor,
-    setting: Setting,
-    wanted: tuple[bool, bool],
-    norm: tuple[Tensor, bool] | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of pixels and weight, as far as wanted."""
-    windows = setting.windows(weight.shape[2:])
-    columns = gather_windows(setting.padded(pixels, norm), windows)
-    window = ((1, 1), _NONE, (1, 1), False, _NONE, 1)
-    given = (as_image(grad), as_image(columns), _as_matrix(weight), None)
-    for_columns, matrix, _ = torch.ops.aten.convolution_backward(*given, *window, (*wanted, False))
-    pixel_grad = weight_grad = None
-    if wanted[0]:
-        pixel_grad = setting.gradient(sum_windows(as_pixels(for_columns), windows))
-    if wanted[1]:
-        outputs, inputs, height, width = weight.shape
-        weight_grad = matrix.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
-    return pixel_grad, weight_grad
 
 
 def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
