@@ -5,13 +5,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="${PYTHON:-$PWD/.venv/bin/python}"
-FILES=(segblocks/tests/test_{cuda_kernels,pool_kernels,cross_entropy,normalise_kernel}.py)
+FILES=(segblocks/tests/test_{cuda_kernels,pool_kernels,cross_entropy,normalise_kernel}.py
+    segblocks/tests/test_{batch_norm_kernels,windows,turn_weight}.py)
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1 # else an access past a tensor may end in another one
 
 failed=0
 for tool in ${TOOLS:-memcheck racecheck initcheck}; do
     echo "sanitize: $tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        "$PYTHON" -m pytest -q -m gpu --sample 6 "${FILES[@]}" "$@" || failed=1
+        "$PYTHON" -m pytest -q -m gpu --sample 3 "${FILES[@]}" "$@" || failed=1
 done
 exit $failed

@@ -76,7 +76,7 @@ def test_placements_spend_the_same(tmp_path):
             assert found.budget == 0.4
 
 
-def test_recipes_build_on_each_other(tmp_path):
+def test_recipes_are_one_idea_each(tmp_path):
     seen = {}
     for experiment in experiments("camvid", "published"):
         if "recipe" in experiment.groups:
@@ -93,9 +93,9 @@ def test_recipes_build_on_each_other(tmp_path):
     )  # fmt: skip
     expected = {
         "normalised": ("val", True, 0.5, "loss", 0, None, None),
+        "warmup": ("val", False, 0, "loss", 6, 1, None),
+        "exact": ("val", False, 0, "loss", 0, None, [0.4, 0.4]),
         "gain": ("val", True, 0.1, "gain", 0, None, None),
-        "warmup": ("val", True, 0.1, "gain", 6, 1, None),
-        "exact": ("val", True, 0.1, "gain", 6, 1, [0.4, 0.4]),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected

@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--recipe",
         choices=RECIPES,
-        default="warmup",
+        default="calibrated",
         help="how the learned policies of the headline are trained (default: %(default)s)",
     )
     add(

@@ -30,18 +30,19 @@ SETUPS = {
     ),
 }
 
-# How the learned policy is trained, each step on top of the one before.
-RECIPES = {"published": ""}
-RECIPES["calibrated"] = "--segblocks-calibrate val"
-RECIPES["normalised"] = (
-    f"{RECIPES['calibrated']} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
-)
-# What resolution saves is a fraction of the loss, so less entropy keeps probabilities as soft.
-RECIPES["gain"] = f"{RECIPES['normalised']} --segblocks-reward gain --segblocks-entropy-weight 0.1"
-RECIPES["warmup"] = (
-    f"{RECIPES['gain']} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1"
-)
-RECIPES["exact"] = f"{RECIPES['warmup']} --segblocks-budgets {{target}} {{target}}"
+# How the learned policy is trained: as published, with a threshold that is fitted, and that with
+# one idea more each.
+_FITTED = "--segblocks-calibrate val"
+RECIPES = {
+    "published": "",
+    "calibrated": _FITTED,
+    "normalised": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5",
+    "warmup": f"{_FITTED} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1",
+    "exact": f"{_FITTED} --segblocks-budgets {{target}} {{target}}",
+    # What resolution saves is a fraction of the loss, so less entropy keeps probabilities as soft.
+    "gain": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-reward gain "
+    "--segblocks-entropy-weight 0.1",
+}
 
 
 @dataclass(frozen=True)
