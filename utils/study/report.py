@@ -11,7 +11,7 @@ from typing import Any
 from utils.curve import NO_MATPLOTLIB, Line, budget_text, plot
 from utils.study.plan import Experiment
 
-CALIBRATED = "threshold fitted on training images"
+CALIBRATED = "threshold fitted"
 POLICY_KEYS = ("boundary_miou", "rank_correlation", "rank_correlation_pooled")
 
 
