@@ -171,6 +171,7 @@ class Trainer:
                 loss, names, values = self._loss(image, label)
                 # Losses of ranks add up, where DistributedDataParallel averages gradients.
                 weight = self.ranks.count / args.accumulate
+                # Only a loss that is still the graph's own output takes the short way back.
                 scaled = self.run.scaler.scale(loss if weight == 1 else loss * weight)
                 TrainingGraphs.backward(scaled)
             means.add(names, values)

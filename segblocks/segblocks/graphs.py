@@ -61,10 +61,10 @@ class TrainingGraphs:
         an `objective` does. Gradients become `.grad` or are added to it, as ever."""
         backward(loss)
 
-    def look(self, net: nn.Module) -> Hashable | None:
-        """What `__call__` needs to know of the modules, where there is time to find out earlier:
-        they must not be changed in between."""
-        return self._graphs_of(net).parts.state()
+    def look(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
+        """What `__call__` with such inputs needs to know of the modules, where there is time to
+        find out earlier: they must not be changed in between."""
+        return self._graphs_of(net).parts.state() if _can_be_captured(inputs) else None
 
     def __call__(
         self,

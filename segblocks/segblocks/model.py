@@ -142,7 +142,7 @@ class SegBlocksModel(nn.Module):
         if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
         # Before the policy, which may wait for the device: then there is time.
-        seen = self.graphs.look(self.net) if self._may_be_captured(padded) else None
+        seen = None if self.graphs is None else self.graphs.look(self.net, (padded,))
         decision = self.policy(padded, budget, block_gain)
         if objective is None:
             logits = self._run(padded, decision.grid, decision.n_high, seen)
@@ -153,9 +153,6 @@ class SegBlocksModel(nn.Module):
     def is_dense(self) -> bool:
         """True for the `disabled` policy, which runs the network as it is."""
         return isinstance(self.policy, DisabledPolicy)
-
-    def _may_be_captured(self, image: Tensor) -> bool:
-        return self.graphs is not None and image.is_cuda and torch.is_grad_enabled()
 
     def _run(
         self, padded: Tensor, mask: Tensor, n_high: int | None, seen: Hashable | None = None
@@ -180,8 +177,7 @@ class SegBlocksModel(nn.Module):
         seen: Hashable | None,
     ) -> Any:
         """`objective` of the network's output, the two together; from graphs where they can be."""
-        record = {field.name: getattr(decision, field.name) for field in fields(decision)}
-        told = {name: value for name, value in record.items() if isinstance(value, Tensor)}
+        told = {k: value for k, value in _record(decision).items() if isinstance(value, Tensor)}
         n_high, names = decision.n_high, tuple(told)
 
         def run(image: Tensor, *tensors: Tensor) -> Any:
@@ -286,5 +282,9 @@ def _find_blocks(value: Any) -> DualResTensor | None:
 
 
 def _output(decision: Decision, logits: Any) -> SegBlocksOutput:
-    record = {field.name: getattr(decision, field.name) for field in fields(decision)}
-    return SegBlocksOutput(**record, logits=logits)
+    return SegBlocksOutput(**_record(decision), logits=logits)
+
+
+def _record(decision: Decision) -> dict[str, Any]:
+    """Its attributes by name."""
+    return {field.name: getattr(decision, field.name) for field in fields(decision)}

@@ -69,6 +69,7 @@ class Policy(nn.Module):
     learns = False
     stochastic = False
     needs_pixel_loss = False
+    exploration = 0.0
 
     def __init__(
         self,
@@ -96,15 +97,6 @@ class Policy(nn.Module):
         self.block_size = block_size
         self.percent_target = percent_target
         self.quantize_percentage = quantize_percentage
-        self._exploration = 0.0
-
-    @property
-    def exploration(self) -> float:
-        return self._exploration
-
-    @exploration.setter
-    def exploration(self, value: float) -> None:
-        self._exploration = value
 
     def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
         """Let what the policy learns run from CUDA graphs in training; None: as written."""

@@ -39,6 +39,7 @@ class ReinforcePolicy(Policy):
 
     learns = True
     stochastic = True
+    _exploration = 0.0
 
     def __init__(
         self,
@@ -67,7 +68,11 @@ class ReinforcePolicy(Policy):
         # `exploration` on the device: the loss may be part of a CUDA graph, which keeps numbers.
         self.register_buffer("_explored", torch.zeros(()), persistent=False)
 
-    @Policy.exploration.setter
+    @property
+    def exploration(self) -> float:
+        return self._exploration
+
+    @exploration.setter
     def exploration(self, value: float) -> None:
         if value != self._exploration:
             self._explored.fill_(value)

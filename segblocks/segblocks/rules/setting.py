@@ -52,9 +52,7 @@ class Setting(NamedTuple):
 
     def new_padded(self, like: Tensor, channels: int) -> Tensor:
         """An uninitialised buffer of blocks with their halo."""
-        left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
-        rows = self.grid.stored_pixels(self.block, top + bottom, left + right)
-        return like.new_empty((rows, channels))
+        return like.new_empty((self.grid.stored_pixels(self.block, *self._more()), channels))
 
     def blocks(self, padded: Tensor) -> tuple[Tensor, Tensor]:
         """High and low blocks of a buffer of blocks with their halo."""
@@ -62,10 +60,13 @@ class Setting(NamedTuple):
 
     def windows(self, kernel: tuple[int, int]) -> Windows:
         """What the outputs read of the padded blocks."""
+        blocks = (self.grid.n_high, self.grid.n_low, self.block, *self._more())
+        return Windows(*blocks, self.out_block, kernel, self.stride, self.dilation)
+
+    def _more(self) -> tuple[int, int]:
+        """Rows and columns of the halo."""
         left, right, top, bottom = self.halo.sides if self.halo else (0, 0, 0, 0)
-        blocks = (self.grid.n_high, self.grid.n_low, self.block)
-        more = (top + bottom, left + right)
-        return Windows(*blocks, *more, self.out_block, kernel, self.stride, self.dilation)
+        return top + bottom, left + right
 
     def gradient(self, padded: Tensor) -> Tensor:
         """Gradient of the pixel buffer from that of the blocks with their halo."""

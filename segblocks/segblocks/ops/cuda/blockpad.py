@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..batch_norm import pads_normalised
 from . import geometry as geo
 from .module import Kernel, defines, multiprocessors, prepare
 
@@ -75,7 +76,7 @@ def blockpad_normalised(
         )
     if not table.is_contiguous() or table.data_ptr() % 16:
         raise ValueError("table must be contiguous and aligned, as from batch_statistics")
-    if not is_near(sides, block):
+    if not pads_normalised(sides[:4], block):
         raise ValueError(
             f"pads (left, right, top, bottom) = {sides[:4]} must lie between 0 and the side of a "
             f"low block, {block // 2}"
@@ -88,11 +89,6 @@ def blockpad_normalised(
         tensors = (pixels, padded, slot, cells, table)
         kernel.launch(pixels.device, *(x.data_ptr() for x in tensors))
     return padded
-
-
-def is_near(sides: Sides, block: int) -> bool:
-    """Whether `blockpad_normalised` takes such pads."""
-    return _is_near("blockpad", sides, block // 2)
 
 
 def blockpad_backward(
