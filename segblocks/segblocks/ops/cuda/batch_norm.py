@@ -41,7 +41,7 @@ def batch_statistics(
     rows, channels = _check(pixels)
     given = (weight, bias, running_mean, running_var)
     for tensor in given:
-        _check_row(tensor, pixels, (channels,))
+        check_row(tensor, pixels, (channels,))
     table = torch.empty((4, channels), dtype=torch.float32, device=pixels.device)
     index = pixels.get_device()
     aligned = geo.alignment(pixels.data_ptr())
@@ -70,7 +70,7 @@ def batch_normalise(pixels: Tensor, table: Tensor, addend: Tensor | None, relu: 
         TypeError, ValueError: dtypes, shapes or layouts that do not fit.
     """
     rows, channels = _check(pixels, addend)
-    _check_row(table, pixels, (4, channels))
+    check_row(table, pixels, (4, channels))
     out = torch.empty_like(pixels)
     index = pixels.get_device()
     pointers = [pixels.data_ptr(), table.data_ptr(), _address(addend), out.data_ptr()]
@@ -90,7 +90,7 @@ def batch_gradient_sums(
         TypeError, ValueError: dtypes, shapes or layouts that do not fit.
     """
     rows, channels = _check(grad, pixels, output)
-    _check_row(table, pixels, (4, channels))
+    check_row(table, pixels, (4, channels))
     sums = torch.empty((2, channels), dtype=torch.float32, device=grad.device)
     index = grad.get_device()
     pointers = [grad.data_ptr(), pixels.data_ptr(), _address(output)]
@@ -126,8 +126,8 @@ def batch_normalise_backward(
         TypeError, ValueError: dtypes, shapes or layouts that do not fit.
     """
     rows, channels = _check(grad, pixels, output)
-    _check_row(table, pixels, (4, channels))
-    _check_row(sums, pixels, (2, channels))
+    check_row(table, pixels, (4, channels))
+    check_row(sums, pixels, (2, channels))
     for_pixels = torch.empty_like(pixels)
     for_addend = torch.empty_like(pixels) if masked else pixels.new_empty(0)
     index = grad.get_device()
@@ -165,7 +165,8 @@ def _check(pixels: Tensor, *others: Tensor | None) -> tuple[int, int]:
     return tuple(pixels.shape)
 
 
-def _check_row(tensor: Tensor | None, pixels: Tensor, shape: tuple[int, ...]) -> None:
+def check_row(tensor: Tensor | None, pixels: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless a batch norm's table or weight is as kernels read it, or None."""
     if tensor is None:
         return
     if tensor.dtype != torch.float32 or tensor.shape != shape or tensor.device != pixels.device:

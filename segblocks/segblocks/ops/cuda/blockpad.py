@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..batch_norm import pads_normalised
 from . import geometry as geo
+from .batch_norm import check_row
 from .module import Kernel, defines, multiprocessors, prepare
 
 _THREADS = 128
@@ -66,16 +67,10 @@ def blockpad_normalised(
     """
     geo.check(pixels, slot, cells, n_high, block)
     geo.check_pixels(pixels, geo.stored_pixels(slot, n_high, block))
-    shape, sides = (4, pixels.shape[1]), (left, right, top, bottom, False)
+    sides = (left, right, top, bottom, False)
     if pixels.dtype == torch.float64:
         raise TypeError("no CUDA kernel for float64; use float16, bfloat16 or float32")
-    if table.dtype != torch.float32 or table.shape != shape or table.device != pixels.device:
-        raise ValueError(
-            f"table must be float32, {shape} and on {pixels.device}; got {table.dtype}, "
-            f"{tuple(table.shape)} on {table.device}"
-        )
-    if not table.is_contiguous() or table.data_ptr() % 16:
-        raise ValueError("table must be contiguous and aligned, as from batch_statistics")
+    check_row(table, pixels, (4, pixels.shape[1]))
     if not pads_normalised(sides[:4], block):
         raise ValueError(
             f"pads (left, right, top, bottom) = {sides[:4]} must lie between 0 and the side of a "
