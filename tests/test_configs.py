@@ -127,7 +127,7 @@ def test_scripts_run(experiment, tmp_path, monkeypatch):
         timed = [figures(folder, "speed.json")]
     assert all(0 <= found["miou"] <= 1 for found in validated)
     engines = [row["engine"] for row in timed[-1]["rows"]]
-    blocks = [] if experiment.name == "baseline" else ["blocks eager", "blocks fast"]
+    blocks = [] if experiment.name == "baseline" else ["all high", "blocks eager", "blocks fast"]
     assert engines == ["dense eager", "dense best", *blocks]
 
 

@@ -17,7 +17,7 @@ def test_speed_without_a_compiler_says_so(trained, monkeypatch):
     folder = run(trained, *REINFORCE, *SPEED, "--batch-size", "2", "--profiler", "yes")
     found = figures(folder, "speed.json")
     rows = {row["engine"]: row for row in found["rows"]}
-    assert list(rows) == ["dense eager", "dense best", "blocks eager", "blocks fast"]
+    assert list(rows) == ["dense eager", "dense best", "all high", "blocks eager", "blocks fast"]
     assert "no C++ compiler" in rows["dense best"]["how"]
     assert (found["batch_size"], found["height"], found["width"]) == (2, 64, 128)
     assert found["versions"]["torch"] == torch.__version__

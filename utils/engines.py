@@ -6,6 +6,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,10 @@ class Engine:
     on_blocks: bool
     load: Callable[[torch.Tensor], None]
     run: Callable[[], Any]
+    budget: float | int | None = None
     captured_bytes: int = 0  # held by a CUDA graph, which allocates nothing when it runs
+    fast: segblocks.FastModel | None = None  # which engines of other budgets can share
+    is_baseline: bool = False  # full resolution everywhere: what the others are measured by
 
 
 def build_engines(model: nn.Module, image: torch.Tensor, args: Namespace) -> list[Engine]:
@@ -43,7 +47,10 @@ def build_engines(model: nn.Module, image: torch.Tensor, args: Namespace) -> lis
         builders.append(blocks_eager)
         if not model.policy.needs_pixel_loss:
             builders.append(blocks_fast)
-    return [build(model, image, args) for build in builders]
+    engines = [build(model, image, args) for build in builders]
+    if engines[-1].fast is not None:
+        engines.insert(2, all_high(engines[-1].fast, image))
+    return engines
 
 
 def dense_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
@@ -65,18 +72,20 @@ def dense_best(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine
 
 def blocks_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
     """Policy and network on blocks, operation by operation."""
-    return _eager("blocks eager", EAGER, True, lambda x: model(x, budget=args.budget))
+    call = partial(model, budget=args.budget)
+    return _eager("blocks eager", EAGER, True, call, args.budget)
 
 
 def blocks_fast(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
     """Policy and network on blocks through `segblocks.compile`."""
-    fast = segblocks.compile(model, image)
-    engine = Engine("blocks fast", fast.how, True, fast.load, lambda: fast.run(args.budget))
-    if image.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        fast(image, budget=args.budget)  # captures the graph
-        engine.captured_bytes = torch.cuda.max_memory_allocated() - before
+    return _compiled("blocks fast", segblocks.compile(model, image), image, args.budget)
+
+
+def all_high(fast: segblocks.FastModel, image: torch.Tensor) -> Engine:
+    """The same compiled model with every block at full resolution: where its kernels are faster
+    than Inductor's, this is the dense network to beat."""
+    engine = _compiled("all high", fast, image, 1.0)
+    engine.is_baseline = True
     return engine
 
 
@@ -96,13 +105,34 @@ def compile_dense(
     return compiled, "compiled with Inductor freezing" + (", max-autotune" if autotune else "")
 
 
-def _eager(name: str, how: str, on_blocks: bool, call: Callable[[torch.Tensor], Any]) -> Engine:
+def _compiled(
+    name: str, fast: segblocks.FastModel, image: torch.Tensor, budget: float | int | None
+) -> Engine:
+    engine = Engine(name, fast.how, True, fast.load, partial(fast.run, budget), budget, fast=fast)
+    if image.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        fast(image, budget=budget)  # captures the graph
+        engine.captured_bytes = torch.cuda.max_memory_allocated() - before
+    return engine
+
+
+def _eager(
+    name: str,
+    how: str,
+    on_blocks: bool,
+    call: Callable[[torch.Tensor], Any],
+    budget: float | int | None = None,
+) -> Engine:
     loaded: list[torch.Tensor] = []
 
     def load(image: torch.Tensor) -> None:
         loaded[:] = [image]
 
-    return Engine(name, how, on_blocks, load, lambda: call(loaded[0]))
+    def run() -> Any:
+        return call(loaded[0])
+
+    return Engine(name, how, on_blocks, load, run, budget, is_baseline=not on_blocks)
 
 
 def _graphed(name: str, how: str, call: Callable, image: torch.Tensor) -> Engine:
@@ -126,7 +156,9 @@ def _graphed(name: str, how: str, call: Callable, image: torch.Tensor) -> Engine
         graph.replay()
         return output
 
-    return Engine(name, how, False, lambda x: fixed.copy_(x), run, captured)
+    return Engine(
+        name, how, False, lambda x: fixed.copy_(x), run, captured_bytes=captured, is_baseline=True
+    )
 
 
 def _cpp_compiler() -> str | None:

@@ -73,6 +73,9 @@ class Plan:
         )
         self.how = how + (", CUDA graph" if engine.device.type == "cuda" else "")
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
+        # One stream for all captures: blocks of memory belong to the stream they were made on, also
+        # in the pool that graphs share.
+        self.stream = torch.cuda.Stream(engine.device) if engine.device.type == "cuda" else None
         self.pool = torch.cuda.graph_pool_handle() if engine.device.type == "cuda" else None
 
     # -- the three ways to a grid -----------------------------------------------------------------
@@ -159,7 +162,7 @@ class Plan:
         return replace(captured.result)
 
     def _capture(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> _Graph:
-        stream = torch.cuda.Stream(self.engine.device)
+        stream = self.stream
         stream.wait_stream(torch.cuda.current_stream(self.engine.device))
         with torch.cuda.stream(stream):
             for _ in range(2):  # compiles kernels, lets cuDNN choose, warms the allocator

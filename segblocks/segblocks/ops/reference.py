@@ -194,8 +194,9 @@ def max_pool_backward(
         height, width = own + top + bottom, own + left + right
         y, x = _window_corners(out, stride)
         row, column = y + tap // kernel[1] * dilation[0], x + tap % kernel[1] * dilation[1]
-        shape = out.new_empty((*out.shape[:2], height, width))
-        shape = shape.contiguous(memory_format=torch.channels_last)  # nothing of it is read
+        size = (*out.shape[:2], height, width)
+        last = torch.channels_last
+        shape = torch.empty(size, dtype=out.dtype, device=out.device, memory_format=last)
         window = (kernel, (stride, stride), (0, 0), dilation, False, row * width + column)
         image = torch.ops.aten.max_pool2d_with_indices_backward(out, shape, *window)
         padded.append(image.permute(0, 2, 3, 1).reshape(-1, grad.shape[1]))
