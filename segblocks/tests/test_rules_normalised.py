@@ -374,4 +374,5 @@ def test_a_network_on_cuda(kind, half, monkeypatch):
     for a, b, c, d in zip(exact, plain, found, again):
         assert torch.equal(c, d) or not torch.backends.cudnn.deterministic
         error, theirs, scale = (c - a).norm(), (b - a).norm(), a.norm()
-        assert error <= 2 * theirs + (1e-5 if half is None else 1e-2) * scale
+        # In half precision a pixel may pass a ReLU for one and not for the other.
+        assert error <= 2 * theirs + (1e-5 if half is None else 0.1) * scale

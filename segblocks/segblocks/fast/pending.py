@@ -165,7 +165,7 @@ class Pending:
             if stream == current:
                 self._launch(job, extend)
                 return
-            there = torch.cuda.ExternalStream(stream, self.plan.device)
+            there = _stream(stream, self.plan.device)
             with torch.cuda.stream(there):
                 self._launch(job, extend)
             self._event = there.record_event()
@@ -187,6 +187,13 @@ def _apply(pixels: Tensor, job: tuple, done: str) -> Tensor:
         addend.check()
         pixels, steps = pixels + addend.holders[0][: pixels.shape[0]], steps[1:]
     return torch.relu(pixels) if steps else pixels
+
+
+def _stream(raw: int, device: torch.device) -> torch.cuda.Stream:
+    # Of the address 0, which is the default stream's, ExternalStream makes a new stream.
+    if raw == 0:
+        return torch.cuda.default_stream(device)
+    return torch.cuda.ExternalStream(raw, device)
 
 
 def _itself(pixels: Tensor) -> Tensor:

@@ -99,7 +99,10 @@ struct Region {
 
 INLINE Region region_at(const Arguments& p, const Share& share, int low) {
     Region region;
-    region.first = (low ? p.tiling.high_tiles : 0) + share.lane;
+    // Tile i goes to thread block i modulo their number, so that those with one more high tile are
+    // the last to get one more low tile.
+    int before = low ? p.tiling.high_tiles : 0;
+    region.first = before + (share.lane + share.lanes - before % share.lanes) % share.lanes;
     region.end = low ? p.tiling.tiles : p.tiling.high_tiles;
     region.kind = low ? p.tiling.low_kind : p.tiling.high_kind;
     region.staging = staging_of(region.kind);
