@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .rules.arguments import require_image
 from .rules.normalise import as_image, as_pixels
+from .rules.normalised import put_off
 from .tensor import DualResTensor
 
 
@@ -22,23 +23,28 @@ class SyncBatchNorm(_BatchNorm):
         """(N, C, ...) or blocks; the same shape."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        if isinstance(x, DualResTensor):
-            x.refuse_padding()
-            require_image(x, "batch_norm")
-            return x.like(as_pixels(self._joint(as_image(x.stored))))
-        return self._joint(x)
+        if not isinstance(x, DualResTensor):
+            return self._joint(x, self._share_of_batch())
+        x.refuse_padding()
+        require_image(x, "batch_norm")
+        share, running = self._share_of_batch(), (self.running_mean, self.running_var)
+        later = put_off(x, *running, self.weight, self.bias, share, self.eps, joint=True)
+        if later is not None:
+            return later
+        return x.like(as_pixels(self._joint(as_image(x.stored), share)))
 
     def _check_input_dim(self, x: Tensor | DualResTensor) -> None:
         if x.dim() < 2:
             raise ValueError(f"batch norm needs channels in dimension 1, got {x.dim()} dimensions")
 
-    def _joint(self, x: Tensor) -> Tensor:
-        share = 0.0  # of this batch in the running statistics
-        if self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-            share = self.momentum
-            if share is None:
-                share = 1 / float(self.num_batches_tracked)
+    def _share_of_batch(self) -> float:
+        """Of this batch in the running statistics, where it now counts."""
+        if not self.track_running_stats:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def _joint(self, x: Tensor, share: float) -> Tensor:
         if not x.is_cuda:
             return self._in_steps(x, share)
         return _joint_on_cuda.apply(

@@ -11,6 +11,8 @@ from torch import nn
 
 import segblocks
 from segblocks import Replicas, SyncBatchNorm, build_policy, convert_sync_batchnorm, to_blocks
+from segblocks.rules import normalised
+from segblocks.rules.normalised import Normalised
 
 GRID = torch.tensor([[[1, 0], [0, 1]], [[0, 0], [0, 0]], [[1, 1], [1, 1]], [[0, 1], [0, 0]]]).bool()
 
@@ -23,9 +25,17 @@ def _norm(momentum: float | None) -> nn.BatchNorm2d:
     return layer.double()
 
 
-def _pass(rank: int, count: int, blocks: bool, momentum: float | None) -> dict[str, torch.Tensor]:
-    """Two passes of this process's images, and what they leave behind."""
+def _pass(
+    rank: int, count: int, blocks: bool, momentum: float | None, put_off: bool = False
+) -> dict[str, torch.Tensor]:
+    """Two passes of this process's images, and what they leave behind.
+
+    Args:
+        put_off: as on CUDA, where the output is made by what follows.
+    """
     layer = _norm(momentum)
+    if put_off:
+        normalised.takes_kernels = lambda pixels: True
     if count > 1:
         layer = convert_sync_batchnorm(nn.Sequential(layer))[0]
         assert isinstance(layer, SyncBatchNorm)
@@ -33,6 +43,7 @@ def _pass(rank: int, count: int, blocks: bool, momentum: float | None) -> dict[s
     weight = torch.linspace(1, 2, len(GRID), dtype=torch.float64)[rank::count].view(-1, 1, 1, 1)
     for _ in range(2):
         out = layer(to_blocks(image, GRID[rank::count]) if blocks else image)
+        assert isinstance(getattr(out, "_value", out), Normalised) == put_off
         out = out.combine() if blocks else out
         (out.sin() * weight).sum().backward()
     grads = {"weight_grad": layer.weight.grad, "bias_grad": layer.bias.grad}
@@ -47,12 +58,13 @@ def _passes(*args) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("count", "blocks", "momentum"), [(2, True, 0.3), (2, False, None), (4, True, None)]
+    ("count", "blocks", "momentum", "put_off"),
+    [(2, True, 0.3, False), (2, False, None, False), (4, True, None, False), (4, True, 0.3, True)],
 )
-def test_sync_batch_norm_equals_one_process(tmp_path, count, blocks, momentum):
+def test_sync_batch_norm_equals_one_process(tmp_path, count, blocks, momentum, put_off):
     """Processes hold 2 or 1 images, with unequally many high blocks, none and all included."""
     whole = _pass(0, 1, blocks, momentum)
-    parts = run_together(_passes, count, tmp_path, blocks, momentum)
+    parts = run_together(_passes, count, tmp_path, blocks, momentum, put_off)
     for name, value in whole.items():
         for rank, part in enumerate(parts):
             own = value[rank::count] if name in ("out", "image_grad") else value

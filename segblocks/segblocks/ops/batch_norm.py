@@ -5,6 +5,8 @@ scale and shift that a pixel goes through, in float32 (float64 for float64 pixel
 the pixels can be made again from them, bit by bit, so it need not be kept.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -110,6 +112,7 @@ def batch_gradients(
     relu: bool,
     for_pixels: bool,
     masked: bool,
+    of_all: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     """Gradients of `batch_normalise` and of the statistics behind it.
 
@@ -117,6 +120,8 @@ def batch_gradients(
         grad: (P, C) contiguous, of what it made; `output`: that itself, where there was an addend
             and a ReLU. Without an addend the ReLU's mask is made again from the pixels.
         for_pixels, masked: whether the gradients of pixels and of an addend are wanted.
+        of_all: where others' pixels are in the statistics too, makes of the sums over these pixels
+            those over all, times the share of these.
 
     Returns:
         Gradients of pixels and addend (P, C), and of bias and weight (2, C) in the table's dtype.
@@ -124,7 +129,8 @@ def batch_gradients(
     sums = _gradient_sums(grad, pixels, table, output, relu)
     if not for_pixels and not masked:
         return None, None, sums
-    inputs, addend = _normalise_backward(grad, pixels, table, sums, output, relu, masked)
+    behind = sums if of_all is None else of_all(sums)
+    inputs, addend = _normalise_backward(grad, pixels, table, behind, output, relu, masked)
     return inputs, addend if masked else None, sums
 
 

@@ -19,6 +19,7 @@ from ..fast import pending
 from ..fast.later import Later
 from ..ops.batch_norm import batch_statistics
 from ..tensor import DualResTensor
+from .joint import joint_statistics
 from .norm_gradients import BatchNorm, Edge
 
 _MOST_CHANNELS = 8192
@@ -31,7 +32,7 @@ class Norm(NamedTuple):
 
     Attributes:
         pixels: (P, C), its input; version: its version then.
-        table: see `ops.batch_norm`.
+        table: see `ops.batch_norm`; share: these pixels' of all that it is of, None for one.
         weight, bias: for their gradients alone; their values are in the table.
         stream: on which the table is made.
     """
@@ -39,6 +40,7 @@ class Norm(NamedTuple):
     pixels: Tensor
     version: int
     table: Tensor
+    share: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
     stream: int
@@ -94,7 +96,7 @@ class Normalised:
             # Gradients were enabled when the batch norm was called.
             with torch.inference_mode(False), torch.enable_grad():
                 given = (norm.pixels, norm.weight, norm.bias, addend)
-                self._tensor = BatchNorm.apply(*given, norm.table, relu)
+                self._tensor = BatchNorm.apply(*given, norm.table, norm.share, relu)
         except Exception as error:
             error.add_note("in 'batch_norm' on blocks, which had been put off until now")
             raise
@@ -113,7 +115,8 @@ class Normalised:
         norm.check()
         _follow_stream(norm)
         if self._edge is None:
-            self._edge = Edge.apply(norm.pixels, norm.weight, norm.bias, norm.table, relu)
+            given = (norm.pixels, norm.weight, norm.bias)
+            self._edge = Edge.apply(*given, norm.table, norm.share, relu)
         return Prologue(norm.pixels.detach(), norm.table, relu, self._edge)
 
     def become(self, addend: Tensor | None, version: int, relu: bool) -> None:
@@ -146,8 +149,13 @@ def put_off(
     bias: Tensor | None,
     momentum: float,
     eps: float,
+    joint: bool = False,
 ) -> DualResTensor | None:
-    """Batch norm in training; None where this way is not open."""
+    """Batch norm in training; None where this way is not open.
+
+    Args:
+        joint: with the statistics of the pixels of all processes, which all call this.
+    """
     if not _is_plain() or x.grid.later.exposed:
         return None
     pixels, given = x.stored, (weight, bias, running_mean, running_var)
@@ -160,16 +168,11 @@ def put_off(
         return None
     if not any(t is not None and t.requires_grad for t in (pixels, weight, bias)):
         return None
-    table = batch_statistics(
-        pixels.detach(),
-        *(t if t is None else t.detach() for t in given[:2]),
-        running_mean,
-        running_var,
-        momentum,
-        eps,
-    )
+    parameters = (t if t is None else t.detach() for t in given[:2])
+    arguments = (pixels.detach(), *parameters, running_mean, running_var, momentum, eps)
+    table, share = joint_statistics(*arguments) if joint else (batch_statistics(*arguments), None)
     stream = pending.raw_stream(pixels.get_device()) if pixels.is_cuda else 0
-    norm = Norm(pixels, pixels._version, table, weight, bias, stream)
+    norm = Norm(pixels, pixels._version, table, share, weight, bias, stream)
     return x.like(Normalised(norm, x.grid.later))
 
 

@@ -1,0 +1,56 @@
+"""Batch norm over the pixels of several processes: what they tell each other.
+
+Every process calls these for the same batch norms in the same order.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..ops.batch_norm import batch_statistics
+
+_MEAN, _INVSTD, _ROWS = 0, 1, 3  # of a table; its last row is free until scale and shift are known
+
+
+def joint_statistics(
+    pixels: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`batch_statistics` of the pixels of all processes; arguments as there.
+
+    Returns:
+        The table (4, C), the same in all processes, and this one's share of all pixels, 0-d.
+    """
+    own = batch_statistics(pixels, None, None, None, None, 0.0, eps)
+    own[_ROWS] = pixels.shape[0]
+    tables = own.new_empty((dist.get_world_size(), *own.shape))
+    dist.all_gather_into_tensor(tables.flatten(0, 1), own)
+    means, invstds, rows = (tables[:, i].double() for i in (_MEAN, _INVSTD, _ROWS))  # W,C each
+    total = rows.sum(0)
+    shares = rows / total
+    mean = (shares * means).sum(0)
+    variances = invstds**-2 - eps + (means - mean) ** 2
+    variance = (shares * variances).sum(0).clamp(min=0)
+    invstd = (variance + eps).rsqrt()
+    scale = invstd if weight is None else weight * invstd
+    shift = -mean * scale if bias is None else bias - mean * scale
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        unbiased = variance * total / (total - 1)
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    table = torch.stack((mean, invstd, scale, shift)).to(own.dtype)
+    return table, (pixels.shape[0] / total[0]).to(own.dtype)
+
+
+def joint_sums(sums: Tensor, share: Tensor) -> Tensor:
+    """What the sums (2, C) behind the gradient of the statistics are for a process that divides by
+    the number of its own pixels, `share` of all: those of all processes, times that share."""
+    total = sums.clone()
+    dist.all_reduce(total)
+    return total * share
