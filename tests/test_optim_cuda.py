@@ -1,5 +1,6 @@
 """Optimiser steps from CUDA graphs do what steps without them do."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +59,33 @@ def test_steps_are_equal(moving):
     assert captures == (6 if moving else 2)
     for one, two in zip(plain, graphed):
         assert torch.equal(one, two)
+
+
+def test_a_loaded_checkpoint_and_other_settings_are_noticed():
+    """Moments are other tensors then, and numbers are part of the graph."""
+    net = model()
+    optimizer = build_optimizer(net, ARGS)
+    step = GraphedStep(optimizer)
+    versions = [p._version for p in net.parameters()]
+
+    def take(plain=False):
+        for i, p in enumerate(net.parameters()):
+            p.grad = places[i].fill_(0.1 * (i + 1))
+        optimizer.step() if plain else step()
+        return [p.detach().clone() for p in net.parameters()]
+
+    places = [torch.empty_like(p) for p in net.parameters()]
+    for _ in range(3):
+        take()
+    assert all(p._version > before + 1 for p, before in zip(net.parameters(), versions))
+    for change in ("moments", "decay"):
+        if change == "moments":
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        else:
+            optimizer.param_groups[0]["weight_decay"] = 0.5
+        weights, state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
+        graphed = take()
+        net.load_state_dict(weights)
+        optimizer.load_state_dict(state)
+        for one, two in zip(take(plain=True), graphed):
+            assert torch.equal(one, two)

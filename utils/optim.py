@@ -100,7 +100,8 @@ def restore(
 
 
 class GraphedStep:
-    """`optimizer.step()` from a CUDA graph, as long as weights and gradients lie where they lay.
+    """`optimizer.step()` from a CUDA graph, as long as weights, gradients and moments lie where they
+    lay and its settings are the same.
 
     The optimiser must be capturable, with rates that are tensors.
     """
@@ -110,21 +111,39 @@ class GraphedStep:
     def __init__(self, optimizer: torch.optim.Optimizer):
         self.optimizer = optimizer
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.graphs: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
+        self._state = optimizer.state
+        self._stream: torch.cuda.Stream | None = None
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
 
     def __call__(self) -> None:
+        if self._state is not self.optimizer.state:  # a checkpoint was loaded: other moments
+            self._state = self.optimizer.state
+            self.graphs.clear()
         gradients = (0 if p.grad is None else p.grad.data_ptr() for p in self._parameters)
-        places = (*map(Tensor.data_ptr, self._parameters), *gradients)
-        graph = self.graphs.get(places)
+        groups = self.optimizer.param_groups
+        numbers = (v for g in groups for k, v in g.items() if k != "params")
+        numbers = (v.data_ptr() if isinstance(v, Tensor) else v for v in numbers)
+        setting = (*map(Tensor.data_ptr, self._parameters), *gradients, *numbers)
+        graph = self.graphs.get(setting)
         if graph is None and self._may_capture():
-            graph = self.graphs[places] = torch.cuda.CUDAGraph()
-            # Threads that pin memory for the next batch go on meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.optimizer.step()
+            graph = self.graphs[setting] = self._capture()
         if graph is None:
             self.optimizer.step()
         else:
             graph.replay()
+            # Whoever keeps what he has made of weights asks them whether they have changed.
+            torch.autograd.graph.increment_version(self._parameters)
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        device = self._parameters[0].device
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        graph = torch.cuda.CUDAGraph()
+        # Threads that pin memory for the next batch go on meanwhile.
+        capture = torch.cuda.graph(graph, None, self._stream, capture_error_mode="thread_local")
+        with torch.cuda.device(device), capture:
+            self.optimizer.step()
+        return graph
 
     def _may_capture(self) -> bool:
         # Moments that a step makes are not for a graph, which would make them again each time.

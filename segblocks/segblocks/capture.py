@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Buffers:
 
     pool: Any = field(default_factory=torch.cuda.graph_pool_handle)
     _tensors: dict[Hashable, Tensor] = field(default_factory=dict)
+    _streams: dict[torch.device, torch.cuda.Stream] = field(default_factory=dict)
 
     def like(self, x: Tensor, *name: Hashable) -> Tensor:
         """Of this name and of the layout of `x`, the same for all settings."""
@@ -36,6 +38,13 @@ class Buffers:
         if key not in self._tensors:
             self._tensors[key] = torch.empty_like(x, requires_grad=False)
         return self._tensors[key]
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream:
+        """To capture on. Memory belongs to a stream, also in a pool, so graphs that share it are
+        captured on one; and kernels count by streams, so that of each network is its own."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        return self._streams[device]
 
 
 class CaptureFailed(RuntimeError):
@@ -86,10 +95,22 @@ def capture(
             then the CUDA generator of the device is another one with the same state.
     """
     device = inputs[0].device
+    with cleared_up(device), torch.cuda.device(device):
+        return _capture(net, function, inputs, buffers, kept)
+
+
+@contextmanager
+def cleared_up(device: torch.device) -> Iterator[None]:
+    """What a capture in it leaves behind when it fails is put right.
+
+    Raises:
+        CaptureFailed: it did; then the CUDA generator of the device is another one with the same
+            state.
+    """
     stream = torch.cuda.current_stream(device)
     try:
-        with torch.cuda.device(device):
-            return _capture(net, function, inputs, buffers, kept)
+        yield
+        return
     except Exception as error:  # whatever a network of its own may raise it raises without us, too
         # PyTorch leaves its capture stream in place, and the generator waiting for the end.
         torch.cuda.set_stream(stream)
@@ -114,18 +135,19 @@ def _capture(
     gradients = [buffers.like(fixed[i], "input gradient", i) for i in differentiable]
     gradients += [buffers.like(p, "gradient", id(p)) for p in parameters]
     forward, leave, backward = (torch.cuda.CUDAGraph() for _ in range(3))
-    with _stand_ins(net) as stand_ins, _into(forward, buffers.pool):
+    into = partial(_into, pool=buffers.pool, stream=buffers.stream(inputs[0].device))
+    with _stand_ins(net) as stand_ins, into(forward):
         result = function(*own_inputs)
     tensors = find(result, Tensor)
-    _check(result, tensors, parameters)
+    check_outputs(result, tensors, [*own_inputs, *stand_ins.values()])
     outputs = [buffers.like(t, "output", i) for i, t in enumerate(tensors)]
     output_gradients = [buffers.like(t, "output gradient", i) for i, t in enumerate(tensors)]
-    with _into(leave, buffers.pool):  # apart from `forward`, as shapes were not known before
+    with into(leave):  # apart from `forward`, as shapes were not known before
         for target, source in zip(outputs, tensors):
             target.copy_(source.detach())
     roots = [(t, g) for t, g in zip(tensors, output_gradients) if t.requires_grad]
     # As in a training loop, no autocast for the backward pass: it follows what forward cast.
-    with _into(backward, buffers.pool), torch.autocast("cuda", enabled=False):
+    with into(backward), torch.autocast("cuda", enabled=False):
         found = torch.autograd.grad(
             [t for t, _ in roots],
             [own_inputs[i] for i in differentiable] + [stand_ins[p] for p in parameters],
@@ -149,8 +171,12 @@ def _capture(
     )
 
 
-def _check(result: Any, tensors: list[Tensor], parameters: list[Tensor]) -> None:
-    """Raise where replaying would leave something out."""
+def check_outputs(result: Any, tensors: list[Tensor], leaves_known: list[Tensor]) -> None:
+    """Raise CaptureFailed where replaying would leave something out.
+
+    Args:
+        leaves_known: those that the graph gives gradients to.
+    """
     for value in leaves(result):
         if not isinstance(value, Tensor | bool | int | float | str | None):
             raise CaptureFailed(
@@ -159,24 +185,27 @@ def _check(result: Any, tensors: list[Tensor], parameters: list[Tensor]) -> None
             )
     if not any(t.requires_grad for t in tensors):
         raise CaptureFailed("it returns no tensor that depends on its parameters")
-    own, seen = {id(p) for p in parameters}, set()
+    known, seen = {id(t) for t in leaves_known}, set()
     nodes = [t.grad_fn for t in tensors if t.grad_fn is not None]
     while nodes:
         node = nodes.pop()
         if node in seen:
             continue
         seen.add(node)
-        if id(getattr(node, "variable", None)) in own:
-            raise CaptureFailed("it reaches a parameter otherwise than as its module's attribute")
+        variable = getattr(node, "variable", None)  # of a leaf's node
+        if isinstance(variable, Tensor) and id(variable) not in known:
+            raise CaptureFailed(
+                "it reaches a parameter otherwise than as an attribute of the network's modules"
+            )
         nodes += [following for following, _ in node.next_functions if following is not None]
 
 
 @contextmanager
-def _into(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
+def _into(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
     # Threads that pin memory for the next batch, or that watch NCCL, go on meanwhile. Weights that
     # autocast has converted must not be kept: their memory is the pool's.
     dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
-    recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+    recording = torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local")
     with recording, torch.autocast("cuda", dtype, enabled, cache_enabled=False):
         yield
 

@@ -24,7 +24,8 @@ class BlockGrid:
         n_high: number of high blocks, known on the host because it sets the shapes.
         legacy_upsample: bilinear resizing inside each block alone, as the published release did.
         tables: addresses of the neighbour tables that have been made for this grid so far;
-            buffers: what holds them.
+            buffers: what holds them; streams: the one that they were made on, then those that have
+            waited for it.
         shape: N, Gh, Gw; n_blocks: their product.
     """
 
@@ -35,6 +36,7 @@ class BlockGrid:
     legacy_upsample: bool = False
     tables: dict[Any, Any] = field(default_factory=dict, repr=False)
     buffers: list[Tensor] = field(default_factory=list, repr=False)
+    streams: list[int] = field(default_factory=list, repr=False)
     shape: tuple[int, int, int] = field(init=False)
     n_blocks: int = field(init=False)
 

@@ -1,6 +1,7 @@
 """A network, a policy, and the forward pass that joins them."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial, wraps
 from typing import Any
@@ -218,14 +219,25 @@ class SegBlocksModel(nn.Module):
         size = tuple(image.shape[2:])
         padded = pad_to_blocks(image, self.policy.block_size)
         shape = self.policy.grid_shape(padded)
-        losses, training = [], self.net.training
-        self.net.eval()  # looking ahead must not move the running statistics
-        for value in (False, True):
-            mask = torch.full(shape, value, device=padded.device)
-            logits = self._run(padded, mask, mask.numel() * value)
-            losses.append(pixel_loss(crop_output(logits, tuple(padded.shape[2:]), size)))
-        self.net.train(training)
+        losses = []
+        with _evaluating(self.net):
+            for value in (False, True):
+                mask = torch.full(shape, value, device=padded.device)
+                logits = self._run(padded, mask, mask.numel() * value)
+                losses.append(pixel_loss(crop_output(logits, tuple(padded.shape[2:]), size)))
         return block_mean((losses[0] - losses[1]).float(), self.policy.block_size)[0]
+
+
+@contextmanager
+def _evaluating(net: nn.Module) -> Iterator[None]:
+    """Each module in evaluation mode, so that looking ahead moves no running statistics."""
+    modes = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def pad_to_blocks(image: Tensor, block_size: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Pending launches without a GPU: the same bookkeeping, with PyTorch in place of the kernels."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,24 @@ class Bench:
     Attributes:
         launched: the operation and its steps, in order.
         stream: on which PyTorch would launch now; capturing: whether for a CUDA graph.
+        streams: of what has been launched; waits: streams that have waited, each with for which.
     """
 
     def __init__(self):
         self.launched: list[str] = []
+        self.streams: list[int] = []
+        self.waits: list[tuple[int, int]] = []
         self.stream = 0
         self.capturing = False
+
+    @contextmanager
+    def on(self, stream, device=None):
+        before, self.stream = self.stream, stream
+        yield
+        self.stream = before
+
+    def follow(self, stream, device, *made):
+        self.waits.append((self.stream, stream))
 
 
 def is_plain(x) -> bool:
@@ -60,6 +74,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Bench:
             plain.setattr(dispatch, "current_recorder", lambda: None)
             y = rule_conv(x, weight, bias, block // plan.block, weight.shape[2] // 2)
         found.launched.append("conv2d" + job[1])
+        found.streams.append(found.stream)
         finish(cell, y.stored, job)
 
     def normalise(pixels, mean, variance, weight, bias, eps, relu=False):
@@ -70,12 +85,15 @@ def set_up(monkeypatch: pytest.MonkeyPatch) -> Bench:
         source = job[0][0]
         source.check()
         found.launched.append("batch_norm" + job[1][2:])
+        found.streams.append(found.stream)
         finish(cell, source.holders[0][: plan.stored[0]], job)
 
     monkeypatch.setattr(weights, "_PACKED", {})
     monkeypatch.setattr(direct, "PACKED", weights._PACKED)
     monkeypatch.setattr(weights, "_pack", keep)
     monkeypatch.setattr(pending, "raw_stream", lambda index: found.stream)
+    monkeypatch.setattr(pending, "on_stream", found.on)
+    monkeypatch.setattr(pending, "follow", found.follow)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: found.capturing)
     monkeypatch.setattr(DualResTensor, "is_cuda", True)
     for module in (eager, direct):

@@ -29,6 +29,7 @@ from segblocks.fast import (
     grid_tables,
     hopper,
     patches,
+    pending,
     pool_kernels,
     small_conv,
     stem,
@@ -122,6 +123,7 @@ def launches(monkeypatch) -> set[Launch]:
     for user in (stem, patches, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(buffers, "_empty_strided", None)  # it is for CUDA alone
+    monkeypatch.setattr(pending, "raw_stream", lambda index: 0)
     monkeypatch.setattr(eager, "launches_directly", lambda x: True)
     monkeypatch.setattr(eager, "_generation", lambda device: 9)
     for name in ("averages_kernel", "pool_kernel"):

@@ -9,7 +9,7 @@ from neighbours import neighbour_table, own_rows
 from torch import nn
 
 from segblocks import BlockGrid
-from segblocks.fast import grid_tables, weights
+from segblocks.fast import grid_tables, pending, weights
 from segblocks.fast.launches import Plan
 from segblocks.fast.tables import MOST_TABLES, Scale, TableKey, table_shape
 
@@ -74,8 +74,8 @@ def test_a_grid_gets_the_tables_of_the_one_before_at_once(built):
     for seed in range(3):
         grid = BlockGrid.from_mask(make_grid("mixed", seed=seed))
         for key in keys:
-            grid_tables.table(grid, key)
-            grid_tables.table(grid, key)
+            grid_tables.table(grid, key, 0)
+            grid_tables.table(grid, key, 0)
         assert set(grid.tables) == set(keys)
     assert built == [[k] for k in keys] + [sorted(keys)] * 2
 
@@ -84,7 +84,7 @@ def test_what_is_remembered_is_bounded(built):
     for size in range(1, 60):
         grid = BlockGrid.from_mask(torch.ones(1, 1, size, dtype=torch.bool))
         for block in range(2, 90, 2):
-            grid_tables.table(grid, (block, 1, True))
+            grid_tables.table(grid, (block, 1, True), 0)
     assert len(grid_tables._WANTED) <= grid_tables._MOST_KEYS + 1
     assert all(len(keys) <= grid_tables._MOST_KEYS for keys in grid_tables._WANTED.values())
 
@@ -107,6 +107,28 @@ def test_plans_fit_the_tables(kind, stride, kernel):
     assert plan.tail == plan.scale.rows * 128 * 2
 
 
+def test_streams_wait_for_the_one_that_made_the_tables(built, monkeypatch):
+    waited, capturing = [], []
+    monkeypatch.setattr(pending, "follow", lambda stream, *rest: waited.append(stream))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    grid, one, other = BlockGrid.from_mask(make_grid("mixed")), (8, 1, True), (8, 2, True)
+    for key, stream, expected in (
+        (one, 5, []),  # made on 5
+        (one, 5, []),
+        (one, 6, [5]),
+        (one, 6, []),
+        (other, 6, []),  # made on 6, which comes after 5
+        (one, 5, [6]),
+        (other, 5, []),
+    ):
+        grid_tables.table(grid, key, stream)
+        assert waited == expected
+        waited.clear()
+    capturing.append(True)
+    grid_tables.table(grid, one, 7)
+    assert 7 not in grid.streams
+
+
 def test_tables_lie_one_after_another(built):
     grid, keys = (
         BlockGrid.from_mask(make_grid("mixed")),
@@ -115,7 +137,7 @@ def test_tables_lie_one_after_another(built):
     for seed in range(2):  # the second grid gets all of them in one buffer
         grid = BlockGrid.from_mask(make_grid("mixed", seed=seed))
         for key in keys:
-            grid_tables.table(grid, key)
+            grid_tables.table(grid, key, 0)
     (buffer,) = grid.buffers
     ends = [buffer.data_ptr()]
     for key in keys:

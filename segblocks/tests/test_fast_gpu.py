@@ -26,7 +26,7 @@ from test_fast_apart import APART
 from test_fast_fuse import FUSED
 
 import segblocks
-from segblocks import BlockGrid, to_blocks
+from segblocks import BlockGrid, no_blocks, to_blocks
 from segblocks.fast import plan as plan_module
 from segblocks.fast import stem, tables
 from segblocks.fast.tables import Scale, TableKey
@@ -225,6 +225,28 @@ def test_every_count_has_a_graph_and_their_number_is_bounded(monkeypatch):
     for count in (*range(13), 12, 0, 5):
         assert_close(fast, model, image, fast(image, budget=count))
         assert len(plan.graphs) <= 4
+
+
+def test_what_waits_for_the_device_runs_without_graphs():
+    """A function that looks at values, as one inside `no_blocks` may."""
+
+    class Looking(Net):
+        def forward(self, x):
+            return no_blocks(self.look)(super().forward(x))
+
+        def look(self, x):
+            return x * 2 if x.max() > -torch.inf else x
+
+    model = build("cuda", Looking(lambda net, x: net.conv(x), stem=True), "middle", 32)
+    for height in (64, 96):
+        image = picture("cuda", height, 96)
+        fast = segblocks.compile(model, image)
+        with pytest.warns(UserWarning, match="runs without CUDA graphs"):
+            first = fast(image, budget=2)
+        assert "CUDA graph" not in fast.how
+        assert_close(fast, model, image, first)
+        assert_close(fast, model, image, fast(image, budget=3))
+        assert torch.randn(3, device="cuda").isfinite().all()  # the generator is as it was
 
 
 def test_graphs_share_their_memory():

@@ -12,8 +12,7 @@ from put_off import CHANNELS, set_up
 from torch import nn
 
 from segblocks import BlockGrid, DualResTensor, to_blocks
-from segblocks.fast import first
-from segblocks.fast.pending import Pending
+from segblocks.fast import first, launches
 from segblocks.fast.trace import recording
 
 pytestmark = pytest.mark.usefixtures("bench")
@@ -341,10 +340,45 @@ def test_another_stream_has_its_own_addition(bench):
     a = layer(x)
     bench.stream = 1
     assert not isinstance((a._value), torch.Tensor)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pending, "_launch_elsewhere", lambda self, job, *_: self._launch(job, False))
-        torch.testing.assert_close((a + x).stored, layer(x).stored + x.stored)
+    torch.testing.assert_close((a + x).stored, layer(x).stored + x.stored)
     assert "conv2da" not in bench.launched
+
+
+def test_a_reader_on_another_stream_waits_whoever_had_it_computed(bench):
+    first, second, x = conv(), conv(), blocks()
+    with bench.on(1):
+        a, b, c = (first(x) for _ in range(3))
+        second(b).stored  # noqa: B018 - computes b, after others may have waited for stream 1
+    bench.launched.clear(), bench.streams.clear(), bench.waits.clear()
+    with bench.on(2):
+        a.stored  # noqa: B018
+        assert bench.streams == [1]
+        assert set(bench.waits) == {(2, 1)}
+        bench.waits.clear()
+        second(b)
+        assert set(bench.waits) == {(2, 1)}
+        bench.waits.clear()
+        x.mul_(2)  # settles what is pending
+        assert bench.streams == [1, 1]
+        assert set(bench.waits) == {(2, 1)}
+    bench.waits.clear()
+    with bench.on(1):
+        c.stored  # noqa: B018
+    assert not bench.waits
+
+
+def test_averages_serve_the_stream_that_made_them(bench, monkeypatch):
+    made = []
+    averages_of = lambda *args: made.append(bench.stream) or torch.zeros(1)  # noqa: E731
+    monkeypatch.setattr(launches, "averages_of", averages_of)
+    layer, x = conv(), blocks()
+    y = layer(x)
+    y.stored  # noqa: B018 - without averages
+    made.clear()
+    for stream in (0, 0, 2, 2):
+        with bench.on(stream):
+            layer(y)
+    assert made == [0, 2]
 
 
 def test_copies_and_files_hold_pixels():

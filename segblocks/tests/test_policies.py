@@ -1,5 +1,6 @@
 """Policies: names, budgets, rounding up, REINFORCE, and the policies to compare with."""
 
+import contextlib
 from itertools import pairwise
 
 import pytest
@@ -214,6 +215,24 @@ def test_heuristic_compares_the_lost_detail_with_its_target():
     assert decision.scores.flatten().tolist() == pytest.approx([0, 1.5, 0])
     assert decision.grid.flatten().tolist() == [False, True, False]
     assert not build_policy("heuristic", 16, 1.0, 0)(image * 0.6).grid.any()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_oracle_leaves_every_module_in_its_mode(fails):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)).train()
+    net[1].eval()  # frozen
+    model = SegBlocksModel(net, build_policy("oracle", 16, 0.5, 0)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def pixel_loss(logits):
+        if fails:
+            raise RuntimeError("no such loss")
+        return logits.mean(1)
+
+    with contextlib.suppress(RuntimeError):
+        model.block_gain(torch.randn(1, 3, 32, 32), pixel_loss)
+    assert [m.training for m in net] == [True, False, True]
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
 
 
 def test_oracle_takes_the_blocks_that_gain():

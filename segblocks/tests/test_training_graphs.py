@@ -349,6 +349,21 @@ class TestOnCuda:
         assert graphs.captured(net) == 1
         torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-5, atol=1e-7)
 
+    def test_a_parameter_outside_the_network_keeps_its_gradient(self):
+        """As of a loss that learns its own weights: it trains without graphs, and says so."""
+        torch.manual_seed(0)
+        net, graphs, weight = Net().cuda(), TrainingGraphs(), nn.Parameter(torch.ones(()).cuda())
+
+        def function(image):
+            return net(image)["logits"].mean() * weight
+
+        with pytest.warns(UserWarning, match="reaches a parameter otherwise"):
+            for i in range(3):
+                weight.grad = None
+                graphs(net, function, (images(i),)).backward()
+                assert weight.grad is not None
+        assert graphs.captured(net) == 0
+
     def test_more_settings_than_are_kept(self):
         net, graphs = Net().cuda(), TrainingGraphs(most=2)
 

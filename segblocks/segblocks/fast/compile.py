@@ -26,7 +26,8 @@ def compile(model: SegBlocksModel, image: Tensor, dtype: torch.dtype | None = No
 
     Returns:
         `fast`: `fast(image, budget=None)` returns what `model(image, budget)` returns. On CUDA
-        the returned tensors are static buffers that the next call overwrites.
+        the returned tensors are static buffers that the next call overwrites. It works in memory
+        that it keeps, so it takes one call at a time: compile once for each thread.
 
     Raises:
         ValueError: the model is in training mode, runs dense (`disabled`), or needs labels

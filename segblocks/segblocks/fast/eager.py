@@ -101,7 +101,7 @@ def max_pool2d(x: DualResTensor) -> DualResTensor | None:
         return None
     size = (x.block, grid.n_high, grid.n_blocks)
     wanted = plan(*size, 2, 3, (channels, channels), value.dtype, index, value.device)
-    cell = Pending(wanted, grid.later, None)
+    cell = Pending(wanted, grid.later, None, stream=pending.raw_stream(index))
     cell.buffer = pool(value, grid, wanted)
     cell.address = cell.buffer.data_ptr()
     cell.averages = cell.address + wanted.tail

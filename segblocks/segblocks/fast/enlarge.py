@@ -8,6 +8,7 @@ from ..grid import BlockGrid
 from ..ops.cuda.upsample import plan as plan_upsample
 from ..ops.library import stored_pixels
 from ..rules.resize import find_scale
+from . import pending
 from .buffers import new_rows
 from .norms import NormPlan, norm_plan, places
 from .pending import Pending
@@ -49,7 +50,7 @@ class Enlargement:
 
     def run(self, address: int, grid: BlockGrid) -> Pending:
         """The enlarged pixels of those at an address."""
-        cell = Pending(self, grid.later, None)
+        cell = Pending(self, grid.later, None, stream=pending.raw_stream(self.index))
         out = new_rows(self.stored, self.dtype, self.index, self.device)
         cell.buffer, cell.address = out, out.data_ptr()
         slot, cells = grid.slot.data_ptr(), grid.cells.data_ptr()

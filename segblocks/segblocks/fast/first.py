@@ -19,6 +19,7 @@ from .norms import NormPlan, Place, norm_plan, places
 from .pending import Pending
 from .sources import Source
 from .stem import is_packed, padded_lines, prepare_padded, stem_places
+from .weights import Packed
 
 CHANNELS = 3
 _WHOLE = "nar"  # steps behind which nothing joins the launch
@@ -119,9 +120,13 @@ class StemPlan(Plan):
         kernel.enqueue(self.index, image.data_ptr(), address, *where)
         return Source(address, 0, (out,))
 
-    def tables(self, grid: BlockGrid) -> tuple[int, int]:
+    def tables(self, grid: BlockGrid, stream: int) -> tuple[int, int]:
         """See `Plan`."""
-        return self.places.data_ptr(), table(grid, self.own)
+        return self.places.data_ptr(), table(grid, self.own, stream)
+
+    def packed(self, weights: Packed) -> list[Tensor]:
+        """See `Plan`."""
+        return [*super().packed(weights), self.places]
 
     def _prepare(self, relu: bool, averages: bool, kind: torch.dtype | bool, eps: float) -> Kernel:
         fused = Fused(taps=1, averages=False, stem=True, late=True)

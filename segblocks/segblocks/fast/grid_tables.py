@@ -5,6 +5,7 @@ import functools
 import torch
 
 from ..grid import BlockGrid
+from . import pending
 from .tables import MOST_TABLES, Kernel, TableKey, prepare_tables, table_shape
 
 _MOST_KEYS = MOST_TABLES
@@ -14,12 +15,24 @@ Key = tuple[int, int, bool]  # block, stride, centre: a TableKey that hashes fas
 _WANTED: dict[tuple, list[Key]] = {}
 
 
-def table(grid: BlockGrid, key: Key) -> int:
-    """The address of a table, which is kept with the grid."""
-    return grid.tables.get(key) or _make_tables(grid, key)
+def table(grid: BlockGrid, key: Key, stream: int) -> int:
+    """The address of a table, which is kept with the grid, for a launch on this stream, the current
+    one."""
+    if stream not in grid.streams:
+        _order(grid, stream)
+    return grid.tables.get(key) or _make_tables(grid, key, stream)
 
 
-def _make_tables(grid: BlockGrid, key: Key) -> int:
+def _order(grid: BlockGrid, stream: int) -> None:
+    """Let this stream wait for the one that made the tables."""
+    if grid.streams:
+        pending.follow(grid.streams[0], grid.slot.device, *grid.buffers)
+        # In a capture there is no waiting for what is outside, and nothing learnt for later.
+        if not torch.cuda.is_current_stream_capturing():
+            grid.streams.append(stream)
+
+
+def _make_tables(grid: BlockGrid, key: Key, stream: int) -> int:
     """This table, and in the same launch those that grids like this one asked for next."""
     tables = grid.tables
     start = (next(iter(tables), key), grid.shape)
@@ -43,6 +56,7 @@ def _make_tables(grid: BlockGrid, key: Key) -> int:
     )
     tables.update(zip(keys, addresses))
     grid.buffers.append(buffer)
+    grid.streams[:] = [stream]
     return tables[key]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..grid import BlockGrid
 from ..ops.cuda.launch import Kernel, put
+from . import pending
 from .buffers import new_rows
 from .grid_tables import Key, table
 from .hopper import Fused, Late, Tile, choose_tile, prepare_late
@@ -18,6 +19,7 @@ from .pending import Pending
 from .pool_kernels import averages_kernel, pool_kernel
 from .sources import Source, hold
 from .tables import Scale
+from .weights import Packed
 
 _new = tuple.__new__
 _NO_NORM = (0, 0, 0, 0)
@@ -81,13 +83,18 @@ class Plan:
         """What the launch will read."""
         return locate(value, grid, self)
 
-    def tables(self, grid: BlockGrid) -> tuple[int, int]:
-        """Addresses of the tables of where pixels are read and where they are written."""
+    def tables(self, grid: BlockGrid, stream: int) -> tuple[int, int]:
+        """Addresses, for a launch on this stream, of the tables of where pixels are read and where
+        they are written."""
         tables = grid.tables
         there, own = tables.get(self.table), tables.get(self.own)
-        if there is None or own is None:
-            there, own = table(grid, self.table), table(grid, self.own)
+        if there is None or own is None or stream not in grid.streams:
+            there, own = table(grid, self.table, stream), table(grid, self.own, stream)
         return there, own
+
+    def packed(self, weights: Packed) -> list[Tensor]:
+        """What a launch reads that nobody but a cache holds."""
+        return [weights.matrix, weights.shift]
 
     def normalised(self) -> "NormPlan":
         """A batch norm of what this one makes."""
@@ -97,7 +104,9 @@ class Plan:
 
     def run(self, cell: Pending, job: tuple, extend: bool) -> None:
         """A convolution and the steps behind it, see `Pending`."""
-        (source, weights, grid, *_), steps, norm, addend = job
+        (source, weights, grid, stream, _), steps, norm, addend = job
+        if stream and torch.cuda.is_current_stream_capturing():
+            grid.buffers += self.packed(weights)  # as long as the graph, which the grid outlives
         if source.watched is not None:
             source.check()
         added = 0
@@ -115,7 +124,7 @@ class Plan:
         shape = self.extended if extend else self.stored
         out = new_rows(shape, self.dtype, self.index, self.device)
         address = out.data_ptr()
-        there, own = self.tables(grid)
+        there, own = self.tables(grid, stream)
         parameters = kernel.pack(
             source.address,
             there,
@@ -180,9 +189,7 @@ def locate(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Source:
     if type(value) is Pending:
         value.locate(wide)
         if wide and not value.averages:
-            value.kept = averages_of(value.address, grid, wanted)
-            value.averages = value.kept.data_ptr()
-            value.written = grid.later.writes
+            value.keep(averages_of(value.address, grid, wanted))
         return _new(Source, (value.address, value.averages, (value.buffer, value.kept), None, 0))
     found = hold(value)
     if not wide:
@@ -196,7 +203,7 @@ def averages_of(address: int, grid: BlockGrid, wanted: Plan) -> Tensor:
     channels = wanted.channels[0]
     out = new_rows((wanted.averages, channels), wanted.dtype, wanted.index, wanted.device)
     kernel = averages_kernel(wanted.dtype, wanted.index, wanted.source.high_rows, channels)
-    own = table(grid, wanted.here)
+    own = table(grid, wanted.here, pending.raw_stream(wanted.index))
     kernel.enqueue(wanted.index, address, own, out.data_ptr())
     return out
 
@@ -207,7 +214,6 @@ def pool(value: Tensor | Pending, grid: BlockGrid, wanted: Plan) -> Tensor:
     out = new_rows(wanted.extended, wanted.dtype, wanted.index, wanted.device)
     channels = wanted.channels[0]
     kernel = pool_kernel(wanted.dtype, wanted.index, wanted.source, wanted.scale, channels)
-    own = table(grid, wanted.own)
-    there = table(grid, wanted.table)
+    there, own = wanted.tables(grid, pending.raw_stream(wanted.index))
     kernel.enqueue(wanted.index, source.address, there, own, out.data_ptr(), source.averages)
     return out

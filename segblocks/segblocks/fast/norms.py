@@ -167,7 +167,7 @@ class NormPlan:
 
     def run(self, cell: Pending, job: tuple, extend: bool) -> None:
         """See `Pending`."""
-        (source, grid, block, *_), steps, norm, _ = job
+        (source, grid, block, stream, _), steps, norm, _ = job
         source.check()
         norm.check()
         (rows, channels), relu = self.stored, steps[-1:] == "r"
@@ -176,7 +176,7 @@ class NormPlan:
             out = new_rows((rows + high // 4 + 1, channels), self.dtype, self.index, self.device)
             address = out.data_ptr()
             kernel = self.kernel(norm, relu, (high, block))
-            own = table(grid, (block, 1, True))
+            own = table(grid, (block, 1, True), stream)
             kernel.enqueue(self.index, source.address, *norm.addresses, address, own)
             cell.averages = address + rows * channels * self.dtype.itemsize
             cell.written = cell.later.writes

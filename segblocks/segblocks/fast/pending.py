@@ -18,6 +18,7 @@ What a launch reads stays as it was when the operation was called:
 """
 
 import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class Pending:
         steps: those that the pixels have been through.
         buffer, address: what has been computed, and where it begins.
         averages: address of the rows that follow the stored ones in an extended buffer; 0: none.
-        kept: the tensor that `averages` points into, where it is not `buffer`.
+        stream: on which they are, or have been, launched.
+        kept: the tensor that `averages` points into, where it is not `buffer`; kept_on: its stream.
         written: the grid's `writes` when the averages were made.
         picture: the image that the pixels were cut from, and its version then; None: from none.
     """
@@ -54,17 +56,23 @@ class Pending:
     requires_grad = False
     buffer: Tensor | None = None
     kept: Tensor | None = None
-    address = averages = written = 0
+    address = averages = written = kept_on = 0
     picture: tuple[Tensor, int] | None = None
     _tensor: Tensor | None = None
-    _event: Any = None
 
     def __init__(
-        self, plan: Any, later: Later, job: tuple | None, steps: str = "", bases: tuple = ()
+        self,
+        plan: Any,
+        later: Later,
+        job: tuple | None,
+        steps: str = "",
+        bases: tuple = (),
+        stream: int = 0,
     ):
         self.plan = plan
         self.later = later
         self.job = job
+        self.stream = stream if job is None else job[0][-2]
         self.steps = steps
         # (reference, steps) of what the pixels were before their last steps
         self._bases = bases
@@ -118,8 +126,8 @@ class Pending:
         """The (P, C) tensor."""
         if self.job is not None:
             self.compute()
-        if self._event is not None:
-            self._wait()
+        if self.stream != raw_stream(self.plan.index):
+            self._order()
         found = self._tensor
         if found is None:
             rows, buffer = self.plan.stored[0], self.buffer
@@ -131,11 +139,18 @@ class Pending:
         """Make `address`, and where possible `averages`, good for a launch on this stream."""
         if self.job is not None:
             self.compute(extend)
-        if self._event is not None:
-            self._wait()
+        current = raw_stream(self.plan.index)
+        if self.stream != current:
+            self._order()
         later = self.later
-        if later.writes != self.written or later.exposed:
+        stale = later.writes != self.written or later.exposed
+        if stale or (self.kept is not None and self.kept_on != current):
             self.averages = 0
+
+    def keep(self, averages: Tensor) -> None:
+        """What has been made now, for launches on this stream."""
+        self.kept, self.averages = averages, averages.data_ptr()
+        self.kept_on, self.written = raw_stream(self.plan.index), self.later.writes
 
     def __reduce__(self) -> tuple:
         return _itself, (self.read(),)
@@ -159,21 +174,19 @@ class Pending:
             self.plan.run(self, job, extend)
 
     def _launch_elsewhere(self, job: tuple, extend: bool, current: int) -> None:
-        """On the stream of the call; other streams are made to wait, as nobody else knows to."""
+        """On the stream of the call, which this one waits for: what comes next may read the pixels,
+        or write what they are made from."""
         *_, stream, inference = job[0]
         with torch.inference_mode(inference):
             if stream == current:
                 self._launch(job, extend)
                 return
-            there = _stream(stream, self.plan.device)
-            with torch.cuda.stream(there):
+            with on_stream(stream, self.plan.device):
                 self._launch(job, extend)
-            self._event = there.record_event()
+        self._order()
 
-    def _wait(self) -> None:
-        # A graph that is being captured cannot wait for what is outside; it is replayed later.
-        if not torch.cuda.is_current_stream_capturing():
-            torch.cuda.current_stream(self.plan.device).wait_event(self._event)
+    def _order(self) -> None:
+        follow(self.stream, self.plan.device, self.buffer)
 
 
 def _apply(pixels: Tensor, job: tuple, done: str) -> Tensor:
@@ -187,6 +200,26 @@ def _apply(pixels: Tensor, job: tuple, done: str) -> Tensor:
         addend.check()
         pixels, steps = pixels + addend.holders[0][: pixels.shape[0]], steps[1:]
     return torch.relu(pixels) if steps else pixels
+
+
+def on_stream(raw: int, device: torch.device) -> AbstractContextManager:
+    """PyTorch's launches go to the stream of this address."""
+    return torch.cuda.stream(_stream(raw, device))
+
+
+def follow(raw: int, device: torch.device, *made: Tensor | None) -> None:
+    """Let the current stream wait for that of the address `raw`, and keep what was made there for
+    as long as this one reads it: a launch may come after the wait that a user has put behind the
+    call.
+    """
+    # A graph that is being captured cannot wait for what is outside; it is replayed later.
+    if torch.cuda.is_current_stream_capturing():
+        return
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(_stream(raw, device))
+    for tensor in made:
+        if tensor is not None:
+            tensor.record_stream(current)
 
 
 def _stream(raw: int, device: torch.device) -> torch.cuda.Stream:

@@ -1,6 +1,7 @@
 """One image shape of a compiled model: static input, the recorded network, captured CUDA graphs."""
 
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capture import CaptureFailed, cleared_up
 from ..grid import BlockGrid
 from ..model import SegBlocksOutput, crop_output
 from ..ops import choose_slots
@@ -19,6 +21,7 @@ from .network import build_network
 from .policy import Chosen, PolicyKernels
 
 MAX_GRAPHS = 32
+_GRAPH = ", CUDA graph"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Plan:
         self.run_network, how = build_network(
             engine.net, self.image, self.grid_shape, engine.legacy_upsample
         )
-        self.how = how + (", CUDA graph" if engine.device.type == "cuda" else "")
+        self.how = how + (_GRAPH if engine.device.type == "cuda" else "")
+        kernels = engine.policy_kernels
+        self.policy_kernels = None if kernels is None else kernels.for_another_stream()
         self.graphs: OrderedDict[tuple, _Graph] = OrderedDict()
         # One stream for all captures: blocks of memory belong to the stream they were made on, also
         # in the pool that graphs share.
@@ -107,14 +112,14 @@ class Plan:
     # -- what is captured -------------------------------------------------------------------------
 
     def _policy_scores(self) -> Tensor:
-        if self.engine.policy_kernels is not None:
-            return self.engine.policy_kernels.scores(self.image)
+        if self.policy_kernels is not None:
+            return self.policy_kernels.scores(self.image)
         return self.engine.scorer.scores(self.image, None).float()
 
     def _spend(self, count: int) -> SegBlocksOutput:
         chosen = None
-        if self.engine.policy_kernels is not None:
-            chosen = self.engine.policy_kernels.spend(self.image, count)
+        if self.policy_kernels is not None:
+            chosen = self.policy_kernels.spend(self.image, count)
         if chosen is None:
             scores = self._policy_scores()
             chosen = Chosen(scores, *choose_slots(scores, count))
@@ -146,22 +151,35 @@ class Plan:
     # -- graphs ---------------------------------------------------------------------------------
 
     def replay(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> SegBlocksOutput:
-        if self.pool is None:
+        captured = None if self.pool is None else self._graph(key, function)
+        if captured is None:
             made = function()  # the caller's own, where nothing is captured
             scores = None if made.scores is None else made.scores.clone()
             return replace(
                 made, grid=made.grid.clone(), sampled=made.sampled.clone(), scores=scores
             )
-        if key not in self.graphs:
-            if len(self.graphs) >= MAX_GRAPHS:
-                self.graphs.popitem(last=False)  # the one unused for longest
-            self.graphs[key] = self._capture(key, function)
-        self.graphs.move_to_end(key)
-        captured = self.graphs[key]
         captured.graph.replay()
         return replace(captured.result)
 
-    def _capture(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> _Graph:
+    def _graph(self, key: tuple, function: Callable[[], SegBlocksOutput]) -> _Graph | None:
+        """None where the network cannot be captured, from then on."""
+        if key not in self.graphs:
+            if len(self.graphs) >= MAX_GRAPHS:
+                self.graphs.popitem(last=False)  # the one unused for longest
+            try:
+                self.graphs[key] = self._capture(function)
+            except CaptureFailed as failure:
+                warnings.warn(
+                    f"{type(self.engine.net).__name__} runs without CUDA graphs: {failure}",
+                    stacklevel=5,
+                )
+                self.pool, self.how = None, self.how.removesuffix(_GRAPH)
+                self.graphs.clear()
+                return None
+        self.graphs.move_to_end(key)
+        return self.graphs[key]
+
+    def _capture(self, function: Callable[[], SegBlocksOutput]) -> _Graph:
         stream = self.stream
         stream.wait_stream(torch.cuda.current_stream(self.engine.device))
         with torch.cuda.stream(stream):
@@ -169,7 +187,8 @@ class Plan:
                 function()
         torch.cuda.current_stream(self.engine.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(graph, pool=self.pool, stream=stream)
-        with capture, overlapping(self.engine.overlap):
+        # Threads that pin memory for the next batch, say, go on meanwhile.
+        capture = torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local")
+        with cleared_up(self.engine.device), capture, overlapping(self.engine.overlap):
             result = function()
         return _Graph(graph, result)

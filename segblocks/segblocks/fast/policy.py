@@ -1,5 +1,6 @@
 """The learned policy in four launches: three convolutions, then scores, choice and places."""
 
+import copy
 import struct
 from dataclasses import dataclass
 
@@ -75,6 +76,12 @@ class PolicyKernels:
             if tuple(layer.weight.shape) != shape or window != wanted or layer.bias is None:
                 return None
         return cls(net, convolutions, dtype)
+
+    def for_another_stream(self) -> "PolicyKernels":
+        """The same weights, for launches that may run while those of this one do."""
+        other = copy.copy(self)
+        other.arrived = torch.zeros_like(self.arrived)
+        return other
 
     def scores(self, image: Tensor) -> Tensor:
         """(N, Gh, Gw) float32 logits of an image (N, 3, H, W) of any strides."""

@@ -77,6 +77,7 @@ class Normalised:
         self.job = (norm, addend, version, relu)
         self._tensor: Tensor | None = None
         self._edge: Tensor | None = None
+        self._made_on = 0  # the stream, once computed
         later.add(self, norm.stream)
 
     def get_device(self) -> int:
@@ -92,7 +93,7 @@ class Normalised:
         norm, addend, version, relu = self.job
         try:
             norm.check(addend, version)
-            _follow_stream(norm, addend)
+            self._made_on = _follow_stream(norm, addend)
             # Gradients were enabled when the batch norm was called.
             with torch.inference_mode(False), torch.enable_grad():
                 given = (norm.pixels, norm.weight, norm.bias, addend)
@@ -105,7 +106,10 @@ class Normalised:
     def read(self) -> Tensor:
         """The (P, C) tensor."""
         self.compute()
-        return self._tensor
+        found = self._tensor
+        if self.is_cuda and self._made_on != pending.raw_stream(found.get_device()):
+            pending.follow(self._made_on, found.device, found)
+        return found
 
     def prologue(self) -> "Prologue | None":
         """For who makes the pixels himself; None where they are there, or have an addend."""
@@ -239,9 +243,13 @@ def _suits(tensor: Tensor, pixels: Tensor, dtype: torch.dtype) -> bool:
     )
 
 
-def _follow_stream(norm: Norm, addend: Tensor | None = None) -> None:
-    """Keep from being reused what another stream reads than the one that it was made on."""
+def _follow_stream(norm: Norm, addend: Tensor | None = None) -> int:
+    """Keep from being reused what another stream reads than the one that it was made on; -> the
+    current one."""
     x = norm.pixels
-    if x.is_cuda and pending.raw_stream(x.get_device()) != norm.stream:
-        for tensor in (x, norm.table):
-            tensor.record_stream(torch.cuda.current_stream(x.device))
+    stream = pending.raw_stream(x.get_device()) if x.is_cuda else 0
+    if stream != norm.stream:
+        for tensor in (x, norm.table, addend):
+            if tensor is not None:
+                tensor.record_stream(torch.cuda.current_stream(x.device))
+    return stream
