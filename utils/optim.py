@@ -100,8 +100,8 @@ def restore(
 
 
 class GraphedStep:
-    """`optimizer.step()` from a CUDA graph, as long as weights, gradients and moments lie where they
-    lay and its settings are the same.
+    """`optimizer.step()` from a CUDA graph, as long as weights, gradients and moments lie where
+    they lay and its settings are the same.
 
     The optimiser must be capturable, with rates that are tensors.
     """

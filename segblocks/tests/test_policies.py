@@ -219,9 +219,9 @@ def test_heuristic_compares_the_lost_detail_with_its_target():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_oracle_leaves_every_module_in_its_mode(fails):
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)).train()
-    net[1].eval()  # frozen
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4))
     model = SegBlocksModel(net, build_policy("oracle", 16, 0.5, 0)).train()
+    net[1].eval()  # frozen
     before = {name: value.clone() for name, value in net.state_dict().items()}
 
     def pixel_loss(logits):
