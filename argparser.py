@@ -138,7 +138,8 @@ def _general(group) -> None:
     add("--deterministic", type=boolean, default=False, metavar="YES/NO",
         help="repeat bit for bit on CUDA too, somewhat slower; the CPU always does (default: no)")
     add("--profiler", type=boolean, default=False, metavar="YES/NO",
-        help="profile a few steps: a table in run.log, a trace in profile.json (default: no)")
+        help="profile a few steps of training or timing: a table in run.log, a trace in "
+        "profile.json (default: no)")
     add("--debug", type=boolean, default=False, metavar="YES/NO",
         help="show where in the code a wrong input was noticed (default: no)")
 
@@ -276,8 +277,9 @@ def _blocks(group) -> None:
         help="share of full-resolution blocks with which the warm-up begins (default: the target)")
     add("--segblocks-calibrate", choices=("no", "train", "val"), default=None,
         help="train, val: fit the policy's threshold on images of this split, without their "
-        "labels, so that evaluation realises the target share; kept in the checkpoint (default: "
-        "train in training with --segblocks-budgets, else no: threshold 0 or the checkpoint's)")
+        "labels, so that evaluation realises the target share; training keeps it in the checkpoint "
+        "(default: train in training with --segblocks-budgets, else no: threshold 0 or the "
+        "checkpoint's)")
     add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
         help="resize each block on its own, as the published weights were trained (default: as the "
         "checkpoint was trained, else no)")
@@ -354,6 +356,8 @@ def _conflict(args: argparse.Namespace) -> str | None:
             "--budget is for --mode val and speed; in training use --segblocks-percent-target or "
             "--segblocks-budgets"
         )
+    if args.profiler and args.mode == "val":
+        return "--profiler is for --mode train and speed"
     if args.policy_metrics and args.mode == "speed":
         return "--policy-metrics is for --mode train and val: speed mode does not validate"
     if args.budgets and policy == "disabled":

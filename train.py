@@ -44,7 +44,7 @@ from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
 from utils.published import settle_upsampling
 from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
-from utils.resume import find_checkpoint, folder_of, resume
+from utils.resume import find_checkpoint, folder_of, is_auto, resume
 from utils.seeding import seed_everything
 from utils.signals import Stopped
 from utils.trainer import Trainer
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except Stopped as stop:
         leave()
-        how = "the same command" if args.resume in ("", "auto") else "--resume auto"
+        how = "the same command" if is_auto(args) else "--resume auto"
         print(f"{stop}: {how} goes on from there", file=sys.stderr)
         return stop.exit_status
     except KeyboardInterrupt:

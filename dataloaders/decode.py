@@ -99,8 +99,14 @@ def label_table(ids: Mapping[int, int]) -> np.ndarray:
 
 
 def read_image(path: Path) -> tv_tensors.Image:
-    """(3,H,W) uint8 RGB. Raises DataError naming a file that is missing, truncated or no image."""
+    """(3,H,W) uint8 RGB. Raises DataError naming a file that is missing, truncated or no image, or
+    that has more than 8 bits a channel."""
     image = _decode(path, "image")
+    if image.mode[0] in "IF":  # PIL would cut these off at 255
+        raise DataError(
+            f"{path}: image has pixel format {image.mode}, more than 8 bits a channel; convert it "
+            "to 8-bit grey or RGB"
+        )
     image = image if image.mode == "RGB" else image.convert("RGB")  # would copy in any case
     pixels = np.array(image)  # H,W,3
     # A permuted view: crops and resizes are fastest on interleaved channels.

@@ -1,6 +1,7 @@
 """Batches from a data set, the same for any number of worker processes."""
 
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 
@@ -59,9 +60,18 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-def _keep_freed_memory(worker: int) -> None:
-    """Let the C library reuse a worker's freed images. By default it gives memory of that size back
-    to the system and asks for it again, page by page, which takes as long as the arithmetic."""
+def _settle_in(worker: int) -> None:
+    """What a worker does first.
+
+    It leaves the process group: a signal to the group (Ctrl-C, torchrun, `timeout`) asks training
+    to save and stop, and training needs its data for the step that it is in. When training ends,
+    however it does, its workers notice.
+
+    It lets the C library reuse freed images. By default that gives memory of their size back to
+    the system and asks for it again, page by page, which takes as long as the arithmetic.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
         if mallopt is not None:
@@ -114,7 +124,7 @@ def build_loader(
         num_workers=num_workers,
         collate_fn=_collate if train else _collate_any,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_keep_freed_memory,
+        worker_init_fn=_settle_in,
         # Forked workers share what is kept in memory (DecodedImages).
         multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),

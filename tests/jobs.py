@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,12 +23,16 @@ CONTEXT.set_forkserver_preload(["jobs"])
 
 @dataclass(frozen=True)
 class Kill:
-    """A signal to `rank`: in a step of the run, or in the middle of writing a file."""
+    """A signal to `rank`: in a step of the run, or in the middle of writing a file.
+
+    `group`: also to all processes that it has started.
+    """
 
     step: int  # counted from 0; or the number of files written before
     rank: int = 0
     while_saving: bool = False
     signal: str = "KILL"
+    group: bool = False
 
     @property
     def signal_number(self) -> int:
@@ -65,6 +70,8 @@ def _process(
         state.build_optimizer = _gradient_descent
         torch.backends.cudnn.allow_tf32 = False
     if kill and kill.rank == rank:
+        if kill.group:
+            os.setpgid(0, 0)
         _kill_at(kill)
     sys.exit(train.main(argv))
 
@@ -79,7 +86,7 @@ def _kill_at(kill: Kill) -> None:
 
     def loss_and_die(self, image: torch.Tensor, label: torch.Tensor):
         if self.progress.total_steps == kill.step:
-            os.kill(os.getpid(), kill.signal_number)
+            _send(kill)
         return loss(self, image, label)
 
     if not kill.while_saving:
@@ -87,6 +94,15 @@ def _kill_at(kill: Kill) -> None:
         return
     saved: list[Path] = []
     checkpoint.torch.save = _half_written(checkpoint.torch.save, saved, kill.step)
+
+
+def _send(kill: Kill) -> None:
+    if not kill.group:
+        os.kill(os.getpid(), kill.signal_number)
+        return
+    # By a stranger: data workers forgive their parent.
+    command = ["kill", f"-{kill.signal_number}", "--", f"-{os.getpid()}"]
+    subprocess.run(command, check=True, start_new_session=True)
 
 
 def _half_written(save: Callable, saved: list, count: int) -> Callable:

@@ -112,6 +112,7 @@ def test_shares_may_be_fractions(text):
 
 REFUSED = {
     "--profiler maybe": "neither yes",
+    "--mode val --profiler yes": "--mode train and speed",
     "--epochs 0": "at least 1",
     "--batch-size two": "not a number",
     "--jitter 1.5": "at most 1",

@@ -17,6 +17,7 @@ from dataloaders import (
     file_datasets,
     val_transform,
 )
+from dataloaders.decode import read_image
 from dataloaders.info import CAMVID, CITYSCAPES
 
 CITY, FRAME = "aachen", "aachen_000000_000019"
@@ -222,6 +223,17 @@ def test_file_that_is_no_image_is_named(tmp_path, content):
     with pytest.raises(ValueError, match=f"{image}: cannot read this image") as error:
         build_dataset("cityscapes", "train", tmp_path)[0]
     _one_line(error)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_more_than_eight_bits_are_not_cut_off(tmp_path, mode):
+    image, _ = _paths("camvid", _make("camvid", tmp_path, frames=1))
+    image.unlink()
+    deep = image.with_suffix(".png" if mode == "I;16" else ".tiff")
+    values = np.full((60, 80), 3000, np.uint16 if mode == "I;16" else np.float32)
+    Image.fromarray(values).save(deep)
+    with pytest.raises(DataError, match=f"{deep}: image has pixel format {mode}.*8-bit"):
+        read_image(deep)
 
 
 def test_damaged_bytes_are_an_error(tmp_path):

@@ -209,6 +209,15 @@ def test_figures_of_other_flags_are_never_taken_for_these(tmp_path):
         Runner(1, 1, lambda line: None).run([[step(tmp_path / "a", "bash", "-c", "false")]])
 
 
+def test_a_run_that_was_begun_with_other_flags_is_not_gone_on_with(tmp_path):
+    assert not Runner(1, 1, lambda line: None).run([[shell(tmp_path / "a", "exit 1")]])
+    with pytest.raises(ValueError, match=r"other flags \(true"):
+        step(tmp_path / "a", "bash", "-c", "true").is_done()
+    one, other = (step(tmp_path / "b", "true", "--num-workers", n) for n in "12")
+    one.begin()
+    assert not other.is_done()  # data processes change no result
+
+
 # ---- the report ----
 
 
@@ -307,5 +316,9 @@ def test_a_study_from_one_command(tmp_path, capsys, monkeypatch):
     assert "0 trainings and validations left" in capsys.readouterr().out
     assert main([*flags, "--list"]) == 0
     assert capsys.readouterr().out.strip() == ""
-    assert main([*flags, "--lr", "1"]) == 1
-    assert "other flags" in capsys.readouterr().err
+    for more in ([], ["--report-only"]):
+        assert main([*flags, "--lr", "1", *more]) == 1
+        assert "other flags" in capsys.readouterr().err
+    assert main([*flags, "--report-only"]) == 0
+    more = ["--only", "low", "dense"]  # of which one is left
+    assert main([*flags, *more, "--report-only"]) == 1

@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from dataloaders import SegmentationDataset
-from utils.engines import Engine, build_engines
+from utils.engines import Engine, build_engines, can_compile, padding
 from utils.errors import UserError
 from utils.evaluate import high_blocks, inference_copy, use_half
 from utils.logger import RunLog, progress
 from utils.macs import MacCounter
 from utils.profiler import profiler
 
-WARM_UP = 5  # passes of each engine
+# Passes of each engine; one of each image at least, as new counts of blocks are captured.
+WARM_UP = 5
 PROFILED = 6  # passes that --profiler needs
 
 
@@ -57,6 +58,8 @@ def benchmark(
         f"batches of {args.batch_size} at {size}, {'float16' if half else 'float32'}, "
         f"{len(images)} of them in turn, {args.speed_repeats} passes of each network"
     )
+    if args.segblocks_policy != "disabled" and not can_compile(images[0]):
+        log.info("compiled models work in half precision on CUDA: --fp16 yes times them")
     with torch.no_grad():
         log.info("preparing the networks")
         engines = build_engines(model, images[0], args)
@@ -147,11 +150,12 @@ def _take_turns(
 ) -> list[list[float]]:
     """Milliseconds of each pass of each engine."""
     times: list[list[float]] = [[] for _ in engines]
-    for turn in progress(range(WARM_UP + repeats), "time", "turn"):
+    warm_up = max(WARM_UP, len(images))
+    for turn in progress(range(warm_up + repeats), "time", "turn"):
         for engine, taken in zip(engines, times):
             engine.load(images[turn % len(images)])
             ms = _cuda_ms(engine) if device.type == "cuda" else _cpu_ms(engine)
-            if turn >= WARM_UP:
+            if turn >= warm_up:
                 taken.append(ms)
     return times
 
@@ -206,7 +210,8 @@ def _count(
 ) -> tuple[float, float]:
     macs, shares = MacCounter(), []
     for image in images:
-        run = partial(model, image, budget=budget) if on_blocks else partial(model.net, image)
+        dense = partial(model.net, padding(model)(image))
+        run = partial(model, image, budget=budget) if on_blocks else dense
         result = run()
         macs.add(high_blocks(result) if on_blocks else None, run)
         shares.append(float(result.share) if on_blocks else 1.0)

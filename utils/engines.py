@@ -1,6 +1,7 @@
 """The ways to run a network that speed mode compares. A new one is a function and a line in
 `build_engines`."""
 
+import copy
 import os
 import shutil
 from argparse import Namespace
@@ -14,6 +15,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 import segblocks
+from segblocks.model import pad_to_blocks
 
 EAGER = "eager"
 
@@ -45,7 +47,7 @@ def build_engines(model: nn.Module, image: torch.Tensor, args: Namespace) -> lis
     builders = [dense_eager, dense_best]
     if args.segblocks_policy != "disabled":
         builders.append(blocks_eager)
-        if not model.policy.needs_pixel_loss:
+        if not model.policy.needs_pixel_loss and can_compile(image):
             builders.append(blocks_fast)
     engines = [build(model, image, args) for build in builders]
     if engines[-1].fast is not None:
@@ -53,21 +55,27 @@ def build_engines(model: nn.Module, image: torch.Tensor, args: Namespace) -> lis
     return engines
 
 
+def can_compile(image: torch.Tensor) -> bool:
+    """Whether a compiled model works in the precision of `image`: on CUDA that is half."""
+    return not image.is_cuda or image.dtype != torch.float32
+
+
 def dense_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
-    """The network as it is."""
+    """The network as it is, on images padded to whole blocks as all others are."""
     layout = "channels_last" if args.channels_last else "contiguous"
-    return _eager("dense eager", f"{layout}, {EAGER}", False, model.net)
+    return _eager("dense eager", f"{layout}, {EAGER}", False, model.net, prepare=padding(model))
 
 
 def dense_best(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
     """The fastest dense network a user could get: channels_last, compiled by Inductor with folded
     batch norm, on CUDA in a CUDA graph. Where compiling is impossible, `how` says so."""
-    net = model.net.to(memory_format=torch.channels_last)
-    image = image.contiguous(memory_format=torch.channels_last)
+    net = copy.deepcopy(model.net).to(memory_format=torch.channels_last)
+    pad = padding(model)
+    image = pad(image).contiguous(memory_format=torch.channels_last)
     run, how = compile_dense(net, image, args.speed_autotune)
     if image.is_cuda:
-        return _graphed("dense best", f"channels_last, {how}, CUDA graph", run, image)
-    return _eager("dense best", f"channels_last, {how}", False, run)
+        return _graphed("dense best", f"channels_last, {how}, CUDA graph", run, image, pad)
+    return _eager("dense best", f"channels_last, {how}", False, run, prepare=pad)
 
 
 def blocks_eager(model: nn.Module, image: torch.Tensor, args: Namespace) -> Engine:
@@ -105,6 +113,11 @@ def compile_dense(
     return compiled, "compiled with Inductor freezing" + (", max-autotune" if autotune else "")
 
 
+def padding(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a SegBlocksModel does to images first."""
+    return partial(pad_to_blocks, block_size=model.policy.block_size)
+
+
 def _compiled(
     name: str, fast: segblocks.FastModel, image: torch.Tensor, budget: float | int | None
 ) -> Engine:
@@ -123,11 +136,12 @@ def _eager(
     on_blocks: bool,
     call: Callable[[torch.Tensor], Any],
     budget: float | int | None = None,
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda image: image,
 ) -> Engine:
     loaded: list[torch.Tensor] = []
 
     def load(image: torch.Tensor) -> None:
-        loaded[:] = [image]
+        loaded[:] = [prepare(image)]
 
     def run() -> Any:
         return call(loaded[0])
@@ -135,8 +149,14 @@ def _eager(
     return Engine(name, how, on_blocks, load, run, budget, is_baseline=not on_blocks)
 
 
-def _graphed(name: str, how: str, call: Callable, image: torch.Tensor) -> Engine:
-    """`call` captured in a CUDA graph that reads a fixed input."""
+def _graphed(
+    name: str,
+    how: str,
+    call: Callable,
+    image: torch.Tensor,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+) -> Engine:
+    """`call` captured in a CUDA graph with a fixed input like `image`, which `prepare` makes."""
     fixed = image.clone()
     side = torch.cuda.Stream()  # warming up outside the default stream is what capture asks for
     side.wait_stream(torch.cuda.current_stream())
@@ -156,9 +176,10 @@ def _graphed(name: str, how: str, call: Callable, image: torch.Tensor) -> Engine
         graph.replay()
         return output
 
-    return Engine(
-        name, how, False, lambda x: fixed.copy_(x), run, captured_bytes=captured, is_baseline=True
-    )
+    def load(image: torch.Tensor) -> None:
+        fixed.copy_(prepare(image))
+
+    return Engine(name, how, False, load, run, captured_bytes=captured, is_baseline=True)
 
 
 def _cpp_compiler() -> str | None:

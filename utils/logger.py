@@ -6,12 +6,15 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from utils.errors import one_line, user_errors
 
 
 class RunLog:
@@ -51,29 +54,39 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values by tag ("loss/task"); what is not a number is left out."""
-        if self._writer is not None:
-            for tag, value in values.items():
-                if value == value:
-                    self._writer.add_scalar(tag, value, step)
+        for tag, value in values.items():
+            if value == value:
+                self._to_tensorboard("add_scalar", tag, value, step)
 
     def picture(self, step: int, tag: str, picture: torch.Tensor) -> None:
         """`picture` uint8 (3,H,W)."""
-        if self._writer is not None:
-            self._writer.add_image(tag, picture, step)
+        self._to_tensorboard("add_image", tag, picture, step)
+
+    def _to_tensorboard(self, method: str, *arguments: Any) -> None:
+        """Without room for its files training goes on without them."""
+        if self._writer is None:
+            return
+        try:
+            getattr(self._writer, method)(*arguments)
+        except OSError as error:
+            self._writer, writer = None, self._writer
+            with suppress(OSError):
+                writer.close()
+            self.warning(f"warning: TensorBoard files end here: {one_line(error)}")
 
     def json(self, name: str, values: Mapping[str, Any]) -> Path:
-        """Write `values` to the experiment's folder, whole or not at all; NaN becomes null."""
+        """Write `values` to the experiment's folder, whole or not at all; NaN becomes null. Raises
+        UserError where that is impossible."""
         path = self.folder / name
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(
-            json.dumps(_no_nan(values), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, path)
+        text = json.dumps(_no_nan(values), indent=2, allow_nan=False) + "\n"
+        with user_errors():
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
         return path
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._to_tensorboard("close")
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)

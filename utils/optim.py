@@ -93,9 +93,20 @@ def restore(
     """Take moments and epoch from a checkpoint, everything else (rates, decay, schedule) from the
     flags that both were built with. Raises ValueError for an optimiser of other groups."""
     own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    optimizer.load_state_dict(saved["optimizer"])
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except ValueError as error:
+        raise ValueError(
+            "the checkpoint's optimiser is of other parameters than this run's, which "
+            "--segblocks-policy and --segblocks-reward decide on; give those of the checkpoint, or "
+            "start afresh with --resume none"
+        ) from error
     for group, flags in zip(optimizer.param_groups, own):
         group.update(flags)
+        for p in group["params"] if group.get("capturable") else ():
+            state = optimizer.state.get(p, {})
+            if "step" in state:  # a run on the CPU counts there
+                state["step"] = state["step"].to(p.device, torch.float32)
     schedule.go_to(saved["scheduler"]["last_epoch"])
 
 

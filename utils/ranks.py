@@ -71,6 +71,12 @@ class Agreement:
         before[1].wait()
         return int(before[0])
 
+    def forget(self) -> None:
+        """What is under way was given before the last answer was acted on. Call on all ranks."""
+        if self._under_way is not None:
+            self._under_way[1].wait()
+            self._under_way = None
+
 
 def ranks_of_environment() -> Ranks:
     """What torchrun (or anything that sets its variables) says about this process, not joined yet.

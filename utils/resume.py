@@ -34,6 +34,11 @@ class Progress:
     ema_score_best: float = -1.0
     ema_score_best_epoch: int = -1
 
+    def forget_best(self) -> None:
+        """As if nothing had been validated yet."""
+        self.score_best = self.ema_score_best = -1.0
+        self.score_best_epoch = self.ema_score_best_epoch = -1
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

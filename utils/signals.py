@@ -21,15 +21,16 @@ class StopRequest:
         self.number: int | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:  # asked twice: at once
+        # Ctrl-C twice: at once. A launcher and a scheduler may each send SIGTERM.
+        if self.number is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.number = number
+        self.number = self.number or number
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Inside, SIGINT and SIGTERM are noted. Data workers started inside inherit that, so that
-    Ctrl-C in a terminal, which reaches them too, does not take the data away first."""
+    """Inside, SIGINT and SIGTERM are noted. Data workers started inside inherit that, so that a
+    signal before they have left the process group does not take the data away first."""
     request = StopRequest()
     before = {n: signal.signal(n, request.note) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from utils.checkpoint import load_weights
+from utils.download import is_url
 from utils.ema import WeightAverage
 from utils.optim import CosineSchedule, build_optimizer, restore
 from utils.published import is_published, settle_upsampling
-from utils.resume import Progress, Told, changed_flags
+from utils.resume import Progress, Told, changed_flags, folder_of
 from utils.seeding import rng_state, set_rng_state
 
 
@@ -75,6 +76,8 @@ class TrainingState:
         elif self.average:
             self.average.restart()
         self.progress = Progress(**state["progress"])
+        if is_url(str(path)) or Path(path).resolve().parent != folder_of(self.args).resolve():
+            self.progress.forget_best()  # of another experiment, whose folder has those weights
         # With batches of another size, about as far in the epoch as before.
         samples = self.progress.step * images_per_step(state["args"])
         self.progress.step = samples // images_per_step(vars(self.args))

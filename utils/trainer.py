@@ -29,6 +29,7 @@ from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNSAVED_SECONDS = 60  # of training that validation does not begin on
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
 
 
@@ -122,6 +123,8 @@ class Trainer:
             self._train_epoch(log)
             ended = at.step == self.steps_per_epoch
             last = self._out_of_steps() or (ended and at.epoch + 1 == args.epochs)
+            if ended and not self._out_of_steps() and self._much_is_unsaved():
+                self.save(log)  # validation may fail, or be killed as it takes long
             if last or (args.val_every and (at.epoch + 1) % args.val_every == 0):
                 evaluation = self._validate(log)
             if ended:
@@ -154,6 +157,7 @@ class Trainer:
             asked = self._agreed(self._stop.number or SAVE * self._save_is_due())
             if asked > SAVE or (asked == SAVE and at.step < self.steps_per_epoch):
                 self.save(log)
+                self._agreed.forget()
             if asked > SAVE:
                 raise Stopped(asked)
 
@@ -277,6 +281,11 @@ class Trainer:
 
     def _out_of_steps(self) -> bool:
         return 0 < self.args.max_steps <= self.progress.total_steps
+
+    def _much_is_unsaved(self) -> bool:
+        """Whether any rank thinks so."""
+        seconds = time.monotonic() - self._saved_at
+        return any(self.ranks.everyones(seconds > UNSAVED_SECONDS))
 
     def _save_is_due(self) -> bool:
         """Asked of the main rank's clock alone."""

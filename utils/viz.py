@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from dataloaders import DatasetInfo, denormalise
+from utils.errors import user_errors
 
 HIGH_EDGE = (255, 210, 0)  # yellow outline of full-resolution blocks
 VOID = (0, 0, 0)
@@ -67,9 +68,10 @@ def side_by_side(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def save_picture(path: Path, picture: torch.Tensor) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(path)
+    """Write a PNG, making its folder. Raises UserError where that is impossible."""
+    with user_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(path)
 
 
 def _to_pixels(grid: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             left = [step for chain in chains for step in chain if not step.is_done()]
             print("\n".join(shlex.join(step.command) for step in left))
             return 0
-        finished = args.report_only or run(chains, args)
+        finished = count_left(chains) == 0 if args.report_only else run(chains, args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -151,9 +151,14 @@ def visible_devices() -> list[str]:
     return names or [str(i) for i in range(torch.cuda.device_count())]
 
 
+def count_left(chains: list[list[Step]]) -> int:
+    """Trainings and validations that are not done. Raises ValueError where `Step.is_done` does."""
+    return sum(not step.is_done() for chain in chains for step in chain)
+
+
 def run(chains: list[list[Step]], args: argparse.Namespace) -> bool:
     """Whether all is done."""
-    left = sum(not step.is_done() for chain in chains for step in chain)
+    left = count_left(chains)
     print(f"{len(chains)} runs, {left} trainings and validations left", flush=True)
     threads = max(1, (os.cpu_count() or 1) // args.parallel)
     tell = partial(print, flush=True)

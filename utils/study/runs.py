@@ -44,20 +44,46 @@ class Step:
     def marker(self) -> Path:
         return self.folder / "done.json"
 
+    @property
+    def begun(self) -> Path:
+        return self.folder / "begun.json"
+
     def is_done(self) -> bool:
-        """Raises ValueError if it was done with another command: its figures are not these."""
-        if not self.marker.exists():
+        """Raises ValueError if it was done, or begun, with another command: its figures are not
+        these."""
+        done = self.marker.exists()
+        found = self.marker if done else self.begun
+        if not found.exists():
             return False
-        before = json.loads(self.marker.read_text(encoding="utf-8"))["command"]
-        if before != list(self.command):
-            changed = [word for word in (*self.command, *before) if word not in before] or [
-                word for word in before if word not in self.command
+        before = json.loads(found.read_text(encoding="utf-8"))["command"]
+        now, before = _what_counts(self.command), _what_counts(before)
+        if before != now:
+            changed = [word for word in (*now, *before) if word not in before] or [
+                word for word in before if word not in now
             ]
             raise ValueError(
                 f"{self.folder} was made with other flags ({' '.join(changed) or 'another order'}):"
                 " give another --out, or remove the folder"
             )
-        return True
+        return done
+
+    def begin(self) -> None:
+        """Note the command, before anything is made with it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write(self.begun, {"command": list(self.command)})
+
+
+def _what_counts(command: Sequence[str]) -> list[str]:
+    """A command without what does not change its result."""
+    words = list(command)
+    while "--num-workers" in words:
+        at = words.index("--num-workers")
+        del words[at : at + 2]
+    return words
+
+
+def write(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def steps(experiment: Experiment, seed: int, options: Options) -> list[Step]:
@@ -173,7 +199,7 @@ class Runner:
 
     def _one(self, step: Step, device: str | None) -> bool:
         """Whether the step is done now."""
-        step.folder.mkdir(parents=True, exist_ok=True)
+        step.begin()
         environment = os.environ | {
             "PYTHON": sys.executable,
             "OMP_NUM_THREADS": str(self.threads),
@@ -199,7 +225,7 @@ class Runner:
         seconds = time.monotonic() - started
         if status == 0:
             done = {"command": list(step.command), "seconds": round(seconds, 1)}
-            step.marker.write_text(json.dumps(done, indent=2) + "\n", encoding="utf-8")
+            write(step.marker, done)
             self.tell(f"done   {step.title} ({seconds:.0f} s)")
         elif self._stopping.is_set():
             self.tell(f"saved  {step.title}")
