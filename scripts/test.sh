@@ -13,11 +13,14 @@ echo "test: ruff"
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 
-if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    # One process: tests of one GPU would compete for its memory.
-    "$PYTHON" -m pytest "$@"
-else
+# As many processes as cores (up to 8), one thread each. Tests on a GPU share its memory: no more than
+# one for each 16 GiB of it.
+most=$("$PYTHON" -c '
+import torch
+memory = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
+print(min(8, memory >> 34 or 1) if memory else "none")')
+if [[ $most == none ]]; then
     echo "test: no CUDA device here, tests marked gpu are skipped"
-    # As many processes as cores (up to 8), one thread each.
-    OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
+    most=8
 fi
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n auto --maxprocesses "$most" --dist worksteal "$@"
