@@ -79,8 +79,11 @@ def test_a_loaded_checkpoint_and_other_settings_are_noticed():
         take()
     assert all(p._version > before + 1 for p, before in zip(net.parameters(), versions))
     for change in ("moments", "decay"):
+        rates = [group["lr"] for group in optimizer.param_groups]
         if change == "moments":
             optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            for group, rate in zip(optimizer.param_groups, rates):
+                group["lr"] = rate  # as when a run goes on
         else:
             optimizer.param_groups[0]["weight_decay"] = 0.5
         weights, state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())

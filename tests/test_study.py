@@ -210,12 +210,23 @@ def test_figures_of_other_flags_are_never_taken_for_these(tmp_path):
 
 
 def test_a_run_that_was_begun_with_other_flags_is_not_gone_on_with(tmp_path):
+    other = step(tmp_path / "a", "bash", "-c", "true")
     assert not Runner(1, 1, lambda line: None).run([[shell(tmp_path / "a", "exit 1")]])
+    assert not other.is_done()  # nothing came of it
+    (tmp_path / "a" / "checkpoint.pth").touch()
     with pytest.raises(ValueError, match=r"other flags \(true"):
-        step(tmp_path / "a", "bash", "-c", "true").is_done()
-    one, other = (step(tmp_path / "b", "true", "--num-workers", n) for n in "12")
-    one.begin()
-    assert not other.is_done()  # data processes change no result
+        other.is_done()
+
+
+def test_flags_that_change_no_result_may_differ(tmp_path):
+    one, other, third = (
+        step(tmp_path / "a", "true", "--lr", lr, "--num-workers", n, "--camvid-data-dir", n)
+        for lr, n in (("1", "1"), ("1", "2"), ("2", "1"))
+    )
+    assert Runner(1, 1, lambda line: None).run([[one]])
+    assert other.is_done()
+    with pytest.raises(ValueError, match=r"other flags \(2\)"):
+        third.is_done()
 
 
 # ---- the report ----

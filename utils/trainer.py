@@ -123,9 +123,9 @@ class Trainer:
             self._train_epoch(log)
             ended = at.step == self.steps_per_epoch
             last = self._out_of_steps() or (ended and at.epoch + 1 == args.epochs)
-            if ended and not self._out_of_steps() and self._much_is_unsaved():
-                self.save(log)  # validation may fail, or be killed as it takes long
             if last or (args.val_every and (at.epoch + 1) % args.val_every == 0):
+                if ended and not self._out_of_steps() and self._much_is_unsaved():
+                    self.save(log)  # validation may fail, or be killed as it takes long
                 evaluation = self._validate(log)
             if ended:
                 self.run.schedule.step()

@@ -1,7 +1,7 @@
 """One forward and one backward pass of a network as CUDA graphs; see `graphs` for when."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -95,17 +95,18 @@ def capture(
             then the CUDA generator of the device is another one with the same state.
     """
     device = inputs[0].device
-    with cleared_up(device), torch.cuda.device(device):
+    with cleared_up(device, buffers.pool), torch.cuda.device(device):
         return _capture(net, function, inputs, buffers, kept)
 
 
 @contextmanager
-def cleared_up(device: torch.device) -> Iterator[None]:
-    """What a capture in it leaves behind when it fails is put right.
+def cleared_up(device: torch.device, pool: Any) -> Iterator[None]:
+    """What a capture into `pool` leaves behind when it fails is put right.
 
     Raises:
         CaptureFailed: it did; then the CUDA generator of the device is another one with the same
-            state.
+            state. Memory of the failed pass is free once this has been handled
+            (`torch.cuda.empty_cache`).
     """
     stream = torch.cuda.current_stream(device)
     try:
@@ -115,12 +116,14 @@ def cleared_up(device: torch.device) -> Iterator[None]:
         # PyTorch leaves its capture stream in place, and the generator waiting for the end.
         torch.cuda.set_stream(stream)
         torch.cuda.synchronize(device)
+        if torch.__version__ < (2, 12):  # whose allocator would go on as if there was a capture
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(device.index, pool)
         generator = torch.cuda.default_generators[device.index]
         generator.graphsafe_set_state(generator.clone_state())
         while error.__context__ is not None:  # the first one says what was wrong
             error = error.__context__
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    torch.cuda.empty_cache()
     raise CaptureFailed(reason)
 
 

@@ -85,17 +85,19 @@ class TrainingGraphs:
         """
         if not _can_be_captured(inputs):
             return function(*inputs)
-        graphs = self._graphs_of(net)
+        graphs, captured, failed = self._graphs_of(net), None, False
         try:
             captured = graphs.find(function, inputs, setting, seen)
         except CaptureFailed as failure:
+            failed = True
             for other in self._of_net.values():  # they draw from a generator that is now replaced
                 other.drop()
             if graphs.given_up:  # else a library set itself up: the pass as written sees to that
                 warnings.warn(
                     f"{type(net).__name__} trains without CUDA graphs: {failure}", stacklevel=4
                 )
-            captured = None
+        if failed:
+            torch.cuda.empty_cache()  # of the failed pass, which lived as long as its error
         return function(*inputs) if captured is None else graphs.replay(captured, inputs)
 
     def _graphs_of(self, net: nn.Module) -> "_Graphs":

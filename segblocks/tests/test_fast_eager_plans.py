@@ -1,6 +1,7 @@
 """What eager inference keeps between calls: packed weights and which tables a grid will need."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from neighbours import neighbour_table, own_rows
 from torch import nn
 
 from segblocks import BlockGrid
-from segblocks.fast import grid_tables, pending, weights
+from segblocks.fast import buffers, grid_tables, launches, pending, weights
 from segblocks.fast.launches import Plan
+from segblocks.fast.sources import Source
 from segblocks.fast.tables import MOST_TABLES, Scale, TableKey, table_shape
 
 
@@ -127,6 +129,30 @@ def test_streams_wait_for_the_one_that_made_the_tables(built, monkeypatch):
     capturing.append(True)
     grid_tables.table(grid, one, 7)
     assert 7 not in grid.streams
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_what_a_captured_launch_reads_lives_as_long_as_the_grid(built, monkeypatch, capturing):
+    """Caches let go of packed weights when the weights have changed."""
+    taken = []
+    kernel = SimpleNamespace(pack=lambda *addresses: taken.append(addresses) or b"", constants=b"")
+    monkeypatch.setattr(Plan, "_prepare", lambda self, *setting: kernel)
+    monkeypatch.setattr(launches, "put", lambda *args: None)
+    monkeypatch.setattr(buffers, "_empty_strided", None)  # it is for CUDA alone
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    grid, conv = BlockGrid.from_mask(make_grid("mixed")), nn.Conv2d(64, 64, 3).half()
+    plan = Plan(8, grid.n_high, grid.n_blocks, 1, 3, (64, 64), torch.float16, -1, grid.slot.device)
+    packed = weights.packed(conv.weight, conv.bias)
+    pixels = torch.zeros(grid.stored_pixels(8), 64, dtype=torch.float16)
+    source = Source(pixels.data_ptr(), pixels.data_ptr(), (pixels,))
+    job = ((source, packed, grid, 5, False), "", None, None)
+    cell = pending.Pending(plan, grid.later, job)
+    plan.run(cell, job, extend=True)
+    assert cell.buffer.shape == plan.extended
+    assert taken[0][0] == pixels.data_ptr()
+    held = {id(t) for t in grid.buffers}
+    assert {id(packed.matrix), id(packed.shift)} <= held or not capturing
+    assert len(grid.buffers) == (4 if capturing else 2)  # tables, one by one
 
 
 def test_tables_lie_one_after_another(built):

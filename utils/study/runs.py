@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.resume import LATEST
 from utils.study.plan import MODEL, Experiment, Setup
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,10 @@ class Step:
         """Raises ValueError if it was done, or begun, with another command: its figures are not
         these."""
         done = self.marker.exists()
-        found = self.marker if done else self.begun
-        if not found.exists():
+        gone_on_with = (self.folder / LATEST).exists() and self.begun.exists()
+        if not done and not gone_on_with:
             return False
+        found = self.marker if done else self.begun
         before = json.loads(found.read_text(encoding="utf-8"))["command"]
         now, before = _what_counts(self.command), _what_counts(before)
         if before != now:
@@ -74,12 +76,14 @@ class Step:
 
 
 def _what_counts(command: Sequence[str]) -> list[str]:
-    """A command without what does not change its result."""
-    words = list(command)
-    while "--num-workers" in words:
-        at = words.index("--num-workers")
-        del words[at : at + 2]
-    return words
+    """A command without what does not change its result: the same data may lie elsewhere."""
+    flags = [i for i, word in enumerate(command) if _is_free(word)]
+    left_out = {i for at in flags for i in (at, at + 1)}
+    return [word for i, word in enumerate(command) if i not in left_out]
+
+
+def _is_free(word: str) -> bool:
+    return word == "--num-workers" or (word.startswith("--") and word.endswith("-data-dir"))
 
 
 def write(path: Path, values: dict) -> None:

@@ -106,7 +106,7 @@ class Plan:
         """A convolution and the steps behind it, see `Pending`."""
         (source, weights, grid, stream, _), steps, norm, addend = job
         if stream and torch.cuda.is_current_stream_capturing():
-            grid.buffers += self.packed(weights)  # as long as the graph, which the grid outlives
+            grid.buffers.extend(self.packed(weights))  # the grid has to outlive the graph
         if source.watched is not None:
             source.check()
         added = 0

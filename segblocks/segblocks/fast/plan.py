@@ -169,13 +169,13 @@ class Plan:
             try:
                 self.graphs[key] = self._capture(function)
             except CaptureFailed as failure:
-                warnings.warn(
-                    f"{type(self.engine.net).__name__} runs without CUDA graphs: {failure}",
-                    stacklevel=5,
-                )
+                net = type(self.engine.net).__name__
+                warnings.warn(f"{net} runs without CUDA graphs: {failure}", stacklevel=7)
                 self.pool, self.how = None, self.how.removesuffix(_GRAPH)
                 self.graphs.clear()
-                return None
+        if self.pool is None:
+            torch.cuda.empty_cache()  # of the failed pass, which lived as long as its error
+            return None
         self.graphs.move_to_end(key)
         return self.graphs[key]
 
@@ -189,6 +189,6 @@ class Plan:
         graph = torch.cuda.CUDAGraph()
         # Threads that pin memory for the next batch, say, go on meanwhile.
         capture = torch.cuda.graph(graph, self.pool, stream, capture_error_mode="thread_local")
-        with cleared_up(self.engine.device), capture, overlapping(self.engine.overlap):
+        with cleared_up(self.engine.device, self.pool), capture, overlapping(self.engine.overlap):
             result = function()
         return _Graph(graph, result)

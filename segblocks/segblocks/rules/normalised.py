@@ -158,9 +158,12 @@ def put_off(
     """Batch norm in training; None where this way is not open.
 
     Args:
-        joint: with the statistics of the pixels of all processes, which all call this.
+        joint: with the statistics of the pixels of all processes, which all call this. Whether they
+            exchange them here must not depend on what one of them alone looks at, so that where
+            nothing may be put off the output is made at once.
     """
-    if not _is_plain() or x.grid.later.exposed:
+    at_once = not _is_plain() or x.grid.later.exposed
+    if at_once and not joint:
         return None
     pixels, given = x.stored, (weight, bias, running_mean, running_var)
     if not takes_kernels(pixels) or type(pixels) is not Tensor or not pixels.is_contiguous():
@@ -175,6 +178,8 @@ def put_off(
     parameters = (t if t is None else t.detach() for t in given[:2])
     arguments = (pixels.detach(), *parameters, running_mean, running_var, momentum, eps)
     table, share = joint_statistics(*arguments) if joint else (batch_statistics(*arguments), None)
+    if at_once:
+        return x.like(BatchNorm.apply(pixels, weight, bias, None, table, share, False))
     stream = pending.raw_stream(pixels.get_device()) if pixels.is_cuda else 0
     norm = Norm(pixels, pixels._version, table, share, weight, bias, stream)
     return x.like(Normalised(norm, x.grid.later))
@@ -244,12 +249,9 @@ def _suits(tensor: Tensor, pixels: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _follow_stream(norm: Norm, addend: Tensor | None = None) -> int:
-    """Keep from being reused what another stream reads than the one that it was made on; -> the
-    current one."""
+    """Wait for the stream on which the batch norm was called, if it is another one; -> this one."""
     x = norm.pixels
     stream = pending.raw_stream(x.get_device()) if x.is_cuda else 0
     if stream != norm.stream:
-        for tensor in (x, norm.table, addend):
-            if tensor is not None:
-                tensor.record_stream(torch.cuda.current_stream(x.device))
+        pending.follow(norm.stream, x.device, x, norm.table, addend)
     return stream
