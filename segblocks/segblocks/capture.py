@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from .once import differentiable_once
 from .structure import find, leaves, map_structure
 
 
@@ -248,7 +248,7 @@ class _Replay(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *entering: Tensor | None) -> tuple:
         of_inputs, of_parameters = _replay_backward(ctx.captured, ctx.ticket, entering)
         # New tensors over the same memory: autograd makes them `.grad` without a copy. Gradients of

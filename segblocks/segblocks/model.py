@@ -247,22 +247,33 @@ def pad_to_blocks(image: Tensor, block_size: int) -> Tensor:
 
 
 def crop_output(output: Any, padded: tuple[int, int], size: tuple[int, int]) -> Any:
-    """Cut from network outputs of any stride what belongs to the padding of the image."""
+    """Cut from network outputs of any stride what belongs to the padding of the image.
+
+    Pictures are (…, h, w), or else (N, h, w, C); whatever is neither is left as it is.
+    """
     if padded == size:
         return output
 
+    def is_picture(sides: tuple[int, ...]) -> bool:
+        """Whether sides are those of the padded image divided, or multiplied, by a whole number."""
+        (h, w), (height, width) = sides, padded
+        same = h * width == w * height
+        return same and h > 0 and (height % h == 0 or h % height == 0)
+
     def crop(x: Tensor) -> Tensor:
-        if x.dim() < 3:
-            return x
-        height, width = (-(-s * n // p) for s, n, p in zip(size, x.shape[-2:], padded))
-        return x[..., :height, :width]
+        for first in (x.dim() - 2, 1) if x.dim() == 4 else (x.dim() - 2,):
+            sides = tuple(x.shape[first : first + 2])
+            if x.dim() >= 3 and is_picture(sides):
+                height, width = (-(-s * n // p) for s, n, p in zip(size, sides, padded))
+                return x.narrow(first, 0, height).narrow(first + 1, 0, width)
+        return x
 
     return map_structure(output, Tensor, crop)
 
 
 def combine_all(value: Any) -> Any:
     """Combine every block tensor in a structure of tuples, lists and dicts."""
-    return map_structure(value, DualResTensor, DualResTensor.combine)
+    return map_structure(value, DualResTensor, DualResTensor._combine)
 
 
 def _split_all(value: Any, grid: BlockGrid) -> Any:

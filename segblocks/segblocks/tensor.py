@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .dispatch import apply
+from .dispatch import apply, current_recorder
 from .fast.pending import Pending
 from .grid import BlockGrid
 from .ops import combine, split
@@ -62,6 +62,7 @@ class DualResTensor:
     def pixels(self) -> Tensor:
         """(P, C), computed by now. Its owner may do with it what he likes; rules read `stored`."""
         value = self._value
+        self._leaves("pixels of blocks are taken")
         if self.is_cuda and not torch.compiler.is_compiling():
             self.grid.later.expose()
         return value if isinstance(value, Tensor) else value.read()
@@ -96,6 +97,17 @@ class DualResTensor:
         High blocks as stored; low ones bilinear ×2 with their neighbours' pixels (labels, that is
         integer tensors, are repeated instead).
         """
+        self._leaves("blocks are combined")
+        return self._combine(memory_format)
+
+    def _leaves(self, what: str) -> None:
+        """Tell who records that the caller has values now, to do with them what he likes."""
+        recorder = current_recorder()
+        if recorder is not None:
+            recorder.obstruct(f"{what} in the middle of the network, outside segblocks.no_blocks")
+
+    def _combine(self, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
+        """`combine`, for who is part of the network himself."""
         self.refuse_padding()
         join = combine if self._value.is_floating_point() else combine_labels
         image = join(
@@ -185,8 +197,8 @@ def _operator(name: str) -> Callable:
 
 # Python looks operators up on the class, past __getattr__.
 for _name in (
-    "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow rpow neg abs "
-    "lt le gt ge eq ne and or invert matmul rmatmul bool getitem setitem"
+    "add radd iadd sub rsub isub mul rmul imul truediv rtruediv itruediv pow rpow ipow neg abs "
+    "lt le gt ge eq ne and or iand ior invert matmul rmatmul bool getitem setitem"
 ).split():
     setattr(DualResTensor, f"__{_name}__", _operator(f"__{_name}__"))
 
@@ -220,6 +232,11 @@ def cut_image(
         )
     if not isinstance(grid, BlockGrid):
         grid = BlockGrid.from_mask(grid, legacy_upsample=legacy_upsample)
+    elif legacy_upsample and not grid.legacy_upsample:
+        raise ValueError(
+            "legacy_upsample=True with a BlockGrid that was made without: give it to "
+            "BlockGrid.from_mask, or give the mask"
+        )
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4:
         given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"image must be a floating-point tensor (N, C, H, W); got {given}")

@@ -23,6 +23,32 @@ def pooled(net, x):
     return no_blocks(lambda t: t.mean((2, 3)))(net.conv(x))
 
 
+def closed_over(net, x):
+    gate = no_blocks(lambda t: t.mean((2, 3), keepdim=True))(x)
+    return no_blocks(lambda t: t * gate)(net.conv(x))
+
+
+def number(net, x):
+    return net.conv(x) * float(no_blocks(lambda t: t.mean())(x))
+
+
+def late(net, x):
+    for layer in (net.conv, net.second):
+        x = no_blocks(lambda t: layer(t) * t.mean((2, 3), keepdim=True))(x)  # noqa: B023
+    return x
+
+
+def combined(net, x):
+    y = net.conv(x)
+    return no_blocks(lambda t: t + y.combine().mean())(x)
+
+
+def pixels_changed(net, x):
+    y = net.conv(x)
+    y.lowres.mul_(2)
+    return y
+
+
 def view_changed(net, x):
     y = net.conv(x)
     y[:, : C // 2].relu_()
@@ -31,7 +57,17 @@ def view_changed(net, x):
 
 @on_every_device
 @pytest.mark.parametrize(
-    ("function", "named"), [(gated, "mul"), (pooled, "dense"), (view_changed, "in place")]
+    ("function", "named"),
+    [
+        (gated, "'no_blocks' returns a dense tensor"),
+        (pooled, "dense"),
+        (closed_over, "dense"),
+        (number, "dense"),
+        (late, "a variable that changes later"),
+        (combined, "combined in the middle"),
+        (pixels_changed, "pixels of blocks are taken"),
+        (view_changed, "in place"),
+    ],
 )
 def test_networks_that_cannot_be_replayed_run_anyway(device, function, named):
     model, image = build(device, Net(function), block=16), picture(device, 64, 96)

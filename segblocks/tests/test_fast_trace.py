@@ -176,7 +176,7 @@ def writes_out(net, x):
         (writes_into_a_view, "conv2d"),
         (reads_a_view_of_what_changed, "cat"),
         (changes_another_layout, "the network's output"),
-        (splits_by_itself, "the network's output"),
+        (splits_by_itself, "blocks are combined"),
         (writes_out, "out="),
     ],
 )
@@ -191,6 +191,9 @@ def test_dense_values_made_from_blocks_are_foreign():
     net = Net(gate).eval()
     mask = make_grid("mixed")
     image = make_image(mask, 3, 8)
+    assert "'no_blocks' returns a dense tensor" in not_replayable(record(net, image, mask), net)
+    other = torch.randn(1, 8, 1, 1, dtype=torch.float64)
+    net.function = lambda net, x: x * other
     assert "'mul'" in not_replayable(record(net, image, mask), net).replace("__mul__", "mul")
     net.function = lambda net, x: x * net.gain
     assert not_replayable(record(net, image, mask), net) is None

@@ -17,6 +17,7 @@ from segblocks import (
     build_policy,
     execute_with_grid,
 )
+from segblocks.model import crop_output
 
 BLOCK = 16
 Pyramid = namedtuple("Pyramid", ["fine", "coarse"])
@@ -52,6 +53,23 @@ def test_all_high_is_dense_on_the_padded_image(size):
     padded = F.pad(x, (0, -size[1] % BLOCK, 0, -size[0] % BLOCK))
     expected = model.net(padded)[..., : -(-size[0] // 2), : -(-size[1] // 2)]
     assert distance(model(x, budget=1.0).logits, expected) < TOLERANCE
+
+
+def test_only_pictures_are_cropped():
+    """Of 33×33 padded to 64×64: maps of any stride, channels last too; not tokens, not grids."""
+    shapes = {
+        (2, 5, 64, 64): (2, 5, 33, 33),
+        (2, 5, 16, 16): (2, 5, 9, 9),
+        (2, 5, 128, 128): (2, 5, 66, 66),
+        (2, 64, 64, 5): (2, 33, 33, 5),
+        (2, 64, 64): (2, 33, 33),
+        (2, 8, 64): (2, 8, 64),
+        (2, 5, 5, 5): (2, 5, 5, 5),
+        (2, 7): (2, 7),
+    }
+    for shape, expected in shapes.items():
+        cropped = crop_output({"x": torch.zeros(shape)}, (64, 64), (33, 33))["x"]
+        assert cropped.shape == expected
 
 
 def test_legacy_upsample_reaches_the_network():

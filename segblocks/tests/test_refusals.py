@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from agreement import make_grid, make_image
 from torch import nn
+from torch.autograd import forward_ad
 
 from segblocks import BlockGrid, execute_with_grid, to_blocks
 
@@ -238,3 +239,29 @@ def test_bookkeeping_is_shared_by_identity(blocks):
     assert other.grid is blocks.grid
     assert isinstance(blocks.grid, BlockGrid)
     assert torch.equal((blocks + other).pixels, blocks.pixels + other.pixels)
+
+
+def test_forward_mode_says_that_there_is_none():
+    """It would go on with zeros."""
+    net = nn.Conv2d(3, 2, 3, padding=1)
+    grid = BlockGrid.from_mask(torch.ones(1, 2, 2, dtype=torch.bool))
+    x = torch.randn(1, 3, 16, 16)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda image: execute_with_grid(net, image, grid), (x,), (x,))
+    with forward_ad.dual_level():
+        execute_with_grid(net, x, grid)  # of no tangent nothing is lost
+
+
+def test_resizing_of_a_grid_that_exists_is_the_grids_own():
+    mask, x = torch.tensor([[[True, False]]]), torch.randn(1, 3, 8, 16)
+    with pytest.raises(ValueError, match="BlockGrid that was made without"):
+        execute_with_grid(nn.Identity(), x, BlockGrid.from_mask(mask), legacy_upsample=True)
+
+
+def test_dimensions_and_places_that_are_not_there():
+    blocks = to_blocks(torch.randn(1, 4, 8, 8), torch.ones(1, 1, 1, dtype=torch.bool))
+    for call in (lambda: blocks.sum(5), lambda: torch.cat([blocks, blocks], -6)):
+        with pytest.raises(IndexError, match="along dimension"):
+            call()
+    with pytest.raises(NotImplementedError, match=r"'where'.*no_blocks"):
+        torch.where(blocks > 0)

@@ -32,6 +32,8 @@ CHANNELS = {
     "argmax keepdim": lambda x: torch.argmax(x, dim=1, keepdim=True),
     "amax": lambda x: x.amax(1, keepdim=True) - x.amin(dim=1, keepdim=True),
     "var": lambda x: x.var(1, keepdim=True) + torch.std(x, dim=1, keepdim=True, correction=0),
+    "var in order": lambda x: x.var(1, False, True) + torch.std(x, 1, True, True),
+    "var in order, no keepdim": lambda x: x.var(1, False),
     "logsumexp": lambda x: torch.logsumexp(x, 1),
     "attention over channels": lambda x: x * x.mean(1, keepdim=True).sigmoid(),
     "normalise": lambda x: (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1).sqrt(),

@@ -181,3 +181,25 @@ def test_dropout_draws_for_every_stored_pixel():
     assert (y == 0).double().mean() == pytest.approx(0.3, abs=0.02)
     again = nn.Dropout(0.3)(x).pixels
     assert not torch.equal(y, again)
+
+
+def raised(x):
+    y = x * 1
+    z = y
+    z **= 2
+    return y
+
+
+def marked(x):
+    y = x > 0
+    z = y
+    z &= x < 1
+    z |= x < -2
+    return y
+
+
+@pytest.mark.parametrize("function", [raised, marked])
+def test_operators_in_place_change_what_others_hold(function):
+    image = torch.randn(1, 2, 8, 8)
+    blocks = to_blocks(image, torch.ones(1, 1, 1, dtype=torch.bool))
+    assert torch.equal(function(blocks).combine(), function(image))

@@ -97,8 +97,18 @@ def test_a_second_derivative_raises(operation):
     else:
         out = F.max_pool2d(x.like(pixels), 2).pixels
     (grad,) = torch.autograd.grad(out.square().sum(), pixels, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="second derivative through blocks"):
         grad.sum().backward()
+
+
+def test_a_second_derivative_in_the_weight_alone_raises():
+    """The gradient that enters, of a sum, does not require one itself."""
+    x, weight = blocks(), torch.randn(4, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    pixels = x.pixels.clone().requires_grad_()
+    out = F.conv2d(x.like(pixels), weight, None, 1, 1).pixels
+    (grad,) = torch.autograd.grad(out.sum(), pixels, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative through blocks"):
+        grad.square().sum().backward()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -2,8 +2,10 @@
 
 import pytest
 import torch.nn.functional as F
-from agreement import GRIDS, assert_rule
+from agreement import GRIDS, assert_rule, make_grid, make_image
 from torch import nn
+
+from segblocks import to_blocks
 
 
 def resize(**settings):
@@ -53,6 +55,14 @@ def test_resize(function):
 def test_resize_on_every_kind_of_grid(kind):
     assert_rule(RESIZE["bilinear 2"], kind)
     assert_rule(RESIZE["bilinear 1.5"], kind)
+
+
+@pytest.mark.parametrize("factor", [0.3333, 1.3333, 0.50001, 2.0001])
+def test_a_factor_that_is_nearly_whole_is_not_rounded(factor):
+    grid = make_grid("mixed")
+    blocks = to_blocks(make_image(grid, 4), grid)
+    with pytest.raises(NotImplementedError, match="no_blocks"):
+        F.interpolate(blocks, scale_factor=factor)
 
 
 def test_nearest_by_thirds():

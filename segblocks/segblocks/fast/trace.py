@@ -5,7 +5,7 @@ excursion is noted. So control flow may depend on shapes, but must not depend on
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import RECORDER, RULES, apply_rule
-from ..structure import find, map_structure
+from ..structure import find, leaves, map_structure
 from ..tensor import DualResTensor, Padding
 
 
@@ -84,12 +84,13 @@ class Recorder:
         self._values: dict[tuple, int] = {}
         self._alive: dict[tuple, DualResTensor] = {}
         self._made: dict[int, DualResTensor] = {}
+        self._captured: list[tuple[Any, Any]] = []  # cells of closures, what they held
 
     def add(self, x: DualResTensor) -> Ref:
         """A new value."""
         program, value = self.program, len(self.program.blocks)
         program.blocks.append(x.block)
-        program.channels.append(x.pixels.shape[1])
+        program.channels.append(x.stored.shape[1])
         program.layouts.append(x.layout)
         program.dtypes.append(x.dtype)
         self._values[_memory(x)] = value
@@ -100,19 +101,21 @@ class Recorder:
         """The value that a block tensor holds."""
         found = self._values.get(_memory(x))
         if found is None:
-            self._obstacle(f"'{reader}' reads {_UNKNOWN}")
+            self.obstruct(f"'{reader}' reads {_UNKNOWN}")
             return self.add(x)
         return Ref(found)
 
     def record(self, name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> None:
         """Note one call that has just been made."""
         made = find(result, DualResTensor)
+        if name == "no_blocks":
+            self._look_into(function.__wrapped__, result)
         if all(id(x) in self._made or x.padding for x in made):
             # Noted by a rule that this one called, the argument itself, or F.pad, which the
-            # padded tensor remembers. Dense results are for whoever replays to judge.
+            # padded tensor remembers.
             return
         if "out" in kwargs:
-            self._obstacle(f"'{name}' writes to out=")
+            self.obstruct(f"'{name}' writes to out=")
         given = find((args, kwargs), DualResTensor)
         noted = map_structure((args, kwargs), DualResTensor, lambda x: self.ref(x, name))
         inputs = [ref.value for ref in find(noted, Ref)]
@@ -139,8 +142,21 @@ class Recorder:
         node = Node(name, function, *noted, inputs, outputs, noted_result)
         self.program.nodes.append(node)
 
+    def _look_into(self, function: Callable, result: Any) -> None:
+        """What a function of dense tensors gives away, and what it has of its own."""
+        if any(isinstance(leaf, Tensor) for leaf in leaves(result)):
+            self.obstruct("'no_blocks' returns a dense tensor, and what becomes of it is not seen")
+        for cell in getattr(function, "__closure__", None) or ():
+            with suppress(ValueError):  # nothing in it yet
+                self._captured.append((cell, cell.cell_contents))
+
     def finish(self, output: Any) -> None:
         """Note what the network returned."""
+        if any(cell.cell_contents is not held for cell, held in self._captured):
+            self.obstruct(
+                "a function in 'no_blocks' reads a variable that changes later (a loop's, say); "
+                "bind it by a default argument"
+            )
         self.program.output = map_structure(
             output, DualResTensor, lambda x: self.ref(x, "the network's output")
         )
@@ -148,15 +164,16 @@ class Recorder:
     def _forget_views(self, written: DualResTensor) -> None:
         """What else shares memory with a tensor that was written to holds no known value."""
         for memory, other in self._alive.items():
-            if memory != _memory(written) and _overlap(other.pixels, written.pixels):
+            if memory != _memory(written) and _overlap(other.stored, written.stored):
                 self._values.pop(memory, None)
 
-    def _obstacle(self, reason: str) -> None:
+    def obstruct(self, reason: str) -> None:
+        """Note why replaying would not give what the network gives; the first reason counts."""
         self.program.obstacle = self.program.obstacle or reason
 
 
 _UNKNOWN = "blocks made out of sight, or a view of blocks that were changed in place since"
-_IN_PLACE = ("__iadd__", "__isub__", "__imul__", "__itruediv__")
+_IN_PLACE = tuple(f"__i{name}__" for name in "add sub mul truediv pow and or".split())
 
 
 def _is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
@@ -179,12 +196,12 @@ def _call_rule(name: str, function: Callable, /, *args, **kwargs) -> Any:
 
 def _call_on_copy(function: Callable, /, *args, **kwargs) -> Any:
     x, *rest = args or (kwargs.pop("input"),)
-    return function(x.like(x.pixels.clone()), *rest, **kwargs)
+    return function(x.like(x.stored.clone()), *rest, **kwargs)
 
 
 def _call_padded(padding: Padding, function: Callable, /, *args, **kwargs) -> Any:
     def pad(x: DualResTensor) -> DualResTensor:
-        return DualResTensor(x.pixels, x.grid, x.block, padding=padding)
+        return DualResTensor(x.stored, x.grid, x.block, padding=padding)
 
     args, kwargs = map_structure((args, kwargs), DualResTensor, pad)
     return function(*args, **kwargs)
@@ -192,7 +209,7 @@ def _call_padded(padding: Padding, function: Callable, /, *args, **kwargs) -> An
 
 def _memory(x: DualResTensor) -> tuple:
     """Where a block tensor's pixels lie, and how they are read."""
-    pixels = x.pixels
+    pixels = x.stored
     return pixels.data_ptr(), pixels.shape, pixels.stride(), pixels.dtype, x.block, x.layout
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import reference
@@ -32,9 +33,23 @@ def define(name: str, schema: str, fake: Callable, backend: ModuleType = referen
     operation = getattr(torch.ops.segblocks, name).default
 
     def call(x: torch.Tensor, *args):
-        return kernel(x, *args) if launches_directly(x) else operation(x, *args)
+        if launches_directly(x):
+            return kernel(x, *args)
+        _refuse_tangent(x, name)
+        return operation(x, *args)
 
     return call
+
+
+def _refuse_tangent(x: torch.Tensor, name: str) -> None:
+    """Forward-mode differentiation would go on with zeros, without a word."""
+    if forward_ad._current_level < 0 or torch.compiler.is_compiling():
+        return
+    if forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(
+            f"'{name}' of blocks has no forward-mode derivative (torch.func.jvp, make_dual); use "
+            "reverse mode, or differentiate the dense network"
+        )
 
 
 def launches_directly(x: torch.Tensor) -> bool:

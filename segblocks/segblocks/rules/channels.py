@@ -15,6 +15,8 @@ def _check_channel_dim(x: DualResTensor, dim: Any, name: str) -> None:
     """Raise unless `dim` is the channel dimension of `x`, which is dimension 1 of its buffer."""
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]
+    if isinstance(dim, int) and not -x.dim() <= dim < x.dim():
+        raise IndexError(f"'{name}' along dimension {dim} of {x.dim()}")
     if not isinstance(dim, int) or x.layout[dim % x.dim()] != "C":
         raise NotImplementedError(
             f"'{name}' along dimension {dim} crosses blocks; only the channel dimension "
@@ -64,7 +66,10 @@ def reduce_channels(func: Callable, args: tuple, kwargs: dict[str, Any]):
     x = blocks_of(args, kwargs)
     if len(args) > 1 and isinstance(args[1], DualResTensor):  # max and min of two tensors
         return from_pixels(func(args[0].stored, args[1].stored), x)
-    bound = dict(zip(("input", "dim", "keepdim"), args), **kwargs)
+    names = ("input", "dim", "keepdim")
+    if func.__name__ in ("var", "std") and len(args) > 2:
+        names = ("input", "dim", "unbiased", "keepdim")
+    bound = dict(zip(names, args), **kwargs)
     keepdim, dim = bound.pop("keepdim", False), bound.pop("dim", bound.pop("axis", None))
     _check_channel_dim(x, dim, func.__name__)
     bound.pop("input")

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..once import differentiable_once
 from ..ops.batch_norm import batch_gradients, batch_normalise
 from .joint import joint_sums
 
@@ -34,7 +34,7 @@ class BatchNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple:
         pixels, table, share, *kept = ctx.saved_tensors
         for_pixels, for_weight, for_bias, for_addend, *_ = ctx.needs_input_grad
@@ -66,7 +66,7 @@ class Edge(torch.autograd.Function):
         return pixels.new_empty((1, 1)).expand(pixels.shape)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple:
         pixels, table, share = ctx.saved_tensors
         for_pixels, for_weight, for_bias, *_ = ctx.needs_input_grad

@@ -22,8 +22,8 @@ ARITHMETIC = (
     "clamp clamp_ clamp_min clamp_max clip maximum minimum where lerp addcmul addcdiv "
     "floor ceil round isnan isfinite nan_to_num lt le gt ge eq ne logical_not "
     "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
-    "__truediv__ __rtruediv__ __itruediv__ __pow__ __rpow__ __neg__ __abs__ "
-    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __and__ __or__ __invert__"
+    "__truediv__ __rtruediv__ __itruediv__ __pow__ __rpow__ __ipow__ __neg__ __abs__ "
+    "__lt__ __le__ __gt__ __ge__ __eq__ __ne__ __and__ __or__ __iand__ __ior__ __invert__"
 )
 STORAGE = "float half double bfloat16 clone detach zeros_like ones_like"
 RANDOM = "dropout dropout_ alpha_dropout alpha_dropout_ rand_like randn_like"
@@ -36,6 +36,11 @@ def pointwise(func: Callable, args: tuple, kwargs: dict[str, Any]):
     Dropout draws for every stored pixel.
     """
     like = blocks_of(args, kwargs)
+    if func.__name__ == "where" and len(args) + len(kwargs) == 1:
+        raise NotImplementedError(
+            "'where' of a condition alone gives places in the picture; wrap it in "
+            "segblocks.no_blocks"
+        )
     if not torch.compiler.is_compiling():
         joined = join(func.__name__, args, kwargs)
         if joined is not None:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..dispatch import rule
 from ..grid import BlockGrid
+from ..once import differentiable_once
 from ..ops.pool import TAPS, max_pool, max_pool_backward
 from ..tensor import DualResTensor
 from .arguments import fast_eager, pair, require_image
@@ -105,7 +105,7 @@ class _MaxPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple:
         (taps,) = ctx.saved_tensors
         return ctx.setting.backward(grad.contiguous(), taps), None

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..fast.pending import Pending
+from ..once import differentiable_once
 from ..ops.cudnn import convolve_into, takes_cudnn
 from ..ops.turn_weight import turn_weight
 from .normalised import Normalised, Prologue
@@ -78,7 +78,7 @@ class _Convolution(torch.autograd.Function):
         return _convolve(pixels, weight, bias, setting, norm)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple:
         pixels, weight, *table = ctx.saved_tensors
         setting, norm = ctx.setting, (*table, ctx.relu) if table else None

@@ -112,7 +112,7 @@ def _find_scale(
     if size is not None:
         scales = Fraction(size[0], gh * block), Fraction(size[1], gw * block)
     else:
-        scales = tuple(Fraction(s).limit_denominator(1024) for s in factors)
+        scales = tuple(_exactly(s) for s in factors)
     new = block * scales[0]
     if scales[0] != scales[1] or new.denominator != 1 or new % 2 or new < 2:
         raise NotImplementedError(
@@ -121,6 +121,12 @@ def _find_scale(
             "directions and leave an even block; wrap it in segblocks.no_blocks"
         )
     return scales[0]
+
+
+def _exactly(factor: float) -> Fraction:
+    """The fraction that a factor stands for: the one that rounds to it."""
+    found = Fraction(factor).limit_denominator(1024)
+    return found if float(found) == float(factor) else Fraction(factor)
 
 
 @rule("pixel_shuffle")
