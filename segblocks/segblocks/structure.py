@@ -1,5 +1,7 @@
 """Nested tuples, lists and dicts, as networks take and return them."""
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,12 @@ def map_structure(value: Any, kind: type, function: Callable) -> Any:
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, dict):
-        return type(value)((k, map_structure(v, kind, function)) for k, v in value.items())
+        mapped = ((k, map_structure(v, kind, function)) for k, v in value.items())
+        if type(value) in (dict, OrderedDict):
+            return type(value)(mapped)
+        other = copy.copy(value)  # whose constructor may take something else, as a defaultdict's
+        other.update(mapped)
+        return other
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_structure(v, kind, function) for v in value))
     if isinstance(value, (tuple, list)):

@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 
 import pytest
 import torch
@@ -117,6 +117,7 @@ STRUCTURES = {
     "list": lambda a, b: [a, [b, None]],
     "named tuple": Pyramid,
     "nested": lambda a, b: {"a": (a, {"b": b}), "n": 3},
+    "defaultdict": lambda a, b: defaultdict(list, {"out": a, "aux": b}),
 }
 
 
