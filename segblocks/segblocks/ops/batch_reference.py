@@ -18,8 +18,23 @@ def batch_statistics(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    rows = pixels.shape[0]
-    variance, mean = torch.var_mean(_accumulate(pixels), 0, correction=0)
+    moments = torch.var_mean(_accumulate(pixels), 0, correction=0)
+    settings = (running_mean, running_var, momentum, eps)
+    return make_table(*moments, pixels.shape[0], weight, bias, *settings)
+
+
+def make_table(
+    variance: Tensor,
+    mean: Tensor,
+    rows: int | Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """What `batch_statistics` makes of the moments (C) of so many rows."""
     invstd = (variance + eps).rsqrt()
     scale = invstd if weight is None else weight * invstd
     shift = -mean * scale if bias is None else bias - mean * scale

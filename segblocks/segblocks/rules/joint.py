@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..ops.batch_norm import batch_statistics
+from ..ops.batch_reference import make_table
 
 # Its name since PyTorch 2.14, and before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -38,15 +39,8 @@ def joint_statistics(
     mean = (shares * means).sum(0)
     variances = invstds**-2 - eps + (means - mean) ** 2
     variance = (shares * variances).sum(0).clamp(min=0)
-    invstd = (variance + eps).rsqrt()
-    scale = invstd if weight is None else weight * invstd
-    shift = -mean * scale if bias is None else bias - mean * scale
-    if running_mean is not None:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-    if running_var is not None:
-        unbiased = variance * total / (total - 1)
-        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    table = torch.stack((mean, invstd, scale, shift)).to(own.dtype)
+    settings = (running_mean, running_var, momentum, eps)
+    table = make_table(variance, mean, total, weight, bias, *settings).to(own.dtype)
     return table, (pixels.shape[0] / total[0]).to(own.dtype)
 
 
