@@ -3,7 +3,6 @@
 Every process calls these for the same batch norms in the same order.
 """
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
