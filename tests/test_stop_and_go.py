@@ -4,11 +4,9 @@ import errno
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,13 +24,8 @@ from tiny import (  # noqa: F401
 import train
 from argparser import parse_args
 from utils import checkpoint as checkpoints
-from utils import trainer
-from utils.errors import UserError
 from utils.logger import RunLog
-from utils.optim import restore
-from utils.ranks import Agreement, Ranks
 from utils.resume import changed_flags
-from utils.signals import stop_requests
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -118,118 +111,6 @@ def test_a_signal_to_the_process_group_leaves_the_data_workers_alone(whole, tmp_
     assert 4 < checkpoint(tmp_path / "default")["progress"]["total_steps"] < 9
     assert run_job(argv) == [0]
     assert_equal_runs(whole[1], tmp_path / "default", "ema")
-
-
-def test_sigterm_twice_still_saves_and_ctrl_c_twice_does_not_wait():
-    with stop_requests() as request:
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert request.number == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.parametrize("limit", [0, 1e9])
-def test_validation_that_fails_loses_little(tmp_path, monkeypatch, limit):
-    """What is much is saved before; then the same command begins with the validation."""
-    monkeypatch.setattr(trainer, "UNSAVED_SECONDS", limit)
-    evaluate, folder, steps = trainer.evaluate, tmp_path / "default", []
-
-    def fail(*args, **options):
-        raise UserError("no such label")
-
-    def note(*args, **options):
-        steps.append(checkpoint(folder)["progress"]["total_steps"])
-        return evaluate(*args, **options)
-
-    monkeypatch.setattr(trainer, "evaluate", fail)
-    assert train.main(arguments(tmp_path, *SETTING)) == 1
-    assert (folder / "checkpoint.pth").exists() == (limit == 0)
-    if limit:
-        return
-    at = checkpoint(folder)["progress"]
-    assert (at["epoch"], at["step"]) == (0, 3)
-    monkeypatch.setattr(trainer, "evaluate", note)
-    run(tmp_path, *SETTING)
-    assert steps == [3, 6, 9]
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [((), "the same command"), (("--resume-best", "yes"), "--resume auto")],
-)
-def test_what_goes_on_from_there(tmp_path, capsys, monkeypatch, flags, told):
-    folder = run(tmp_path, *SETTING, "--max-steps", "3")
-    assert (folder / "checkpoint_best.pth").exists()
-
-    def stop(self, log):
-        raise train.Stopped(signal.SIGTERM)
-
-    monkeypatch.setattr(train.Trainer, "fit", stop)
-    assert train.main(arguments(tmp_path, *SETTING, *flags)) == 128 + signal.SIGTERM
-    assert capsys.readouterr().err.strip().endswith(f"{told} goes on from there")
-
-
-def test_a_run_of_the_cpu_may_go_on_where_steps_are_counted_on_the_device():
-    net = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.Adam(net.parameters())
-    net(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    saved = {"optimizer": optimizer.state_dict(), "scheduler": {"last_epoch": 0}}
-    for state in saved["optimizer"]["state"].values():
-        state["step"] = state["step"].double()
-    other = torch.optim.Adam(net.parameters())
-    other.param_groups[0]["capturable"] = True
-    restore(other, SimpleNamespace(go_to=lambda epoch: None), saved)
-    for p in net.parameters():
-        assert other.state[p]["step"].dtype == torch.float32
-        assert other.state[p]["step"].device == p.device
-
-
-def test_what_ranks_agreed_on_is_forgotten_once_it_is_done():
-    agreement, waited = Agreement(Ranks(count=2)), []
-    agreement._under_way = torch.tensor(1), SimpleNamespace(wait=lambda: waited.append(1))
-    agreement.forget()
-    agreement.forget()
-    assert waited == [1]
-    assert agreement._under_way is None
-
-
-def test_the_best_of_another_experiment_is_not_ours(tmp_path):
-    folder = run(tmp_path, *SETTING, "--max-steps", "4")
-    state = checkpoint(folder)
-    state["progress"]["score_best"] = 0.9
-    torch.save(state, tmp_path / "other.pth")
-    for place, best in ((tmp_path / "other.pth", -1.0), (folder / "copy.pth", 0.9)):
-        torch.save(state, place)
-        trainer = make_trainer(tmp_path, *SETTING)
-        trainer.load(place)
-        assert trainer.progress.score_best == best
-        assert trainer.progress.total_steps == 4
-
-
-def test_no_room_for_tensorboard_ends_its_files_alone(tmp_path, monkeypatch):
-    def full(*args, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("utils.logger.SummaryWriter.add_scalar", full)
-    monkeypatch.setattr("utils.logger.SummaryWriter.close", full)
-    folder = run(tmp_path, *SETTING)
-    log = (folder / "run.log").read_text()
-    assert log.count("warning: TensorBoard files end here: [Errno 28] No space left") == 1
-    assert checkpoint(folder)["progress"]["total_steps"] == 9
-    with RunLog(tmp_path / "run") as log:
-        monkeypatch.setattr("utils.logger.os.replace", full)
-        with pytest.raises(UserError, match="No space left"):
-            log.json("val.json", {})
-
-
-def test_another_policy_says_which_flags_to_give(tmp_path, capsys):
-    run(tmp_path, *SETTING, "--max-steps", "1")
-    argv = arguments(tmp_path, *SETTING, "--segblocks-reward", "gain", "--max-steps", "2")
-    assert train.main(argv) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "--segblocks-reward" in line
 
 
 def test_validation_in_between_changes_no_weight(whole, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dataloaders import SegmentationDataset
-from segblocks.model import pad_to_blocks
+from segblocks.borders import pad_to_blocks
 from utils.evaluate import inference_copy, use_half
 from utils.logger import progress
 

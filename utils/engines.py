@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 import segblocks
-from segblocks.model import pad_to_blocks
+from segblocks.borders import pad_to_blocks
 
 EAGER = "eager"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from segblocks import build_policy, to_blocks
-from segblocks.model import pad_to_blocks
+from segblocks.borders import pad_to_blocks
 
 
 def parse_arguments() -> argparse.Namespace:

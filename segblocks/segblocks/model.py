@@ -7,9 +7,9 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .borders import crop_output, pad_to_blocks
 from .dispatch import current_recorder
 from .graphs import TrainingGraphs
 from .grid import BlockGrid
@@ -238,37 +238,6 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def pad_to_blocks(image: Tensor, block_size: int) -> Tensor:
-    """Zeros at the right and at the bottom up to a multiple of the block size."""
-    right, bottom = -image.shape[3] % block_size, -image.shape[2] % block_size
-    return F.pad(image, (0, right, 0, bottom)) if right or bottom else image
-
-
-def crop_output(output: Any, padded: tuple[int, int], size: tuple[int, int]) -> Any:
-    """Cut from network outputs of any stride what belongs to the padding of the image.
-
-    Pictures are (…, h, w), or else (N, h, w, C); whatever is neither is left as it is.
-    """
-    if padded == size:
-        return output
-
-    def is_picture(sides: tuple[int, ...]) -> bool:
-        """Whether sides are those of the padded image divided, or multiplied, by a whole number."""
-        (h, w), (height, width) = sides, padded
-        same = h * width == w * height
-        return same and h > 0 and (height % h == 0 or h % height == 0)
-
-    def crop(x: Tensor) -> Tensor:
-        for first in (x.dim() - 2, 1) if x.dim() == 4 else (x.dim() - 2,):
-            sides = tuple(x.shape[first : first + 2])
-            if x.dim() >= 3 and is_picture(sides):
-                height, width = (-(-s * n // p) for s, n, p in zip(size, sides, padded))
-                return x.narrow(first, 0, height).narrow(first + 1, 0, width)
-        return x
-
-    return map_structure(output, Tensor, crop)
 
 
 def combine_all(value: Any) -> Any:

@@ -10,7 +10,7 @@ from fast_networks import SmallSwiftNet
 from torch import Tensor, nn
 
 from segblocks import SegBlocksModel, build_policy, execute_with_grid
-from segblocks.model import crop_output, pad_to_blocks
+from segblocks.borders import crop_output, pad_to_blocks
 from segblocks.structure import find
 
 # Relative error against the same network in float64.

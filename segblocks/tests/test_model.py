@@ -17,7 +17,7 @@ from segblocks import (
     build_policy,
     execute_with_grid,
 )
-from segblocks.model import crop_output
+from segblocks.borders import crop_output
 
 BLOCK = 16
 Pyramid = namedtuple("Pyramid", ["fine", "coarse"])
@@ -61,6 +61,8 @@ def test_only_pictures_are_cropped():
         (2, 5, 64, 64): (2, 5, 33, 33),
         (2, 5, 16, 16): (2, 5, 9, 9),
         (2, 5, 128, 128): (2, 5, 66, 66),
+        (2, 5, 48, 48): (2, 5, 25, 25),
+        (2, 5, 96, 96): (2, 5, 50, 50),
         (2, 64, 64, 5): (2, 33, 33, 5),
         (2, 64, 64): (2, 33, 33),
         (2, 8, 64): (2, 8, 64),

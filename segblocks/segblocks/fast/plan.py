@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..borders import crop_output
 from ..capture import CaptureFailed, cleared_up
 from ..grid import BlockGrid
-from ..model import SegBlocksOutput, crop_output
+from ..model import SegBlocksOutput
 from ..ops import choose_slots
 from ..ops.cuda.overlap import overlapping
 from ..policy import Policy
