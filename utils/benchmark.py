@@ -210,8 +210,10 @@ def _count(
 ) -> tuple[float, float]:
     macs, shares = MacCounter(), []
     for image in images:
-        dense = partial(model.net, padding(model)(image))
-        run = partial(model, image, budget=budget) if on_blocks else dense
+        if on_blocks:
+            run = partial(model, image, budget=budget)
+        else:
+            run = partial(model.net, padding(model)(image))
         result = run()
         macs.add(high_blocks(result) if on_blocks else None, run)
         shares.append(float(result.share) if on_blocks else 1.0)

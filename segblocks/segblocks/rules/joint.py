@@ -9,8 +9,6 @@ from torch import Tensor
 from ..ops.batch_norm import batch_statistics
 from ..ops.batch_reference import make_table
 
-# Its name since PyTorch 2.14, and before.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _MEAN, _INVSTD, _ROWS = 0, 1, 3  # of a table; its last row is free until scale and shift are known
 
 
@@ -31,7 +29,9 @@ def joint_statistics(
     own = batch_statistics(pixels, None, None, None, None, 0.0, eps)
     own[_ROWS] = pixels.shape[0]
     tables = own.new_empty((dist.get_world_size(), *own.shape))
-    _all_gather(tables.flatten(0, 1), own)
+    # Its name since PyTorch 2.14, and before. Looked up here: a PyTorch may come without either.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(tables.flatten(0, 1), own)
     means, invstds, rows = (tables[:, i].double() for i in (_MEAN, _INVSTD, _ROWS))  # W,C each
     total = rows.sum(0)
     shares = rows / total
