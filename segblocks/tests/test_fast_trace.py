@@ -184,6 +184,16 @@ def test_what_cannot_be_replayed_is_named(function, reader):
     assert reader in recorded(function).obstacle
 
 
+def test_a_captured_variable_that_is_deleted_is_named():
+    def function(net, x):
+        scale = 2
+        y = no_blocks(lambda t: t * scale)(x)  # noqa: F821
+        del scale
+        return y
+
+    assert "a variable that changes later" in recorded(function).obstacle
+
+
 def test_dense_values_made_from_blocks_are_foreign():
     def gate(net, x):
         return x * no_blocks(lambda t: t.mean((2, 3), keepdim=True))(x).sigmoid()

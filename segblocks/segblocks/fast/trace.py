@@ -5,7 +5,7 @@ excursion is noted. So control flow may depend on shapes, but must not depend on
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -147,12 +147,13 @@ class Recorder:
         if any(isinstance(leaf, Tensor) for leaf in leaves(result)):
             self.obstruct("'no_blocks' returns a dense tensor, and what becomes of it is not seen")
         for cell in getattr(function, "__closure__", None) or ():
-            with suppress(ValueError):  # nothing in it yet
-                self._captured.append((cell, cell.cell_contents))
+            held = _content(cell)
+            if held is not _EMPTY:
+                self._captured.append((cell, held))
 
     def finish(self, output: Any) -> None:
         """Note what the network returned."""
-        if any(cell.cell_contents is not held for cell, held in self._captured):
+        if any(_content(cell) is not held for cell, held in self._captured):
             self.obstruct(
                 "a function in 'no_blocks' reads a variable that changes later (a loop's, say); "
                 "bind it by a default argument"
@@ -173,7 +174,16 @@ class Recorder:
 
 
 _UNKNOWN = "blocks made out of sight, or a view of blocks that were changed in place since"
+_EMPTY = object()
 _IN_PLACE = tuple(f"__i{name}__" for name in "add sub mul truediv pow and or".split())
+
+
+def _content(cell: Any) -> Any:
+    """What a closure's cell holds; _EMPTY before its variable is set, and once it is deleted."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
 
 
 def _is_in_place(name: str, kwargs: dict[str, Any]) -> bool:
