@@ -31,6 +31,7 @@ from segblocks.fast import (
     patches,
     pending,
     pool_kernels,
+    run,
     small_conv,
     stem,
     tables,
@@ -41,8 +42,9 @@ from segblocks.fast.compile import _fold_batch_norm
 from segblocks.fast.dense_run import DenseFunction
 from segblocks.fast.dense_trace import record_dense
 from segblocks.fast.fuse import fuse
-from segblocks.fast.hopper import Fused, choose_tile
+from segblocks.fast.hopper import Fused
 from segblocks.fast.policy import PolicyKernels
+from segblocks.fast.row_tiles import divide
 from segblocks.fast.run import Network
 from segblocks.ops.cuda import module
 from segblocks.ops.cuda import normalise as batch_norm
@@ -120,7 +122,7 @@ def launches(monkeypatch) -> set[Launch]:
     users = (pool_kernels, front, stem, tables, patches, batch_norm, small_conv, dense_run)
     for user in (*users, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
-    for user in (stem, patches, batch_norm):
+    for user in (run, stem, patches, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(buffers, "_empty_strided", None)  # it is for CUDA alone
     monkeypatch.setattr(pending, "raw_stream", lambda index: 0)
@@ -231,7 +233,7 @@ def test_convolutions_of_every_size(fused, rows, monkeypatch):
     """The tiles that are chosen for few and many rows, narrow and wide."""
     monkeypatch.setattr(hopper, "load", Loaded)
     for columns in (64, 128):
-        tile = choose_tile(rows, columns, fused.taps * 2)
+        tile = divide(rows, columns, fused.taps * 2, 132).tile
         loaded = hopper._kernel.__wrapped__(fused, tile, torch.float16, 0)
         check_products(module.source(loaded.file), loaded.options, loaded.name)
 
@@ -296,7 +298,7 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
         rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
         assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4
         stem.split_padded(torch.zeros(1, 3, 8, 16), grid.slot, grid.cells, 1, 8, dtype)
-        assert len(patches.build_patches(grid.slot, grid.cells, 1, [4, 8])) == 2
+        assert len(patches.build_patches(grid.slot, grid.cells, 1, [8, 16])) == 2
     batch_norm.plan.cache_clear()
     found = {launch for launch in launches if launch.file in PLAIN}
     assert {launch.file for launch in found} == set(PLAIN)

@@ -28,7 +28,7 @@ from test_fast_fuse import FUSED
 import segblocks
 from segblocks import BlockGrid, no_blocks, to_blocks
 from segblocks.fast import plan as plan_module
-from segblocks.fast import stem, tables
+from segblocks.fast import run, stem, tables
 from segblocks.fast.tables import Scale, TableKey
 from segblocks.structure import find
 
@@ -123,6 +123,14 @@ def check_pattern(function, channels, dtype):
 def test_fused_patterns(name, channels):
     """256 channels are enough for the inner dimension to be taken in parts."""
     assert KERNELS in check_pattern(FUSED[name][0], channels, torch.float16)
+
+
+@pytest.mark.parametrize("name", ["stride 2", "shortcut", "after", "bn, relu before", "classes"])
+@pytest.mark.usefixtures("poisoned_memory")
+def test_fused_patterns_with_a_round_left_over(name, monkeypatch):
+    """Few multiprocessors, so that small maps take several rounds, the last in parts."""
+    monkeypatch.setattr(run, "multiprocessors", lambda device: 3)
+    check_pattern(FUSED[name][0], 256, torch.float16)
 
 
 @pytest.mark.parametrize("name", ["residual", "shortcut", "after", "bn, relu before", "classes"])

@@ -16,7 +16,7 @@ from programs import record
 
 from segblocks import to_blocks
 from segblocks.fast.fuse import fuse
-from segblocks.fast.hopper import Tile, choose_tile, pack_weights
+from segblocks.fast.hopper import pack_weights
 from segblocks.fast.patches import identity
 from segblocks.fast.run import Network
 from segblocks.fast.stem import padded_lines, stem_matrix
@@ -156,18 +156,3 @@ def test_padded_blocks_hold_every_window_of_the_stem(kind):
     product = torch.einsum("myxc,ocyx->mo", torch.stack(out), weight)
     expected = F.conv2d(to_blocks(image, mask), weight, stride=2, padding=3)
     assert distance(product, expected.pixels[own_rows(mask, block // 2)]) < 1e-10
-
-
-@pytest.mark.parametrize("columns", [24, 64, 128, 512])
-@pytest.mark.parametrize("steps", [1, 9, 18, 36, 72, 80])
-@pytest.mark.parametrize("rows", [1, 96, 4096, 20000, 400000])
-def test_tiles_fit_the_machine(rows, columns, steps):
-    tile = choose_tile(rows, columns, steps)
-    assert isinstance(tile, Tile)
-    assert tile.shared * tile.resident <= 227 << 10, "shared memory of a multiprocessor"
-    assert 1 <= tile.split <= max(1, steps)
-    per_part = -(-steps // tile.split)
-    assert (tile.split - 1) * per_part < steps, "every part has something to do"
-    if tile.split > 1:
-        tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
-        assert tiles <= 4096, "counters"

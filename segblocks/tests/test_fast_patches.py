@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from agreement import GRIDS, make_grid
 from fast_models import ON_HOPPER, relative_error
-from patches_by_hand import KINDS, tiles_by_hand
+from patches_by_hand import kinds_of, tiles_by_hand
 from test_fast_layouts import plain_matrix
 
 from segblocks import BlockGrid, DualResTensor, to_blocks
@@ -93,15 +93,15 @@ def test_tables_of_tiles(kind):
         expected = [
             tile
             for high in (True, False)
-            if (block if high else block // 2) in KINDS
+            if (block if high else block // 2) in kinds_of(high)
             for tile in tiles_by_hand(mask, block, high)
         ]
         table = tables[block].tolist()
         assert len(table) == tiling.tiles
         for found, tile in zip(table, expected):
             assert found[: len(tile.inputs)] == tile.inputs
-            assert found[3 * 192 : 3 * 192 + 128] == tile.outputs
-            assert found[3 * 192 + 128 :] == tile.averages
+            assert found[288 : 288 + 128] == tile.outputs
+            assert found[288 + 128 :] == tile.averages
 
 
 # -- the convolution -------------------------------------------------------------------------------
@@ -141,8 +141,8 @@ CASES = {
     # Kinds of tiles: of high and of low blocks.
     "tall, tall": Case(32),
     "tall, pair": Case(16, 128, 128),
-    "pair, wide": Case(8, 128, 128),
-    "wide, rows": Case(4),
+    "pair, woven": Case(8, 128, 128),
+    "rows of 4": Case(4),
     "pair, rows": Case(24),
     "rows": Case(2),
     "none high": Case(16, high=0),
@@ -155,13 +155,13 @@ CASES = {
     "no relu": Case(16, relu=False, residual=True),
     "residual": Case(16, 128, 128, (2, 3, 4), 9, residual=True),
     "residual of 32": Case(32, residual=True),
-    "residual, wide": Case(8, 128, 192, residual=True),
+    "residual, woven": Case(8, 128, 192, residual=True),
     "residual, rows": Case(4, 64, 128, residual=True),
     "post": Case(16, 128, 128, (2, 3, 4), 9, residual=True, post=True),
     "post alone": Case(8, 64, 128, post=True, relu=False),
     "extra": Case(16, 128, 128, extra=64),
     "extra of stride 2": Case(16, 128, 128, (2, 3, 4), 9, extra=64, extra_stride=2),
-    "extra of stride 2, wide": Case(8, 64, 128, extra=128, extra_stride=2),
+    "extra of stride 2, woven": Case(8, 64, 128, extra=128, extra_stride=2),
     "extra of stride 2, rows": Case(4, 64, 64, extra=64, extra_stride=2),
     "extra of stride 2, 24": Case(24, extra=64, extra_stride=2),
     # The inner dimension in parts.
@@ -177,7 +177,7 @@ CASES = {
     "streamed, extra": Case(
         8, 256, 256, (2, 4, 8), 23, extra=128, extra_stride=2, post=True, streamed=True
     ),
-    "streamed, wide": Case(4, 512, 128, (2, 4, 8), 23, residual=True, post=True, streamed=True),
+    "streamed, rows": Case(4, 512, 128, (2, 4, 8), 23, residual=True, post=True, streamed=True),
     "streamed, odd": Case(16, 256, 64, high=5, post=True, streamed=True, lanes=3),
     "streamed, too long for parts": Case(8, 1152, 64, post=True, residual=True),
     "streamed, one thread block": Case(8, 256, 64, high=7, post=True, streamed=True, lanes=1),
@@ -190,7 +190,9 @@ CASES = {
     "one thread block, pair": Case(8, 64, 64, high=7, lanes=1),
     "one thread block, rows": Case(24, 64, 64, high=1, lanes=1),
     "three thread blocks": Case(16, 128, 64, high=6, lanes=3, residual=True),
-    "three thread blocks, wide": Case(8, 64, 64, (1, 4, 8), 11, lanes=3),
+    "three thread blocks, woven": Case(8, 64, 64, (1, 4, 8), 11, lanes=3),
+    "three thread blocks, all woven": Case(8, 64, 64, (1, 8, 8), 0, lanes=3),
+    "woven, no relu, post": Case(8, 192, 64, (1, 8, 8), 9, residual=True, relu=False, post=True),
     # bfloat16.
     "bf16": Case(16, 128, 128, residual=True, dtype=torch.bfloat16),
     "bf16, parts": Case(8, 256, 256, dtype=torch.bfloat16),

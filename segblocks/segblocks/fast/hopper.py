@@ -14,28 +14,8 @@ from torch import Tensor
 
 from ..ops.cuda.launch import Kernel, launch
 from ..ops.cuda.module import import_cupy, source
+from .row_tiles import STEP, Division, Tile
 from .tables import Scale
-
-_STEP = 64  # inner-dimension values of one pipeline stage
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a convolution is cut: rows and columns of a tile, pipeline stages, thread blocks an SM,
-    fetching threads, and in how many parts the inner dimension is taken."""
-
-    rows: int = 128
-    columns: int = 128
-    stages: int = 3
-    resident: int = 2
-    producers: int = 64
-    split: int = 1
-
-    @property
-    def shared(self) -> int:
-        """Dynamic shared memory in bytes: the stages, which the epilogue reuses, aligned."""
-        stages = self.stages * (self.rows + self.columns) * _STEP * 2
-        return max(stages, 128 * (self.columns + 8) * 4) + 1024
 
 
 def pack_weights(matrix: Tensor, taps: int = 1) -> Tensor:
@@ -49,32 +29,15 @@ def pack_weights(matrix: Tensor, taps: int = 1) -> Tensor:
         input channels, whose 16-byte chunks are permuted by the output channel modulo 8.
     """
     k, cout = matrix.shape
-    steps, padded = k // _STEP, -(-cout // 128) * 128
-    matrix = matrix.view(taps, -1, _STEP, cout).transpose(0, 1).reshape(steps, _STEP, cout)
-    tiles = matrix.new_zeros((steps, padded, _STEP))
+    steps, padded = k // STEP, -(-cout // 128) * 128
+    matrix = matrix.view(taps, -1, STEP, cout).transpose(0, 1).reshape(steps, STEP, cout)
+    tiles = matrix.new_zeros((steps, padded, STEP))
     tiles[:, :cout] = matrix.transpose(1, 2)
     chunks = tiles.view(steps, padded, 8, 8)
     channel = torch.arange(padded, device=matrix.device)[:, None] % 8
     order = torch.arange(8, device=matrix.device)[None] ^ channel  # padded,8
     index = order[None, :, :, None].expand_as(chunks)
     return chunks.gather(2, index).view_as(tiles).contiguous()
-
-
-@functools.cache
-def choose_tile(rows: int, columns: int, steps: int) -> Tile:
-    """A tile by what was fastest on an H200 (docs/performance.md).
-
-    Args:
-        rows: GEMM rows; columns: output channels; steps: inner dimension / 64.
-    """
-    if columns <= 64:
-        return Tile(128, 64, 3, 2, 128)
-    wide = -(-rows // 128) * -(-columns // 128)
-    if wide >= 264:  # two thread blocks for each multiprocessor
-        return Tile(128, 128, 3, 2, 64)
-    tiles = -(-rows // 64) * -(-columns // 128)
-    split = max(1, min(3, 264 // tiles, steps // 12))
-    return Tile(64, 128, 4, 2, 64, split)
 
 
 @dataclass(frozen=True)
@@ -98,7 +61,7 @@ class Fused:
 
 def convolve(
     fused: Fused,
-    tile: Tile,
+    division: Division,
     scale: Scale,
     x: Tensor,
     packed: Tensor,
@@ -114,7 +77,6 @@ def convolve(
     up_scale: Scale | None = None,
     pre: Tensor | None = None,
     post: Tensor | None = None,
-    work: Tensor | None = None,
     count: Tensor | None = None,
     lines: tuple[int, int] = (0, 0),
     averages: Tensor | None = None,
@@ -126,11 +88,15 @@ def convolve(
     Args:
         channels: input, second input, output.
         lines: elements in a line of a padded high and low block, for the stem.
+        count: (4096,) int32 zeros, for split tiles; they are zeros again afterwards.
         averages, stored: what follows the `stored` rows of x, where it is not in x itself.
         follows: whether the launch may overlap with the one ahead; not with the one that makes
             the tables, which are read early.
     """
     cin, cin2, cout = channels
+    work = None
+    if division.work:
+        work = torch.empty(division.work, dtype=torch.float32, device=x.device)
     tensors = (
         x,
         table,
@@ -162,18 +128,17 @@ def convolve(
         cin2,
         cout,
         packed.shape[1],
-        tile.split,
+        division.whole,
+        division.split,
         *lines,
         stored,
         0,
         0,
-        0,
     )
-    tiles = -(-scale.rows // tile.rows) * -(-cout // tile.columns)
+    tile = division.tile
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
-    threads = 256 + tile.producers
-    shape = (tiles, tile.split)
-    launch(kernel, shape, (threads,), tile.shared, pointers + sizes, x.device, follows)
+    shape, threads = (division.blocks,), (256 + tile.producers,)
+    launch(kernel, shape, threads, tile.shared, pointers + sizes, x.device, follows)
 
 
 class Late(NamedTuple):
@@ -193,7 +158,7 @@ class Late(NamedTuple):
 def prepare_late(
     fused: Fused,
     late: Late,
-    tile: Tile,
+    division: Division,
     scale: Scale,
     channels: tuple[int, int, int],
     padded: int,
@@ -205,15 +170,17 @@ def prepare_late(
     """The launch of a convolution for 19 addresses, in the order of conv_sm90.cu's struct.
 
     Args:
+        division: of whole tiles alone.
         channels, stored, lines: as for `convolve`. padded: output channels of the packed weights.
     """
     sizes = (scale.rows, scale.high_rows, scale.block, scale.pitch, 0, 0, 0, *channels, padded)
     flags = late.relu + 2 * late.averages + 4 * late.half
-    constants = struct.pack("16ifi", *sizes, 1, *lines, stored, flags, late.eps, 0)
-    tiles = -(-scale.rows // tile.rows) * -(-channels[2] // tile.columns)
+    shares = (division.whole, division.split)
+    constants = struct.pack("17if", *sizes, *shares, *lines, stored, flags, late.eps)
+    tile = division.tile
     kernel = _kernel(fused, tile, dtype, device)
-    threads = 256 + tile.producers
-    return Kernel(kernel, (tiles, 1), (threads,), tile.shared, constants, pointers=19)
+    shape, threads = (division.blocks,), (256 + tile.producers,)
+    return Kernel(kernel, shape, threads, tile.shared, constants, pointers=19)
 
 
 @functools.cache

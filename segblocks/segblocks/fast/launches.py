@@ -10,13 +10,15 @@ from torch import Tensor
 
 from ..grid import BlockGrid
 from ..ops.cuda.launch import Kernel, put
+from ..ops.cuda.module import multiprocessors
 from . import pending
 from .buffers import new_rows
 from .grid_tables import Key, table
-from .hopper import Fused, Late, Tile, choose_tile, prepare_late
+from .hopper import Fused, Late, prepare_late
 from .norms import NormPlan, norm_plan, places
 from .pending import Pending
 from .pool_kernels import averages_kernel, pool_kernel
+from .row_tiles import divide
 from .sources import Source, hold
 from .tables import Scale
 from .weights import Packed
@@ -164,12 +166,11 @@ class Plan:
         channels: tuple[int, int, int],
         lines: tuple[int, int] = (0, 0),
     ) -> Kernel:
-        cout = channels[2]
-        tile = choose_tile(self.scale.rows, cout, steps)
+        cout, processors = channels[2], multiprocessors(self.index)
         return prepare_late(
             fused,
             late,
-            Tile(tile.rows, tile.columns, tile.stages, tile.resident, tile.producers, 1),
+            divide(self.scale.rows, cout, steps, processors, may_split=False),
             self.scale,
             channels,
             -(-cout // 128) * 128,

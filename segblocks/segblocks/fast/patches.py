@@ -15,15 +15,15 @@ from ..ops.cuda.module import defines, multiprocessors, prepare
 from .hopper import load, pack_weights
 from .tables import Scale, pack_blocks
 
-_TALL, _PAIR, _WIDE, _ROWS = 0, 1, 2, 3  # kinds of tiles
+_TALL, _PAIR, _WOVEN, _ROWS = 0, 1, 2, 3  # kinds of tiles
 _TILE = 128  # pixels
 _SLICE = 64  # output channels of a thread block, and input channels of a stage
 _STAGE_BYTES = _SLICE * _SLICE * 2
 # Bytes of eight channels of a slot's pixels: 16 more than a multiple of 128, so that banks differ.
-_PLANES = {_TALL: 2960, _PAIR: 3216, _WIDE: 3088, _ROWS: 2064}
+_PLANES = {_TALL: 2960, _PAIR: 3216, _WOVEN: 4624, _ROWS: 2064}
 _SHARED = 232448 - 2048  # dynamic shared memory, less alignment and the barriers
-_MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 10
-_TILE_PITCH = 736  # of the table of tiles
+_MAX_PARTS, _MAX_RING, _STREAMED = 8, 8, 8
+_TILE_PITCH = 448  # of the table of tiles
 _ENTRIES = 4  # tables a launch can fill
 
 
@@ -39,7 +39,7 @@ class Tiling:
 
     @classmethod
     def of(cls, scale: Scale) -> "Tiling":
-        high_kind, low_kind = _kind(scale.block), _kind(scale.block // 2)
+        high_kind, low_kind = _high_kind(scale.block), _low_kind(scale.block // 2)
         high_rows, low_rows = scale.high_rows, scale.rows - scale.high_rows
         if high_kind == _ROWS or not high_rows:
             # One range of rows: whatever their resolution, or low ones alone.
@@ -154,7 +154,7 @@ def applies(weight: Tensor, block: int, extra: Tensor | None) -> bool:
 
 def needs_table(block: int) -> bool:
     """Whether any tile of an output with that side of a high block reads the neighbour table."""
-    return _ROWS in (_kind(block), _kind(block // 2))
+    return _ROWS in (_high_kind(block), _low_kind(block // 2))
 
 
 def pack_patch_weights(matrix: Tensor, taps: int = 1) -> Tensor:
@@ -188,8 +188,8 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     # Products hold a slot until those after them are issued, so fewer than three do not do.
     if stages * _STAGE_BYTES + 3 * slot > _SHARED:
         parts = _balance(taps, (_SHARED - 3 * slot) // _STAGE_BYTES)
-        # With as many tiles as processors, half of them have two tiles each without parts.
-        if parts is None or tiling.tiles * slices >= processors:
+        # Parts pay where each thread block has one tile or none: adding them up takes time.
+        if parts is None or tiling.tiles * slices * (len(parts) - 1) > processors:
             resident, stages = False, _STREAMED
         else:
             chunk_of, stages = parts, max(sum(taps[a:b]) for a, b in pairwise(parts))
@@ -198,12 +198,14 @@ def divide(tiling: Tiling, channels: tuple[int, int, int], processors: int) -> D
     return Division(tiling, chunk_of, resident, stages, ring, lanes, slices)
 
 
-def _kind(side: int) -> int:
-    if side != 4 and side % 8:
+def _high_kind(side: int) -> int:
+    if side % 8:
         return _ROWS
-    if side == 4:
-        return _WIDE
     return _TALL if side % 16 == 0 else _PAIR
+
+
+def _low_kind(side: int) -> int:
+    return _WOVEN if side == 4 else _high_kind(side)
 
 
 def _balance(taps: list[int], most: int) -> tuple[int, ...] | None:

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from ..grid import BlockGrid
+from ..ops.cuda.module import multiprocessors
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
 from . import patches
 from .front import Front, begin
-from .hopper import Fused, choose_tile, convolve
+from .hopper import Fused, convolve
 from .packing import pack
+from .row_tiles import divide
 from .stem import (
     convolve_stem,
     extend,
@@ -169,7 +171,7 @@ class _Frame:
         places = self.network.places[grid.n_high]
         convolve(
             Fused(taps=1, relu=step.relu, stem=True),
-            choose_tile(scale.rows, packed.channels[2], 4),
+            divide(scale.rows, packed.channels[2], 4, multiprocessors(x.device.index)),
             scale,
             x,
             packed.weights,
@@ -220,13 +222,7 @@ class _Frame:
         own = self.middle(scale.block)
         source = self.scale(step.source)
         table = own if taps == 1 else self.tables[TableKey(source.block, step.stride)]
-        steps = packed.weights.shape[0]
-        tile = choose_tile(scale.rows, packed.channels[2], steps)
-        work = None
-        if tile.split > 1:
-            work = torch.empty(
-                (tile.split, scale.rows, packed.channels[2]), device=x.device, dtype=torch.float32
-            )
+        processors, steps = multiprocessors(x.device.index), packed.weights.shape[0]
         more: dict[str, Any] = {}
         if step.extra is not None:
             more["x2"] = self.buffers[step.extra]
@@ -245,7 +241,7 @@ class _Frame:
                 post=step.post is not None,
                 relu=step.relu,
             ),
-            tile,
+            divide(scale.rows, packed.channels[2], steps, processors),
             scale,
             x,
             packed.weights,
@@ -257,7 +253,6 @@ class _Frame:
             addend=None if addend is None else self.buffers[addend],
             pre=packed.pre,
             post=packed.post,
-            work=work,
             count=self.network.counters,
             **more,
         )

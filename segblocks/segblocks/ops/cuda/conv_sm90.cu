@@ -24,7 +24,8 @@
 //   LATE       decided by the arguments: batch norm where `mean` is not null, with variance, gain and
 //              offset (cout; gain and offset may be null) in float32, or in the type of x with flag 4;
 //              then addend, as ADD 1, where it is not null; then ReLU with flag 1; AVERAGES with flag 2
-//   work       (split, rows, cout) float32, count (tiles) int32 zeros: for split > 1
+//   work       (shared tiles, split, BM, BN) float32, count (shared tiles) int32 zeros: for tiles that
+//              `split` thread blocks share (shares.cuh); there are none where `whole` is all of them
 //
 // cin and cin2 are multiples of 64, cout of 8. BM is 128, the warpgroups sharing the rows, or 64,
 // the warpgroups sharing the inner dimension.
@@ -59,10 +60,11 @@ struct Arguments {
     const void* gain;
     const void* offset;
     int rows, high_rows, block, pitch, up_high_rows, up_pitch, up_zero;
-    int cin, cin2, cout, cout_pad, split, line, half_line, stored, flags;
+    int cin, cin2, cout, cout_pad, whole, split, line, half_line, stored, flags;
     float eps;
-    int padding;
 };
+
+#include "shares.cuh"
 
 INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
     unsigned w[4] = {v.x, v.y, v.z, v.w};
@@ -79,16 +81,16 @@ INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
 
 // The fetching warps: they fill the stages with input pixels and weights. A thread copies one 16-byte
 // chunk of each of EACH consecutive rows.
-INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned empty, int tile_m,
-                    int tile_n, int first, int last, int* looked_up) {
+INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned empty,
+                    const Share& share, int* looked_up) {
     int thread = threadIdx.x - 256, chunk = thread & 7, lane_row = (thread >> 3) * EACH;
     int main_steps = SB_STEM ? 4 : TAPS * (p.cin / BK);
-    int m = tile_m * BM + lane_row;
+    int m = share.tile_m * BM + lane_row, first = share.first, last = share.last;
     int tap = first % TAPS, column = first / TAPS * BK;
     auto fetch_weights = [&](int k, int stage) {
         barrier_expect(full + 8 * stage, B_BYTES);
         copy_bulk(smem + stage * STAGE_BYTES + A_BYTES,
-                  p.weights + ((long long)k * p.cout_pad + tile_n * BN) * BK, B_BYTES,
+                  p.weights + ((long long)k * p.cout_pad + share.tile_n * BN) * BK, B_BYTES,
                   full + 8 * stage);
     };
     // Weights of the first stages, while the kernel ahead may still run.
@@ -177,15 +179,15 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
 
 // A multiplying warpgroup: 64 rows of the tile, then the epilogue.
 INLINE void consume(const Arguments& p, char* memory, unsigned smem, unsigned full, unsigned empty,
-                    int tile_m, int tile_n, int first, int last, int* arrived) {
+                    const Share& share, int* arrived) {
     int thread = threadIdx.x, group = thread / 128, lane = thread % 128;
     float acc[BN / 2];
     // Rows are shared, or steps: then each warpgroup takes every other one.
     constexpr int STRIDE = BM == 64 ? 2 : 1;
-    int start = first + (BM == 64 ? group : 0), previous = -1;
-    int stage = start - first, phase = 0;
+    int start = share.first + (BM == 64 ? group : 0), previous = -1;
+    int stage = start - share.first, phase = 0;
     follow();
-    for (int k = start; k < last; k += STRIDE) {
+    for (int k = start; k < share.last; k += STRIDE) {
         barrier_wait(full + 8 * stage, phase);
         fence_proxy();  // cp.async wrote through the generic proxy, the matrix unit reads another
         unsigned a = smem + stage * STAGE_BYTES + (BM == 64 ? 0 : group * 8192);
@@ -207,7 +209,7 @@ INLINE void consume(const Arguments& p, char* memory, unsigned smem, unsigned fu
     sync_threads(1, 256);  // the stages become the staging area
 
     float* staged = (float*)memory + group * 64 * PITCH;
-    if (start >= last) {
+    if (start >= share.last) {
 #pragma unroll
         for (int i = 0; i < BN / 2; i++) acc[i] = 0;
     }
@@ -219,39 +221,18 @@ INLINE void consume(const Arguments& p, char* memory, unsigned smem, unsigned fu
             make_float2(acc[4 * j + 2], acc[4 * j + 3]);
     }
     // Who reads what: with shared rows each warpgroup its own 64, else all threads all 64.
-    if (BM == 64) {
-        staged = (float*)memory;
-        sync_threads(1, 256);
-    } else {
-        sync_threads(2 + group, 128);
+    constexpr int READERS = BM == 64 ? 256 : 128;
+    auto meet = [&] { sync_threads(BM == 64 ? 1 : 2 + group, READERS); };
+    int row = BM == 64 ? 0 : group * 64, reader = BM == 64 ? thread : lane;
+    if (BM == 64) staged = (float*)memory;
+    meet();
+    bool halves = BM == 64;
+    if (share.shared >= 0) {
+        if (!add_parts<READERS>(p, share, staged, row, reader, arrived)) return;
+        halves = false;
+        meet();
     }
-    int m0 = tile_m * BM + (BM == 64 ? 0 : group * 64);
-    int member = BM == 64 ? thread : lane, members = BM == 64 ? 256 : 128;
-    if (p.split > 1) {
-        int part = blockIdx.y;
-        for (int item = member; item < 64 * BN / 4; item += members) {
-            int m = item / (BN / 4), column = item % (BN / 4) * 4;
-            if (m0 + m >= p.rows || tile_n * BN + column >= p.cout) continue;
-            float4 v = *(const float4*)(staged + m * PITCH + column);
-            if (BM == 64) {
-                float4 w = *(const float4*)(staged + (64 + m) * PITCH + column);
-                v = make_float4(v.x + w.x, v.y + w.y, v.z + w.z, v.w + w.w);
-            }
-            *(float4*)(p.work + ((long long)part * p.rows + m0 + m) * p.cout + tile_n * BN +
-                       column) = v;
-        }
-        __threadfence();
-        sync_threads(1, 256);
-        if (thread == 0) {
-            *arrived = atomicAdd(p.count + blockIdx.x, 1);
-            if (*arrived == p.split - 1) p.count[blockIdx.x] = 0;
-        }
-        sync_threads(1, 256);
-        // The last part to arrive adds all of them in their own order, so the sum never varies.
-        if (*arrived < p.split - 1) return;
-        __threadfence();
-    }
-    finish(p, staged, m0, tile_n, member, members, 16);
+    finish(p, staged, share.tile_m * BM + row, share.tile_n, reader, READERS, halves);
 }
 
 extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
@@ -263,11 +244,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     char* memory = (char*)(((unsigned long long)dynamic + 1023) & ~1023ull);
     unsigned smem = shared_address(memory);
     unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
-    int columns = (p.cout + BN - 1) / BN;
-    int tile_m = blockIdx.x / columns, tile_n = blockIdx.x % columns;
-    int steps = SB_STEM ? 4 : (TAPS * p.cin + (SB_EXTRA ? p.cin2 : 0)) / BK;
-    int per_part = (steps + p.split - 1) / p.split;
-    int first = blockIdx.y * per_part, last = min(first + per_part, steps);
+    Share share = share_of(p, SB_STEM ? 4 : (TAPS * p.cin + (SB_EXTRA ? p.cin2 : 0)) / BK);
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, PRODUCERS + 1);
@@ -277,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     }
     __syncthreads();
     if (threadIdx.x >= 256)
-        produce(p, smem, full, empty, tile_m, tile_n, first, last, looked_up);
+        produce(p, smem, full, empty, share, looked_up);
     else
-        consume(p, memory, smem, full, empty, tile_m, tile_n, first, last, &arrived);
+        consume(p, memory, smem, full, empty, share, &arrived);
 }

@@ -95,9 +95,10 @@ INLINE void fold_norm(const Arguments& p, int column, float (&scale)[8], float (
     for (int i = 0; i < 8; i++) bias[i] += v[i];
 }
 
-// Bias, addend, activation, store and averages of `quads` staged groups of four rows.
+// Bias, addend, activation, store and averages of 64 staged rows, in groups of four.
+// halves: the other warpgroup's share of the inner dimension is staged 64 rows further, to be added.
 INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, int thread,
-                   int threads, int quads) {
+                   int threads, bool halves) {
     constexpr int CHUNKS = BN / 8;
     int chunk = thread % CHUNKS, column = tile_n * BN + chunk * 8;
     if (column >= p.cout) return;
@@ -115,7 +116,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
     if (averages && m0 == 0 && thread < CHUNKS)
         *(uint4*)(p.out + (long long)(p.rows + p.high_rows / 4) * p.cout + column) =
             make_uint4(0, 0, 0, 0);
-    for (int quad = thread / CHUNKS; quad < quads; quad += threads / CHUNKS) {
+    for (int quad = thread / CHUNKS; quad < 16; quad += threads / CHUNKS) {
         int m = m0 + quad * 4;
         if (m >= p.rows) break;
         int4 own = *(const int4*)(p.own + m);
@@ -129,24 +130,12 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             float v[8];
-            if (p.split > 1) {
+            load_eight(staged + (quad * 4 + r) * PITCH + chunk * 8, v);
+            if (halves) {
+                float w[8];
+                load_eight(staged + (64 + quad * 4 + r) * PITCH + chunk * 8, w);
 #pragma unroll
-                for (int i = 0; i < 8; i++) v[i] = 0;
-                for (int part = 0; part < p.split && m + r < p.rows; part++) {
-                    const float* from =
-                        p.work + ((long long)part * p.rows + m + r) * p.cout + column;
-                    float4 a = __ldcg((const float4*)from), b = __ldcg((const float4*)from + 1);
-                    v[0] += a.x, v[1] += a.y, v[2] += a.z, v[3] += a.w;
-                    v[4] += b.x, v[5] += b.y, v[6] += b.z, v[7] += b.w;
-                }
-            } else {
-                load_eight(staged + (quad * 4 + r) * PITCH + chunk * 8, v);
-                if (BM == 64) {  // the other warpgroup's share of the inner dimension
-                    float w[8];
-                    load_eight(staged + (64 + quad * 4 + r) * PITCH + chunk * 8, w);
-#pragma unroll
-                    for (int i = 0; i < 8; i++) v[i] += w[i];
-                }
+                for (int i = 0; i < 8; i++) v[i] += w[i];
             }
 #pragma unroll
             for (int i = 0; i < 8; i++) v[i] = norm ? v[i] * scale[i] + bias[i] : v[i] + bias[i];

@@ -4,65 +4,75 @@
 #pragma once
 #include "turned.cuh"
 
+// Sums of LINES lines of eight pixels: all of a tile, or half of one, where only STORED are wanted.
+template <int LINES> constexpr int STORED = LINES == 16 ? 16 : 8;
+template <int LINES> INLINE constexpr int line_of(int stored) {
+    return LINES == WOVEN_LINES && stored >= 4 ? stored + WOVEN_GAP : stored;
+}
+
 // Leaves the sum over all parts in `acc` of the part that arrives last, and says whether this is it.
-INLINE bool add_parts(const Arguments& p, float (&acc)[64], int index, const Share& share, int group,
-                      int* arrived) {
+// half: which of a shared tile, else 0.
+template <int LINES>
+INLINE bool add_parts(const Arguments& p, float (&acc)[4 * LINES], int index, int half,
+                      const Share& share, int group, int* arrived) {
     int thread = threadIdx.x % 128, unit = index * (p.cout / 64) + share.slice;
-    float4* work = (float4*)p.work + (long long)unit * p.parts * 16 * 128 + thread;
+    int* count = p.count + 2 * unit + half;
+    float4* work = (float4*)p.work + ((long long)unit * p.parts * 16 + half * 8) * 128 + thread;
 #pragma unroll
-    for (int i = 0; i < 16; i++)
+    for (int i = 0; i < STORED<LINES>; i++) {
+        int at = 4 * line_of<LINES>(i);
         __stcg(work + (share.part * 16 + i) * 128,
-               make_float4(acc[4 * i], acc[4 * i + 1], acc[4 * i + 2], acc[4 * i + 3]));
+               make_float4(acc[at], acc[at + 1], acc[at + 2], acc[at + 3]));
+    }
     sync_threads(1 + group, 128);
     if (thread == 0) {  // the barrier and this order what all threads wrote before what others read
         asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
-                     : "=r"(*arrived) : "l"(p.count + unit) : "memory");
-        if (*arrived == p.parts - 1) p.count[unit] = 0;
+                     : "=r"(*arrived) : "l"(count) : "memory");
+        if (*arrived == p.parts - 1) *count = 0;
     }
     sync_threads(1 + group, 128);
     if (*arrived < p.parts - 1) return false;
-    if (p.parts == 2) {  // a + b is b + a
-        work += (1 - share.part) * 16 * 128;
+    auto add = [&](const float4* from) {
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
-            float4 v = __ldcg(work + i * 128);
-            acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
+        for (int i = 0; i < STORED<LINES>; i++) {
+            int at = 4 * line_of<LINES>(i);
+            float4 v = __ldcg(from + i * 128);
+            acc[at] += v.x, acc[at + 1] += v.y, acc[at + 2] += v.z, acc[at + 3] += v.w;
         }
+    };
+    if (p.parts == 2) {  // a + b is b + a
+        add(work + (1 - share.part) * 16 * 128);
         return true;
     }
 #pragma unroll
-    for (int i = 0; i < 64; i++) acc[i] = 0;
+    for (int i = 0; i < 4 * LINES; i++) acc[i] = 0;
     // In the order of the parts, so that the sum never depends on who was last.
-    for (int part = 0; part < p.parts; part++, work += 16 * 128) {
-#pragma unroll
-        for (int i = 0; i < 16; i++) {
-            float4 v = __ldcg(work + i * 128);
-            acc[4 * i] += v.x, acc[4 * i + 1] += v.y, acc[4 * i + 2] += v.z, acc[4 * i + 3] += v.w;
-        }
-    }
+    for (int part = 0; part < p.parts; part++) add(work + part * 16 * 128);
     return true;
 }
 
-// Where a thread's results go: for each j the row of tile pixel 8j + r, and for each eight
+// Where a thread's results go: for each stored line j the row of its pixel r, and for each eight
 // averages the row of average r.
-struct Rows {
-    int pixels[16], averages[4];
+template <int COUNT> struct Rows {
+    int pixels[COUNT], averages[COUNT / 4];
 };
 
 // From the copy of the table in shared memory.
-INLINE Rows rows_of(const Arguments& p, const Tile& tile, unsigned from) {
-    Rows rows;
-    int r = threadIdx.x % 32 / 4;
+template <int COUNT>
+INLINE Rows<COUNT> rows_of(const Arguments& p, const Tile& tile, unsigned from, int half) {
+    Rows<COUNT> rows;
+    int r = threadIdx.x % 32 / 4, first = tile.first + 64 * half;
 #pragma unroll
-    for (int j = 0; j < 16; j++) {
-        asm volatile("ld.shared.s32 %0, [%1];" : "=r"(rows.pixels[j]) : "r"(from + (8 * j + r) * 4));
-        if (tile.kind == ROWS && tile.first + 8 * j + r >= p.at.rows) rows.pixels[j] = p.at.zero;
+    for (int j = 0; j < COUNT; j++) {
+        asm volatile("ld.shared.s32 %0, [%1];"
+                     : "=r"(rows.pixels[j]) : "r"(from + (64 * half + 8 * j + r) * 4));
+        if (tile.kind == ROWS && first + 8 * j + r >= p.at.rows) rows.pixels[j] = p.at.zero;
     }
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        int m = tile.first + 32 * j + 4 * r;
+    for (int j = 0; j < COUNT / 4; j++) {
+        int m = first + 32 * j + 4 * r;
         asm volatile("ld.shared.s32 %0, [%1];"
-                     : "=r"(rows.averages[j]) : "r"(from + (TILE + 8 * j + r) * 4));
+                     : "=r"(rows.averages[j]) : "r"(from + (TILE + 16 * half + 8 * j + r) * 4));
         if (tile.kind == ROWS) rows.averages[j] = m < p.at.high_rows ? p.at.rows + m / 4 : -1;
     }
     return rows;
@@ -90,7 +100,8 @@ INLINE Channels channels_of(const Arguments& p, int slice) {
 
 // Sums of the four pixels of two quads, of columns 2c and 2c + 1 of a matrix of eight averages. `acc`
 // holds sums of two neighbouring pixels: of j in acc[4j], of the other channel in acc[4j + 2].
-template <int KIND> INLINE float2 quads(const float (&acc)[64], int group, int channel, int c) {
+template <int KIND, int SIZE>
+INLINE float2 quads(const float (&acc)[SIZE], int group, int channel, int c) {
     int of = 2 * channel;
     if constexpr (KIND != ROWS) {
         int upper = upper_line(KIND, group, 0), next = upper_line(KIND, group, 1);
@@ -110,43 +121,46 @@ template <int KIND> INLINE float2 quads(const float (&acc)[64], int group, int c
     }
 }
 
-template <int KIND>
-INLINE void store_averages(const Arguments& p, const float (&acc)[64], const Rows& rows, int column,
-                           int c) {
-    unsigned means[4][2];
+template <int KIND, int LINES>
+INLINE void store_averages(const Arguments& p, const float (&acc)[4 * LINES], const Rows<LINES>& rows,
+                           int column, int c) {
+    unsigned means[LINES / 4][2];
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < LINES / 2; i++) {
         float2 sums = quads<KIND>(acc, i / 2, i % 2, c);
         means[i / 2][i % 2] = pack_pair(0.25f * sums.x, 0.25f * sums.y);
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) means[i][0] = transpose(means[i][0]), means[i][1] = transpose(means[i][1]);
+    for (int i = 0; i < LINES / 4; i++)
+        means[i][0] = transpose(means[i][0]), means[i][1] = transpose(means[i][1]);
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < LINES / 4; i++)
         if (rows.averages[i] >= 0)
             *(uint2*)(p.out + (long long)rows.averages[i] * p.cout + column) =
                 make_uint2(means[i][0], means[i][1]);
 }
 
-INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const Rows& rows,
-                   const Channels& channels) {
+template <int LINES>
+INLINE void finish(const Arguments& p, float (&acc)[4 * LINES], const Tile& tile,
+                   const Rows<STORED<LINES>>& rows, const Channels& channels) {
     int c = threadIdx.x % 4, column = channels.column;
     bool high = tile.kind == ROWS ? tile.first < p.at.high_rows : tile.high;
 #pragma unroll
-    for (int first = 0; first < 16; first += 4) {
+    for (int first = 0; first < STORED<LINES>; first += 4) {
         unsigned packed[4][2];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
+            int at = 4 * line_of<LINES>(first + i);
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                float a = acc[4 * (first + i) + 2 * k] + channels.bias[k];
-                float b = acc[4 * (first + i) + 2 * k + 1] + channels.bias[k];
+                float a = acc[at + 2 * k] + channels.bias[k];
+                float b = acc[at + 2 * k + 1] + channels.bias[k];
                 if (SB_RELU) a = fmaxf(a, 0.f), b = fmaxf(b, 0.f);
                 if (SB_POST) {
                     a = fmaxf(a * channels.scale[k] + channels.shift[k], 0.f);
                     b = fmaxf(b * channels.scale[k] + channels.shift[k], 0.f);
                 }
-                acc[4 * (first + i) + 2 * k] = a + b;
+                acc[at + 2 * k] = a + b;
                 packed[i][k] = pack_pair(a, b);
             }
         }
@@ -161,13 +175,13 @@ INLINE void finish(const Arguments& p, float (&acc)[64], const Tile& tile, const
                     make_uint2(packed[i][0], packed[i][1]);
         }
     }
-    if (!high) return;
-    if (tile.kind == TALL)
-        store_averages<TALL>(p, acc, rows, column, c);
-    else if (tile.kind == PAIR)
-        store_averages<PAIR>(p, acc, rows, column, c);
-    else if (tile.kind == WIDE)
-        store_averages<WIDE>(p, acc, rows, column, c);
-    else
-        store_averages<ROWS>(p, acc, rows, column, c);
+    if constexpr (LINES != WOVEN_LINES) {
+        if (!high) return;
+        if (tile.kind == TALL)
+            store_averages<TALL, LINES>(p, acc, rows, column, c);
+        else if (tile.kind == PAIR)
+            store_averages<PAIR, LINES>(p, acc, rows, column, c);
+        else
+            store_averages<ROWS, LINES>(p, acc, rows, column, c);
+    }
 }

@@ -3,17 +3,19 @@
 // The product is turned round: output channels are its rows (64 a warpgroup), pixels its columns
 // (128 a tile). Pixels are fetched once with their halo into shared memory, and all nine taps read
 // them there, each at another offset: without swizzle, eight neighbouring pixels are 128 consecutive
-// bytes wherever they start. Small blocks and stride 2 take more fetching (see patch_tiles.cuh).
+// bytes wherever they start. patch_tiles.cuh has the kinds of tiles.
 //
 // A thread block stays on its multiprocessor and takes one tile after the other. Its 64 output
 // channels never change, nor does its part of the inner dimension, so that the weights of both are
 // fetched once (RESIDENT) where they fit; else they stream by, once for two tiles. Two warpgroups
-// multiply, each a tile of its own, seven warps fetch pixels, one warp fetches weights.
+// multiply, seven warps fetch pixels, one warp fetches weights.
 //
 // Pixels wait in a ring of slots. Two tiles of a kind are taken at a time, one by each warpgroup, and
 // the slots of the two take turns: slot by slot, or where a tile has fewer slots than the ring tile by
-// tile, so that one warpgroup multiplies while the other stores. Either way a warpgroup is never two
-// rounds of the ring from the slot it waits for, where the parity of a barrier would say nothing.
+// tile, so that one warpgroup multiplies while the other stores. The last of an odd number of tiles,
+// and any WOVEN one, is shared: each warpgroup takes half its lines, from the same slots. However that
+// goes, a warpgroup is never two rounds of the ring from the slot it waits for, where the parity of a
+// barrier would say nothing.
 //
 //   x        (extended rows, cin)      input; see tables.cu for extended buffers
 //   weights  (stages, cout_pad, 64)    packed by `pack_patch_weights`: a stage is one tap of 64 input
@@ -29,7 +31,8 @@
 //   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (all tiles but ROWS)
 //   post     (2, cout_pad) float32     the result becomes relu(result * post[0] + post[1]) (POST)
 //   out      (extended rows, cout)     with the averages that low neighbours will read
-//   work     (tiles, cout/64, parts, 64*128) float32, count (tiles, cout/64) int32 zeros: for parts > 1
+//   work     (tiles, cout/64, parts, 64*128) float32, count (tiles, cout/64, 2) int32 zeros: for
+//            parts > 1; the halves of a shared tile are counted apart
 //
 // cin and cout are multiples of 64. parts: how many thread blocks share the inner dimension;
 // part i takes chunks (64 channels each, of x then of x2) from chunk_of[i] up to chunk_of[i + 1].
@@ -78,24 +81,33 @@ struct Share {
 };
 
 // How a kind of tile waits in the ring: pixels of a slot; slots for 64 channels; pixels from one line
-// of eight to the next, and from where one tap reads to where the tap below does.
+// of eight to the next, from where one tap reads to where the tap below does and the tap to its right.
 struct Staging {
-    int count, slots, line, down;
+    int count, slots, line, down, right;
 };
 
 INLINE Staging staging_of(int kind) {
-    if (kind == TALL) return {TALL_ROWS, 1, 10, 10};
-    if (kind == PAIR) return {PAIR_ROWS, 1, 10, 20};
-    if (kind == WIDE) return {WIDE_ROWS, 3, 8, 32};
-    return {TILE, 9, 8, 0};
+    if (kind == TALL) return {TALL_ROWS, 1, 10, 10, 1};
+    if (kind == PAIR) return {PAIR_ROWS, 1, 10, 20, 1};
+    if (kind == WOVEN) return {WOVEN_ROWS, 1, 8, 48, 8};
+    return {TILE, 9, 8, 0, 0};
 }
 
-// The tiles of one resolution that a thread block takes two by two.
+// The tiles of one resolution that a thread block takes.
 struct Region {
     int first, end, kind, slots;  // slots: of one tile
-    bool by_tile;                 // whether slots take turns tile by tile
+    int step;                     // from the tiles that are taken at a time to the next
+    bool by_tile;                 // whether slots of two tiles take turns tile by tile
     Staging staging;
+    // Whether the tile is shared by the warpgroups, not one of two.
+    INLINE bool shares(int index, int lanes) const {
+        return kind == WOVEN || index + lanes >= end;
+    }
 };
+
+// A WOVEN tile has lines of two columns of halos between those of a row of its blocks and the next.
+// They are multiplied too, so that the lines of half a tile are the same distance apart.
+constexpr int WOVEN_LINES = 10, WOVEN_GAP = 2;
 
 INLINE Region region_at(const Arguments& p, const Share& share, int low) {
     Region region;
@@ -109,6 +121,7 @@ INLINE Region region_at(const Arguments& p, const Share& share, int low) {
     int main = max(0, min(share.main_chunks, share.last_chunk) - share.first_chunk);
     region.slots = main * (region.staging.slots - 1) + share.last_chunk - share.first_chunk;
     region.by_tile = region.slots < p.ring;
+    region.step = region.kind == WOVEN ? share.lanes : 2 * share.lanes;
     return region;
 }
 
@@ -124,7 +137,7 @@ struct Cursor {
 // -- the fetching warps ------------------------------------------------------------------------------
 
 // A thread copies eight channels (its place among eight threads) of every 28th pixel of a slot.
-constexpr int FETCHERS = 224, STEP = FETCHERS / 8, COPIES = (PAIR_ROWS + STEP - 1) / STEP;
+constexpr int FETCHERS = 224, STEP = FETCHERS / 8, COPIES = (WOVEN_ROWS + STEP - 1) / STEP;
 
 // The slots of a region in the order in which they are filled.
 struct Sequence {
@@ -138,13 +151,13 @@ struct Sequence {
         return false;
     }
     INLINE bool step_group(const Share& share, const Region& region) {
-        group = group == 0 && index + share.lanes < region.end;
+        group = group == 0 && !region.shares(index, share.lanes);
         return group;
     }
     INLINE void step(const Share& share, const Region& region) {
         bool more = region.by_tile ? step_slot(share, region) || step_group(share, region)
                                    : step_group(share, region) || step_slot(share, region);
-        if (!more) index += 2 * share.lanes;
+        if (!more) index += region.step;
     }
     INLINE int tile(const Share& share) const { return index + group * share.lanes; }
 };
@@ -163,7 +176,7 @@ INLINE void look_up(const Arguments& p, const Share& share, const Region& region
         from = (second ? p.own : p.table + tap * p.pitch) + tile.first + own;
         limit = p.pitch - tile.first;
     } else {
-        from += second ? OUTPUT_AT : at.part * WIDE_ROWS;
+        from += second ? OUTPUT_AT : 0;
     }
     limit = min(limit, second ? TILE : region.staging.count);
 #pragma unroll
@@ -191,10 +204,13 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
                              : p.x + at.chunk * 64;
     x += eight * 8;
     barrier_wait(s.empty + 8 * slot.at, slot.round ^ 1);
-    unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane + own * 16;
+    unsigned to = s.pixels + (slot.at * 8 + eight) * p.plane;
+    bool gaps = second && region.kind == WOVEN;  // the same between the lines of a second input
 #pragma unroll
-    for (int i = 0; i < COPIES; i++)
-        if (own + STEP * i < count) copy_async(to + i * STEP * 16, x + (long long)rows[i] * width);
+    for (int i = 0; i < COPIES; i++) {
+        int pixel = own + STEP * i, place = gaps ? pixel + pixel / 32 * (WOVEN_GAP * 8) : pixel;
+        if (pixel < count) copy_async(to + place * 16, x + (long long)rows[i] * width);
+    }
     int parts = second ? 1 : region.staging.slots;
     if (at.chunk == share.last_chunk - 1 && at.part == parts - 1 && thread < OUTPUT_BYTES / 16) {
         int index = at.tile(share), m = tile_at(p.tiling, index).first + thread * 4;
@@ -240,7 +256,7 @@ INLINE void fetch_weights(const Arguments& p, const Shared& s, const Share& shar
     bool again = false;
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
-        for (int index = region.first; index < region.end; index += 2 * share.lanes) {
+        for (int index = region.first; index < region.end; index += region.step) {
             for (int i = 0; i < share.stages; i++) {
                 if (again) barrier_wait(s.weights_empty + 8 * slot.at, slot.round ^ 1);
                 barrier_expect(s.weights_full + 8 * slot.at, STAGE_BYTES);
@@ -265,31 +281,35 @@ INLINE unsigned pixel_descriptor(const Arguments& p, const Shared& s, int slot) 
     return (s.pixels + slot * 8 * p.plane) >> 4 | (unsigned)(p.plane >> 4) << 16;
 }
 // The products of 64 channels of one tap; `line`: pixels from one line of eight to the next.
-INLINE void multiply_tap(float (&acc)[64], unsigned a, unsigned b, int line, int plane) {
+template <int LINES>
+INLINE void multiply_tap(float (&acc)[4 * LINES], unsigned a, unsigned b, int line, int plane) {
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         unsigned long long left = 0x4000004000000000ull | (a + 2 * i);
         unsigned long long right = (unsigned long long)line << 32 | (b + i * (plane >> 3));
-        Wgmma<128>::run(acc, left, right, 1);
+        Wgmma<8 * LINES>::run(acc, left, right, 1);
     }
 }
 
 #include "patch_epilogue.cuh"
 
-// One multiplying warpgroup: every second tile of the thread block.
+// One multiplying warpgroup.
 struct Multiplier {
     const Arguments& p;
     const Shared& s;
     const Share& share;
+    const Channels& channels;
+    int* arrived;
     int group;
     bool leader;
     Cursor slot, weight;
     int held_slot, held_weight;  // what the products in flight read; -1: nothing
+    int arrivals;                // for the two warpgroups that a slot's barrier counts
     bool fresh;                  // whether weights may still be on their way
 
     INLINE void release() {
-        if (leader && held_slot >= 0) barrier_arrive(s.empty + 8 * held_slot);
+        if (leader && held_slot >= 0) barrier_arrive(s.empty + 8 * held_slot, arrivals);
         if (!SB_RESIDENT && leader && held_weight >= 0)
             barrier_arrive(s.weights_empty + 8 * held_weight);
         held_slot = held_weight = -1;
@@ -310,60 +330,64 @@ struct Multiplier {
         held_weight = weight_read;
     }
 
-    // A slot with the pixels of nine taps, of a column of three, or of one.
-    template <int SLOT_TAPS>
-    INLINE void multiply_slot(float (&acc)[64], Staging staging) {
+    // A slot with the pixels of nine taps, or of one, from so many of its lines on.
+    template <int SLOT_TAPS, int LINES>
+    INLINE void multiply_slot(float (&acc)[4 * LINES], const Staging& staging, int first_line) {
         wait_for_pixels();
-        unsigned b = pixel_descriptor(p, s, slot.at);
+        unsigned b = pixel_descriptor(p, s, slot.at) + first_line * staging.line;
 #pragma unroll
         for (int i = 0; i < SLOT_TAPS; i++) {
             bool last = i == SLOT_TAPS - 1;
             wait_for_weights();
-            multiply_tap(acc, weight_descriptor(s, weight.at), b + i % 3 * staging.down + i / 3,
-                         staging.line, p.plane);
+            multiply_tap<LINES>(acc, weight_descriptor(s, weight.at),
+                                b + i % 3 * staging.down + i / 3 * staging.right, staging.line, p.plane);
             if (!SB_RESIDENT || last) retire(last ? slot.at : -1, weight.at);
             weight.advance(p.stages);
         }
         slot.advance(p.ring);
     }
-    template <int SLOT_TAPS> INLINE void multiply_slots(float (&acc)[64], int slots, Staging staging,
-                                                        int skipped) {
+    template <int SLOT_TAPS, int LINES>
+    INLINE void multiply_slots(float (&acc)[4 * LINES], int slots, const Staging& staging,
+                               int first_line, int skipped) {
         for (int i = 0; i < slots; i++) {
             if (group) slot.advance(p.ring, skipped);
-            multiply_slot<SLOT_TAPS>(acc, staging);
+            multiply_slot<SLOT_TAPS, LINES>(acc, staging, first_line);
             if (!group) slot.advance(p.ring, skipped);
         }
     }
-    INLINE Rows sum(float (&acc)[64], const Region& region, const Tile& tile, bool alone) {
+
+    // LINES of a tile of the region, from `first_line` on: all of one of two tiles, or half of one that
+    // both share.
+    template <int LINES> INLINE void sum(float (&acc)[4 * LINES], const Region& region, int first_line) {
 #pragma unroll
-        for (int i = 0; i < 64; i++) acc[i] = 0;
-        int per_tile = region.by_tile && !alone ? region.slots : 0;
-        int per_slot = region.by_tile || alone ? 0 : 1;
+        for (int i = 0; i < 4 * LINES; i++) acc[i] = 0;
+        int per_tile = LINES == 16 && region.by_tile ? region.slots : 0;
+        int per_slot = LINES == 16 && !region.by_tile ? 1 : 0;
         int second = max(0, share.last_chunk - max(share.main_chunks, share.first_chunk));
         int slots = region.slots - second;
+        arrivals = LINES == 16 ? 2 : 1;
+        if (SB_RESIDENT) weight = {0, 0};
         if (group) slot.advance(p.ring, per_tile);
         if (region.staging.slots == 1)
-            multiply_slots<9>(acc, slots, region.staging, per_slot);
-        else if (region.staging.slots == 3)
-            multiply_slots<3>(acc, slots, region.staging, per_slot);
-        else
-            multiply_slots<1>(acc, slots, region.staging, per_slot);
-        multiply_slots<1>(acc, second, staging_of(ROWS), per_slot);
+            multiply_slots<9, LINES>(acc, slots, region.staging, first_line, per_slot);
+        else if (LINES != WOVEN_LINES)
+            multiply_slots<1, LINES>(acc, slots, region.staging, first_line, per_slot);
+        multiply_slots<1, LINES>(acc, second, staging_of(ROWS), first_line, per_slot);
         if (!group) slot.advance(p.ring, per_tile);
         wgmma_wait<0>();
-        Rows rows = rows_of(p, tile, s.rows + held_slot * OUTPUT_BYTES);
+    }
+    template <int LINES> INLINE void take(const Region& region, int index) {
+        int half = LINES == 16 ? 0 : group;
+        float acc[4 * LINES];
+        sum<LINES>(acc, region, half * (LINES == WOVEN_LINES ? WOVEN_LINES + WOVEN_GAP : 8));
+        Tile tile = tile_at(p.tiling, index);
+        Rows<STORED<LINES>> rows =
+            rows_of<STORED<LINES>>(p, tile, s.rows + held_slot * OUTPUT_BYTES, half);
         __syncwarp();  // the leader arrives for all
         release();
         fresh = false;
-        return rows;
-    }
-    // Without a tile of its own, a warpgroup lets the weights of the other's stream by.
-    INLINE void stand_by() {
-        for (int i = 0; i < share.stages && !SB_RESIDENT; i++) {
-            barrier_wait(s.weights_full + 8 * weight.at, weight.round);
-            if (leader) barrier_arrive(s.weights_empty + 8 * weight.at);
-            weight.advance(p.stages);
-        }
+        if (p.parts == 1 || add_parts<LINES>(p, acc, index, half, share, group, arrived))
+            finish<LINES>(p, acc, tile, rows, channels);
     }
 };
 
@@ -371,30 +395,17 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
     int group = threadIdx.x / 128;
     Channels channels = channels_of(p, share.slice);
     follow();
-    Multiplier multiplier = {p, s, share, group, threadIdx.x % 32 == 0, {0, 0}, {0, 0}, -1, -1, true};
+    Multiplier multiplier = {p,     s,      share, channels, arrived + group, group, threadIdx.x % 32 == 0,
+                             {0, 0}, {0, 0}, -1,    -1,       1,               true};
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
-        // After a tile without a companion a warpgroup may be behind: both start a region together.
-        if (low && p.tiling.high_tiles) {
-            sync_threads(4, 256);
-            int tiles = max(0, (p.tiling.high_tiles - share.lane + share.lanes - 1) / share.lanes);
-            if (group && tiles % 2) {
-                int passed = region_at(p, share, 0).slots;
-                for (int i = 0; i < passed; i++) multiplier.slot.advance(p.ring);
-            }
-        }
-        for (int index = region.first; index < region.end; index += 2 * share.lanes) {
-            int mine = index + group * share.lanes, other = index + (1 - group) * share.lanes;
-            if (mine >= region.end) {
-                multiplier.stand_by();
-                continue;
-            }
-            Tile tile = tile_at(p.tiling, mine);
-            float acc[64];
-            if (SB_RESIDENT) multiplier.weight = {0, 0};
-            Rows rows = multiplier.sum(acc, region, tile, other >= region.end);
-            if (p.parts == 1 || add_parts(p, acc, mine, share, group, arrived + group))
-                finish(p, acc, tile, rows, channels);
+        for (int index = region.first; index < region.end; index += region.step) {
+            if (region.kind == WOVEN)
+                multiplier.take<WOVEN_LINES>(region, index);
+            else if (region.shares(index, share.lanes))
+                multiplier.take<8>(region, index);
+            else
+                multiplier.take<16>(region, index + group * share.lanes);
         }
     }
 }
@@ -426,7 +437,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
     if (threadIdx.x == 0) {
         for (int i = 0; i < p.ring; i++) {
             barrier_init(s.full + 8 * i, FETCHERS);
-            barrier_init(s.empty + 8 * i, 4);
+            barrier_init(s.empty + 8 * i, 8);
         }
         for (int i = 0; i < p.stages; i++) {
             barrier_init(s.weights_full + 8 * i, 1);

@@ -20,11 +20,11 @@ struct TilePlace {
     int source, y, x;
 };
 
-// The `i`-th block of a tile: of TALL and PAIR one for each patch, of WIDE eight.
+// The `i`-th block of a tile: of TALL and PAIR one for each patch, of WOVEN eight.
 INLINE Source source_at(const Blocks& b, const TileEntry& e, const Tile& tile, int within, int i) {
     int side = tile.high ? e.at.block : e.at.block / 2;
     Source source = {within * 8 + i, 0, 0, 0};
-    if (tile.kind != WIDE) {
+    if (tile.kind != WOVEN) {
         bool pair = tile.kind == PAIR;
         int height = pair ? 8 : 16, across = side / 8, each = across * (side / height);
         int patch = pair ? 2 * within + i : within, inside = patch % each;
@@ -37,19 +37,15 @@ INLINE Source source_at(const Blocks& b, const TileEntry& e, const Tile& tile, i
 
 // Pixel `x` of line `line` of a tile, counted from where its sources begin.
 INLINE TilePlace place_at(const Tile& tile, int line, int x) {
-    if (tile.kind == WIDE) return {(line & 3) * 2 + (x >> 2), line >> 2, x & 3};
+    if (tile.kind == WOVEN) return {x, line >> 2, line & 3};
     if (tile.kind == PAIR) return {line & 1, line >> 1, x};
     return {0, line, x};
 }
 
 INLINE int input_row(const Blocks& b, const TileEntry& e, const Tile& tile, const Source* sources, int r) {
-    TilePlace place;
-    if (tile.kind == WIDE) {  // for each column of taps six lines of each block
-        place = place_at(tile, r % WIDE_ROWS / 8 - 4, r % 8);
-        place.x += r / WIDE_ROWS - 1;
-    } else {
-        place = place_at(tile, r / 10 - (tile.kind == PAIR ? 2 : 1), r % 10 - 1);
-    }
+    TilePlace place = tile.kind == WOVEN
+                          ? TilePlace{r % 8, r / 48 - 1, r / 8 % 6 - 1}
+                          : place_at(tile, r / 10 - (tile.kind == PAIR ? 2 : 1), r % 10 - 1);
     Source source = sources[place.source];
     if (source.block < 0) return e.at.zero;
     return neighbour_row(e.at, b.slot, b.gh, b.gw, source.cell, source.block, tile.high,
@@ -94,7 +90,7 @@ template <int THREADS> INLINE void fill_tile(const Blocks& b, const TileEntry& e
         sources[thread] =
             source_at(b, e, tile, tile.high ? index : index - e.tiling.high_tiles, thread);
     __syncthreads();
-    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : 3 * WIDE_ROWS;
+    int inputs = tile.kind == TALL ? TALL_ROWS : tile.kind == PAIR ? PAIR_ROWS : WOVEN_ROWS;
     int* to = e.table + (long long)index * TILE_PITCH;
     for (int r = thread; r < inputs; r += THREADS) to[r] = value_at(b, e, tile, sources, r);
     if (thread < TILE_PITCH - OUTPUT_AT)

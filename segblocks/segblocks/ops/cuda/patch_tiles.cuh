@@ -5,18 +5,18 @@
 // apart and eight pixels of a line are side by side:
 //   TALL  a patch 8 wide and 16 high of one block, with its halo
 //   PAIR  two patches of 8×8 of any blocks with their halos, line by line in turn
-//   WIDE  eight blocks of 4×4, two in a line, four of those in turn, with a halo above and below; once
-//         for each of the three columns of taps
+//   WOVEN eight low blocks of 4×4 with their halos, pixel by pixel in turn: a line of eight is one
+//         place of all eight blocks
 //   ROWS  128 consecutive GEMM rows in the order of tables.cu, of any shape and stride; once for each tap
-enum { TALL, PAIR, WIDE, ROWS };
+enum { TALL, PAIR, WOVEN, ROWS };
 
 constexpr int TILE = 128;
-constexpr int TALL_ROWS = 18 * 10, PAIR_ROWS = 20 * 10, WIDE_ROWS = 24 * 8;
+constexpr int TALL_ROWS = 18 * 10, PAIR_ROWS = 20 * 10, WOVEN_ROWS = 6 * 6 * 8;
 
 // What patch_tables.cu prepares for each tile but ROWS: the input rows of its pixels in the order
 // above; then, where a tile has them, the output rows of its 128 pixels (else the row of zeros) and
 // the rows of the 32 averages that it makes (else -1).
-constexpr int OUTPUT_AT = 3 * WIDE_ROWS, AVERAGES_AT = OUTPUT_AT + TILE;
+constexpr int OUTPUT_AT = WOVEN_ROWS, AVERAGES_AT = OUTPUT_AT + TILE;
 constexpr int TILE_PITCH = AVERAGES_AT + 32;
 
 // How one convolution is cut into tiles; low blocks' tiles follow those of high blocks.
@@ -38,9 +38,7 @@ INLINE Tile tile_at(const Tiling& tiling, int index) {
 }
 
 // The two lines whose 2×2 quads make the averages 2i and 2i + 1 of eight; group: which eight.
-INLINE int upper_line(int kind, int group, int i) {
-    if (kind == TALL) return 4 * group + 2 * i;
-    if (kind == PAIR) return 4 * group + i;
-    return group / 2 * 8 + group % 2 * 2 + i;
+INLINE int upper_line(int kind, int group, int i) {  // of TALL and PAIR
+    return 4 * group + (kind == TALL ? 2 * i : i);
 }
-INLINE int lines_apart(int kind) { return kind == TALL ? 1 : kind == PAIR ? 2 : 4; }
+INLINE int lines_apart(int kind) { return kind == TALL ? 1 : 2; }
