@@ -87,7 +87,7 @@ def divide(
 # longer, once and for every 64×128 values of each part. Of 128×64 none was measured: it moves what
 # 64×128 does.
 _STEP_TIMES = {(64, 128): (0.4, 0.6), (128, 64): (0.4, 0.6), (128, 128): (0.6, 1.0)}
-_TILE_TIME, _SPLIT_TIME, _PART_TIME = 3.0, 2.5, 0.4
+_TILE_TIME, _SPLIT_TIME, _PART_TIME = 3.0, 2.5, 0.8
 
 
 def estimate(division: Division, steps: int, processors: int) -> float:

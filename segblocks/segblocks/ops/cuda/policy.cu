@@ -26,32 +26,49 @@ struct FirstArguments {
     int height, width, out_h, out_w, tiles_x, cout;
 };
 
-extern "C" __global__ void __launch_bounds__(256)
+// The three channels of a pixel. Where they lie side by side, `packed`, with one access that takes in
+// the first of the next pixel.
+INLINE uint2 load_pixel(const scalar* at, long long stride_c, bool packed) {
+    if (packed) {
+        const uint2 v = *(const uint2*)at;
+        return make_uint2(v.x, v.y & 0xffff);
+    }
+    const unsigned r = at[0], g = at[stride_c], b = at[2 * stride_c];
+    return make_uint2(r | g << 16, b);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 3)
     policy_first(const __grid_constant__ FirstArguments p) {
-    __shared__ __align__(16) uint2 patch[PATCH_Y * PATCH_X];
+    constexpr int PIXELS = PATCH_Y * PATCH_X, EACH = (PIXELS + 255) / 256;
+    __shared__ __align__(16) uint2 patch[PIXELS];
+    __shared__ uint4 weights[7 * 256];  // of 64 output channels, four accesses each
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int groups = p.cout / 64, n = blockIdx.y / groups, channel = blockIdx.y % groups * 64;
     const int tile_y = blockIdx.x / p.tiles_x * TILE_Y, tile_x = blockIdx.x % p.tiles_x * TILE_X;
-    const int own_y = warp / 2, first = channel + warp % 2 * 32;
-    follow();
-    uint4 b[7][4];
+    const int own_y = warp / 2, first = warp % 2 * 32;
+    uint4 own_weights[7];  // on their way while the kernel ahead may still run, then while pixels are
 #pragma unroll
     for (int dy = 0; dy < 7; dy++)
-#pragma unroll
-        for (int t = 0; t < 4; t++)
-            b[dy][t] =
-                __ldg((const uint4*)(p.weights + (dy * p.cout + first + 8 * t + g) * 32 + 8 * q));
+        own_weights[dy] =
+            *(const uint4*)(p.weights + ((dy * p.cout + channel) * 4 + threadIdx.x) * 8);
+    follow();
     const scalar* image = p.image + n * p.stride_n;
-    for (int i = threadIdx.x; i < PATCH_Y * PATCH_X; i += 256) {
-        const int y = tile_y * 4 - 3 + i / PATCH_X, x = tile_x * 4 - 3 + i % PATCH_X;
-        unsigned v[3] = {0, 0, 0};
-        if ((unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width) {
-            const scalar* at = image + y * p.stride_y + x * p.stride_x;
+    const bool packed = p.stride_c == 1 && !((p.stride_y | p.stride_x) % 4) &&
+                        !((unsigned long long)image % 8);
+    uint2 pixels[EACH];
 #pragma unroll
-            for (int c = 0; c < 3; c++) v[c] = at[c * p.stride_c];
-        }
-        patch[i] = make_uint2(v[0] | v[1] << 16, v[2]);
+    for (int e = 0; e < EACH; e++) {
+        const int i = threadIdx.x + 256 * e;
+        const int y = tile_y * 4 - 3 + i / PATCH_X, x = tile_x * 4 - 3 + i % PATCH_X;
+        pixels[e] = make_uint2(0, 0);
+        if (i < PIXELS && (unsigned)y < (unsigned)p.height && (unsigned)x < (unsigned)p.width)
+            pixels[e] = load_pixel(image + y * p.stride_y + x * p.stride_x, p.stride_c, packed);
     }
+#pragma unroll
+    for (int e = 0; e < EACH; e++)
+        if (threadIdx.x + 256 * e < PIXELS) patch[threadIdx.x + 256 * e] = pixels[e];
+#pragma unroll
+    for (int dy = 0; dy < 7; dy++) weights[256 * dy + threadIdx.x] = own_weights[dy];
     __syncthreads();
     float sums[4][4] = {};
 #pragma unroll
@@ -60,13 +77,14 @@ extern "C" __global__ void __launch_bounds__(256)
         const uint4 upper = *(const uint4*)(from + 4 * g);
         const uint4 lower = *(const uint4*)(from + 4 * (g + 8));
 #pragma unroll
-        for (int t = 0; t < 4; t++) mma_chunk(sums[t], upper, lower, b[dy][t]);
+        for (int t = 0; t < 4; t++)
+            mma_chunk(sums[t], upper, lower, weights[(dy * 64 + first + 8 * t + g) * 4 + q]);
     }
     const int y = tile_y + own_y;
     if (y >= p.out_h) return;
 #pragma unroll
     for (int t = 0; t < 4; t++) {
-        const int column = first + 8 * t + 2 * q;
+        const int column = channel + first + 8 * t + 2 * q;
         const float2 bias = __ldg((const float2*)(p.bias + column));
 #pragma unroll
         for (int half = 0; half < 2; half++) {
