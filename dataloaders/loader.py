@@ -79,6 +79,17 @@ def _settle_in(worker: int) -> None:
             mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # older versions of it refuse more
 
 
+def stop_workers(loader: DataLoader) -> None:
+    """End the processes of a loader; another pass over it starts new ones.
+
+    They end with the loader, too, but where something keeps that until Python exits (a cycle of
+    references is enough), PyTorch waits five seconds for each of them.
+    """
+    if loader.num_workers and loader._iterator is not None:
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
+
+
 def build_loader(
     dataset: SegmentationDataset,
     batch_size: int,

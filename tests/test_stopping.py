@@ -1,6 +1,7 @@
 """What a run that stops, fails or is taken up elsewhere saves, keeps and says."""
 
 import errno
+import multiprocessing
 import os
 import signal
 from types import SimpleNamespace
@@ -123,6 +124,24 @@ def test_no_room_for_tensorboard_ends_its_files_alone(tmp_path, monkeypatch):
         monkeypatch.setattr("utils.logger.os.replace", full)
         with pytest.raises(UserError, match="No space left"):
             log.json("val.json", {})
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["trained", "failed"])
+def test_data_workers_end_with_training(tmp_path, monkeypatch, fails):
+    """Not with the loaders, which live on here, nor with Python, which would wait for each."""
+    flags = [*SETTING, "--num-workers", "2", "--epochs", "1"]
+    one = make_trainer(tmp_path, *flags)
+    if fails:
+        monkeypatch.setattr(one, "_evaluate", None)
+    with RunLog(tmp_path / "default") as log:
+        if fails:
+            with pytest.raises(TypeError):
+                one.fit(log)
+        else:
+            one.fit(log)
+    assert one.train_loader.num_workers > 0
+    assert not multiprocessing.active_children()
+    assert len(next(iter(one.val_loader))) == 3, "another pass starts others"
 
 
 def test_another_policy_says_which_flags_to_give(tmp_path, capsys):

@@ -16,6 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 import segblocks
 from segblocks.borders import pad_to_blocks
+from segblocks.capture import without_collection
 
 EAGER = "eager"
 
@@ -168,7 +169,7 @@ def _graphed(
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_collection(), torch.cuda.graph(graph):
         output = call(fixed)
     captured = torch.cuda.max_memory_allocated() - before
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
+from segblocks.capture import without_collection
+
 
 def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
     """Adam with the published groups, named decoder, backbone and policy.
@@ -152,7 +154,7 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         # Threads that pin memory for the next batch go on meanwhile.
         capture = torch.cuda.graph(graph, None, self._stream, capture_error_mode="thread_local")
-        with torch.cuda.device(device), capture:
+        with without_collection(), torch.cuda.device(device), capture:
             self.optimizer.step()
         return graph
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import SegmentationDataset, to_network
+from dataloaders import SegmentationDataset, stop_workers, to_network
 from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous, save_checkpoint
@@ -111,7 +111,11 @@ class Trainer:
         """Train to --epochs or --max-steps; -> the last evaluation, None if all was done before."""
         with profiler(self.args, log) as self._profile, stop_requests() as self._stop:
             self._agreed = Agreement(self.ranks)
-            return self._fit(log)
+            try:
+                return self._fit(log)
+            finally:
+                for loader in (self.train_loader, self.val_loader):
+                    stop_workers(loader)
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .capture import without_collection
 from .ops import cuda
 
 GRID = (8, 16)
@@ -150,7 +151,7 @@ def time_graph(calls: list[Callable[[], Tensor]]) -> float:
     held[:] = [None] * len(calls)
     n = max(CALLS_PER_GRAPH, len(calls))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with without_collection(), torch.cuda.graph(graph):
         for i in range(n):
             turn(i)
     for _ in range(3):

@@ -1,5 +1,6 @@
 """One forward and one backward pass of a network as CUDA graphs; see `graphs` for when."""
 
+import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -100,8 +101,22 @@ def capture(
 
 
 @contextmanager
+def without_collection() -> Iterator[None]:
+    """Garbage in cycles is not collected inside. A CUDA graph among it, of a network that nobody
+    uses any more, would end a capture in this thread: CUDA destroys none meanwhile."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
 def cleared_up(device: torch.device, pool: Any) -> Iterator[None]:
-    """What a capture into `pool` leaves behind when it fails is put right.
+    """A capture into `pool` inside is left alone by the garbage collector, and what it leaves
+    behind when it fails is put right.
 
     Raises:
         CaptureFailed: it did; then the CUDA generator of the device is another one with the same
@@ -110,7 +125,8 @@ def cleared_up(device: torch.device, pool: Any) -> Iterator[None]:
     """
     stream = torch.cuda.current_stream(device)
     try:
-        yield
+        with without_collection():
+            yield
         return
     except Exception as error:  # whatever a network of its own may raise it raises without us, too
         # PyTorch leaves its capture stream in place, and the generator waiting for the end.

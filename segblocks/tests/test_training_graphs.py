@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
+from segblocks.capture import without_collection
 from segblocks.graphs import Parts
 
 BLOCK = 32
@@ -382,6 +383,27 @@ class TestOnCuda:
         step(4)
         assert graphs.captured(net) == 0
 
+    def test_graphs_that_nobody_uses_do_not_end_a_capture(self):
+        """The garbage collector would destroy them in the middle of it."""
+        graph, (net, graphs) = torch.cuda.CUDAGraph(), (Net().cuda(), TrainingGraphs())
+        with torch.cuda.graph(graph):
+            torch.zeros(8, device="cuda").add_(1)
+        unused = [[graph]]
+        unused[0].append(unused[0])
+        del graph
+        found = []
+
+        def function(image):
+            if torch.cuda.is_current_stream_capturing():
+                unused.clear()
+                found.append([[i] for i in range(10_000)])  # which sets the collector off
+            return net(image)
+
+        for i in range(3):
+            graphs(net, function, (images(i),))["logits"].mean().backward()
+        assert len(found) == 1
+        assert graphs.captured(net) == 1
+
     def test_evaluation_is_not_captured(self):
         model = make(True)
         with torch.no_grad():
@@ -402,6 +424,18 @@ class TestOnCuda:
         assert captured(model) >= 12
         # 2 MiB is the smallest piece that PyTorch asks CUDA for.
         assert used[-1] <= used[1] + 32 * 2**20
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_no_garbage_is_collected_meanwhile(enabled):
+    if not enabled:
+        gc.disable()
+    try:
+        with without_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 def test_on_the_cpu_everything_is_as_without():

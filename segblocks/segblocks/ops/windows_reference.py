@@ -3,10 +3,9 @@
 As in `reference.py`, each function has the name and signature of the registered operation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .reference import _accumulate
@@ -24,18 +23,16 @@ def gather_windows(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    channels, taps = padded.shape[1], kernel[0] * kernel[1]
+    channels = padded.shape[1]
     columns, start = [], 0
-    for count, b in ((n_high, block), (n_low, block // 2)):
+    for count, b, s in ((n_high, block, side), (n_low, block // 2, side // 2)):
         height, width = b + more_y, b + more_x
         part = padded[start : start + count * height * width]
         start += count * height * width
-        part = part.view(count, height, width, channels).permute(0, 3, 1, 2)
         if count:
-            # N,C*K,L
-            found = F.unfold(part, tuple(kernel), tuple(dilation), 0, tuple(stride))
-            found = found.view(count, channels, taps, -1).permute(0, 3, 2, 1)
-            columns.append(found.reshape(-1, taps * channels))
+            part = part.view(count, height, width, channels)
+            taps = [part[:, y, x] for y, x in _taps(s, kernel, stride, dilation)]
+            columns.append(torch.stack(taps, 3).view(-1, len(taps) * channels))
     return torch.cat(columns)
 
 
@@ -51,16 +48,26 @@ def sum_windows(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    taps = kernel[0] * kernel[1]
-    channels = columns.shape[1] // taps
+    channels = columns.shape[1] // (kernel[0] * kernel[1])
     padded, start = [], 0
     for count, b, s in ((n_high, block, side), (n_low, block // 2, side // 2)):
         part = _accumulate(columns[start : start + count * s * s])
         start += count * s * s
         if count:
-            part = part.view(count, s * s, taps, channels).permute(0, 3, 2, 1)  # N,C,K,L
-            part = part.reshape(count, channels * taps, s * s)
-            size = (b + more_y, b + more_x)
-            image = F.fold(part, size, tuple(kernel), tuple(dilation), 0, tuple(stride))
-            padded.append(image.permute(0, 2, 3, 1).reshape(-1, channels))
+            part = part.view(count, s, s, -1, channels)
+            image = part.new_zeros((count, b + more_y, b + more_x, channels))
+            for tap, (y, x) in enumerate(_taps(s, kernel, stride, dilation)):
+                image[:, y, x] += part[:, :, :, tap]
+            padded.append(image.view(-1, channels))
     return torch.cat(padded).to(columns.dtype)
+
+
+def _taps(
+    side: int, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of a padded block that each tap reads, for outputs of that side."""
+    down, across = (
+        [slice(start, start + (side - 1) * step + 1, step) for start in range(0, k * d, d)]
+        for k, step, d in zip(kernel, stride, dilation)
+    )
+    return ((y, x) for y in down for x in across)
