@@ -13,11 +13,13 @@ from tiny import arguments, checkpoint, make_trainer, run, tiny_backbone  # noqa
 
 import train
 from utils import trainer
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.logger import RunLog
 from utils.optim import restore
 from utils.ranks import Agreement, Ranks
 from utils.signals import stop_requests
+from utils.writer import CheckpointWriter
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -44,6 +46,7 @@ def test_validation_that_fails_loses_little(tmp_path, monkeypatch, limit):
         steps.append(checkpoint(folder)["progress"]["total_steps"])
         return evaluate(*args, **options)
 
+    monkeypatch.setattr(CheckpointWriter, "write", lambda self, *given: save_checkpoint(*given))
     monkeypatch.setattr(trainer, "evaluate", fail)
     assert train.main(arguments(tmp_path, *SETTING)) == 1
     assert (folder / "checkpoint.pth").exists() == (limit == 0)

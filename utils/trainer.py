@@ -3,7 +3,8 @@
 import copy
 import time
 from argparse import Namespace
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from dataloaders import SegmentationDataset, stop_workers, to_network
 from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
-from utils.checkpoint import previous, save_checkpoint
+from utils.checkpoint import previous
 from utils.distributed import distributed
 from utils.errors import UserError, one_line
 from utils.evaluate import Evaluation, evaluate, forward_options
@@ -27,6 +28,7 @@ from utils.ranks import ALONE, Agreement, Ranks
 from utils.resume import LATEST, Progress, Told
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
+from utils.writer import CheckpointWriter
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNSAVED_SECONDS = 60  # of training that validation does not begin on
@@ -66,6 +68,7 @@ class Trainer:
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
+        self.writer = CheckpointWriter()
         self._saved_at = time.monotonic()
         self._keep_previous = True
 
@@ -86,19 +89,29 @@ class Trainer:
         return told
 
     def save(self, log: RunLog, name: str = LATEST) -> None:
-        """Write the checkpoint, on the main rank. Raises UserError where that is impossible, with
-        the checkpoints before it untouched, and where weights are not finite."""
+        """Begin to write the checkpoint, on the main rank; `all_saved` waits for that.
+
+        Raises UserError where weights are not finite, and where the write before was impossible,
+        with the checkpoints before that untouched.
+        """
         self.finite.check(self.model)
         self._write(log.folder / name, self.run.to_dict(), name == LATEST and self._keep_previous)
         if name == LATEST:
             self._saved_at = time.monotonic()
             self._keep_previous = True
 
+    def all_saved(self) -> None:
+        """Wait for what `save` began. Raises UserError where it was impossible."""
+        self._on_main_rank(self.writer.wait)
+
     def _write(self, path: Path, state: dict[str, Any], keep_previous: bool = False) -> None:
+        self._on_main_rank(self.writer.write, path, state, keep_previous)
+
+    def _on_main_rank(self, write: Callable, *given: Any) -> None:
         failure = None
         if self.ranks.main:
             try:
-                save_checkpoint(path, state, keep_previous)
+                write(*given)
             except OSError as error:
                 failure = f"{one_line(error)}; the checkpoints before it are as they were"
         failures = [text for text in self.ranks.everyones(failure) if text]
@@ -112,10 +125,17 @@ class Trainer:
         with profiler(self.args, log) as self._profile, stop_requests() as self._stop:
             self._agreed = Agreement(self.ranks)
             try:
-                return self._fit(log)
+                evaluation = self._fit(log)
+                self.all_saved()
+                return evaluation
+            except Stopped:
+                self.all_saved()
+                raise
             finally:
                 for loader in (self.train_loader, self.val_loader):
                     stop_workers(loader)
+                with suppress(Exception):  # after another error; else all is written
+                    self.writer.wait()
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args
