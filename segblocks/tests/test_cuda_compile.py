@@ -45,7 +45,7 @@ NORM_KERNELS = {  # float64 has none: kernels, constants
     "batch_normalise.cu": [{"mask": 0}],
     "batch_gradient_sums.cu": [{"mask": mask} for mask in (0, 1, 2)],
     "batch_normalise_backward.cu": [{"mask": mask} for mask in (0, 1, 2)],
-    "blockpad_near.cu": [{"normalised": 1}, {"normalised": 1, "index64": 1}],
+    "blockpad_near.cu": [{"normalised": 1, "each": 1}, {"normalised": 1, "each": 2, "index64": 1}],
 }
 HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kernels, constants
     "small_conv.cu": (
@@ -80,7 +80,7 @@ def constants(file: str, dtype: torch.dtype, width: int, wide_index: bool) -> di
         "upsample.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "upsample_backward.cu": {"legacy": int(wide_index), "scale": 2 if width == 16 else 0},
         "pool_blocks.cu": WINDOWS[wide_index],
-        "blockpad_near.cu": {"normalised": 0},
+        "blockpad_near.cu": {"normalised": 0, "each": 1},
         "grid.cu": {"vector": 1},
     }
     return values | extra.get(file, {})

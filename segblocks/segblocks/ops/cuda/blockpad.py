@@ -12,6 +12,7 @@ from .batch_norm import check_row
 from .module import Kernel, defines, multiprocessors, prepare
 
 _THREADS = 128
+_RESIDENT = 6  # thread blocks of blockpad_near, by its registers, that a multiprocessor holds
 Sides = tuple[int, int, int, int, bool]  # left, right, top, bottom, replicate
 
 
@@ -174,7 +175,7 @@ def _plan(
     where = geo.place(grid, n_high, block, channels, vector, d.high, d.low, d.items)
     more, pointers, last = {}, 4, []
     if d.file == "blockpad_near.cu":
-        more["normalised"] = asked != name
+        more = {"normalised": asked != name, "each": d.each}
     if asked != name:
         pointers, last = 5, [int(asked.endswith("relu"))]
     wide = geo.needs_int64(elements)
@@ -195,6 +196,7 @@ class Division:
     low: int
     items: int
     integers: list[int]
+    each: int = 1  # vectors of a halo that a thread brings
 
 
 def _is_near(name: str, sides: Sides, half: int) -> bool:
@@ -211,7 +213,7 @@ def _near(
     name: str, n_high: int, n_low: int, vectors: int, block: int, sides: Sides, processors: int
 ) -> Division:
     left, right, top, bottom, _ = sides
-    threads, frames, work = 256 if name == "blockpad" else 128, [], 0
+    threads, shapes, work = 256 if name == "blockpad" else 128, [], 0
     for side, reach, count in ((block, 2, n_high), (block // 2, 1, n_low)):
         if name == "blockpad":
             lines, line = side + top + bottom, side + left + right
@@ -219,13 +221,22 @@ def _near(
         else:  # the bottom pad of the block above, of a low one twice its rows, and so on
             lines, line = side, side
             margins = (reach * bottom, reach * top, reach * right, reach * left)
-        frames.append(geo.frame(lines, line, margins, vectors, threads))
+        shapes.append((lines, line, margins, vectors))
         work += count * lines * line * vectors
     items = geo.items_per_thread(work, processors)
-    high, low = (geo.frame_chunks(frame, threads * items) for frame in frames)
-    kernel = name.replace("blockpad", "blockpad_near")
-    integers = [left, right, top, bottom, *frames[0], *frames[1]]
-    return Division("blockpad_near.cu", kernel, threads, high, low, items, integers)
+
+    def division(each: int) -> Division:
+        frames = [geo.frame(*shape, threads * each) for shape in shapes]
+        high, low = (geo.frame_chunks(frame, threads * items) for frame in frames)
+        kernel = name.replace("blockpad", "blockpad_near")
+        integers = [left, right, top, bottom, *frames[0], *frames[1]]
+        return Division("blockpad_near.cu", kernel, threads, high, low, items, integers, each)
+
+    one, two = division(1), division(2)
+    at_once = _RESIDENT * processors
+    blocks, fewer = (n_high * d.high + n_low * d.low for d in (one, two))
+    # A second round for a few thread blocks would take as long as the first.
+    return two if name == "blockpad" and fewer <= at_once < blocks else one
 
 
 def _any(

@@ -5,6 +5,7 @@
 //                           blocks across one row edge, one column edge and the corner they share
 //
 // Compile-time constants: those of dtypes.cuh, and
+//   SB_EACH        vectors of the halo that a thread of blockpad_near brings
 //   SB_NORMALISED  1: blockpad_near pads what a batch norm, and a ReLU where `relu` is set, make of the
 //                  pixels, rounded as if it had been stored; `table` is as in affine.cuh
 #include "blockpad.cuh"
@@ -61,9 +62,27 @@ INLINE int vector_of(const Params& p, Spot at) {
 }
 #endif
 
+// What lies at a place of the halo of a padded block.
+template <bool HIGH> INLINE vec halo_at(const Params& p, const Cell& cell, Spot at) {
+    const int side = side_of<HIGH>(p.place);
+    const int column = quotient(at.r, p.place.by_vectors), v = at.r - column * p.place.vectors;
+    const int y = at.y - p.top, x = column - p.left;
+    const int dy = y < 0 ? -1 : y >= side, dx = x < 0 ? -1 : x >= side;
+    const int cy = cell.y + dy, cx = cell.x + dx;
+    if ((unsigned)cy >= (unsigned)p.place.gh || (unsigned)cx >= (unsigned)p.place.gw)
+        return filled(p.fill);
+    const int s = slot_at(p.place, p.slot, cell.n, cy, cx);
+#if SB_NORMALISED
+    const Prologue read(p, v);
+#else
+    const Load read;
+#endif
+    return picture_at<HIGH>(p.place, p.in, s, y - dy * side, x - dx * side, v, read);
+}
+
 template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
     const Frame& f = HIGH ? p.high : p.low;
-    const int side = side_of<HIGH>(p.place), row = f.by_row.divisor;
+    const int row = f.by_row.divisor;
     scalar* out = p.out + first_padded<HIGH>(p, w.k) * p.place.channels;
     if (w.chunk >= f.chunks) {
         const scalar* own = p.in + first_pixel<HIGH>(p.place, w.k) * p.place.channels;
@@ -82,27 +101,21 @@ template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
 #endif
         return;
     }
-    const int t = w.chunk * (int)blockDim.x + threadIdx.x;
-    if (t >= f.size) return;
+    const int first = w.chunk * (int)blockDim.x * SB_EACH + threadIdx.x;
+    if (first >= f.size) return;
     const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
-    const Spot at = on_frame(f, t);
-    const int column = quotient(at.r, p.place.by_vectors), v = at.r - column * p.place.vectors;
-    const int y = at.y - p.top, x = column - p.left;
-    const int dy = y < 0 ? -1 : y >= side, dx = x < 0 ? -1 : x >= side;
-    const int cy = cell.y + dy, cx = cell.x + dx;
-    vec value;
-    if ((unsigned)cy < (unsigned)p.place.gh && (unsigned)cx < (unsigned)p.place.gw) {
-        const int s = slot_at(p.place, p.slot, cell.n, cy, cx);
-#if SB_NORMALISED
-        const Prologue read(p, v);
-#else
-        const Load read;
-#endif
-        value = picture_at<HIGH>(p.place, p.in, s, y - dy * side, x - dx * side, v, read);
-    } else {
-        value = filled(p.fill);
+    vec held[SB_EACH];
+#pragma unroll
+    for (int i = 0; i < SB_EACH; i++) {
+        const int t = first + i * (int)blockDim.x;
+        if (t < f.size) held[i] = halo_at<HIGH>(p, cell, on_frame(f, t));
     }
-    store(out + ((index_t)at.y * row + at.r) * VECTOR, value);
+#pragma unroll
+    for (int i = 0; i < SB_EACH; i++) {
+        const int t = first + i * (int)blockDim.x;
+        const Spot at = on_frame(f, t);
+        if (t < f.size) store(out + ((index_t)at.y * row + at.r) * VECTOR, held[i]);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(256) blockpad_near(const Params p) {
