@@ -245,7 +245,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     trainer = make_trainer(tmp_path)
     with RunLog(tmp_path / "run") as log:
         trainer.save(log)
-        trainer.all_saved()
+        trainer.saver.wait()
         good = (tmp_path / "run" / "checkpoint.pth").read_bytes()
         with torch.no_grad():
             next(trainer.model.parameters())[0, 0, 0, 0] = torch.inf

@@ -1,6 +1,7 @@
 """What a run that stops, fails or is taken up elsewhere saves, keeps and says."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,14 +13,12 @@ from test_stop_and_go import SETTING
 from tiny import arguments, checkpoint, make_trainer, run, tiny_backbone  # noqa: F401
 
 import train
-from utils import trainer
-from utils.checkpoint import save_checkpoint
+from utils import trainer, writer
 from utils.errors import UserError
 from utils.logger import RunLog
 from utils.optim import restore
 from utils.ranks import Agreement, Ranks
 from utils.signals import stop_requests
-from utils.writer import CheckpointWriter
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -46,7 +45,6 @@ def test_validation_that_fails_loses_little(tmp_path, monkeypatch, limit):
         steps.append(checkpoint(folder)["progress"]["total_steps"])
         return evaluate(*args, **options)
 
-    monkeypatch.setattr(CheckpointWriter, "write", lambda self, *given: save_checkpoint(*given))
     monkeypatch.setattr(trainer, "evaluate", fail)
     assert train.main(arguments(tmp_path, *SETTING)) == 1
     assert (folder / "checkpoint.pth").exists() == (limit == 0)
@@ -127,6 +125,68 @@ def test_no_room_for_tensorboard_ends_its_files_alone(tmp_path, monkeypatch):
         monkeypatch.setattr("utils.logger.os.replace", full)
         with pytest.raises(UserError, match="No space left"):
             log.json("val.json", {})
+
+
+def fail_at(monkeypatch, *numbers):
+    """No room for checkpoints of these numbers, counted from 1."""
+    save, count = writer.save_checkpoint, itertools.count(1)
+
+    def save_or_not(*given):
+        if next(count) in numbers:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*given)
+
+    monkeypatch.setattr(writer, "save_checkpoint", save_or_not)
+
+
+def test_a_disk_that_was_full_for_a_moment_is_reported(tmp_path, monkeypatch):
+    fail_at(monkeypatch, 2)
+    folder = run(tmp_path, *SETTING, "--val-every", "0")
+    assert checkpoint(folder)["progress"]["total_steps"] == 9
+    log = (folder / "run.log").read_text()
+    assert (
+        log.count("WARNING warning: [Errno 28] No space left on device; the checkpoint after") == 1
+    )
+
+
+def test_a_full_disk_is_reported_beside_what_ends_training(tmp_path, monkeypatch, capsys):
+    fail_at(monkeypatch, 1)
+    step = trainer.Trainer._step
+
+    def step_or_fail(self, means):
+        if self.progress.total_steps == 3:
+            raise UserError("no such label")
+        step(self, means)
+
+    monkeypatch.setattr(trainer.Trainer, "_step", step_or_fail)
+    assert train.main(arguments(tmp_path, *SETTING, "--val-every", "0")) == 1
+    assert "no such label" in capsys.readouterr().err
+    log = (tmp_path / "default" / "run.log").read_text()
+    assert "the last checkpoint could not be written: [Errno 28] No space left" in log
+
+
+def test_a_disk_that_stays_full_ends_training(tmp_path, monkeypatch, capsys):
+    fail_at(monkeypatch, 2, 3)
+    assert train.main(arguments(tmp_path, *SETTING, "--val-every", "0")) == 1
+    assert "No space left on device; the checkpoints before it" in capsys.readouterr().err
+    assert checkpoint(tmp_path / "default")["progress"]["total_steps"] == 3
+
+
+def test_moments_lie_in_memory_as_their_parameters_do():
+    net = torch.nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)
+    one, other = (torch.optim.Adam(net.parameters()) for _ in range(2))
+    net(torch.randn(1, 2, 5, 5)).sum().backward()
+    one.step()
+    saved = one.state_dict()
+    for moments in saved["state"].values():
+        for name, value in moments.items():
+            moments[name] = value.contiguous().clone(memory_format=torch.contiguous_format)
+    saved = {"optimizer": saved, "scheduler": {"last_epoch": 0}}
+    restore(other, SimpleNamespace(go_to=lambda epoch: None), saved)
+    for p in net.parameters():
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert other.state[p][name].stride() == p.stride()
+            assert torch.equal(other.state[p][name], one.state[p][name])
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["trained", "failed"])

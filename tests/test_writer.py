@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -72,22 +73,90 @@ def test_one_after_the_other(tmp_path, device):
     assert torch.equal(load_checkpoint(tmp_path / "0_previous.pth")["b"], torch.arange(3))
 
 
-@pytest.mark.parametrize("then", ["wait", "write"])
-def test_what_failed_is_raised_once(tmp_path, monkeypatch, then):
-    def full(*given):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("device", DEVICES)
+def test_tensors_keep_their_layout(tmp_path, device):
+    """Moments in another than the weights' are refused by the fused optimisers."""
+    own, weight = CheckpointWriter(), torch.randn(4, 3, 5, 5, device=device)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        state = {"x": weight.to(memory_format=layout), "every second": weight[:, ::2]}
+        own.write(tmp_path / "a.pth", state)
+        own.wait()
+        found = load_checkpoint(tmp_path / "a.pth")
+        assert found["x"].is_contiguous(memory_format=layout)
+        assert all(torch.equal(found[name], value.cpu()) for name, value in state.items())
 
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """As long as this set is not empty nothing can be written."""
+    reasons, save = {"full"}, writer.save_checkpoint
+
+    def save_or_not(*given):
+        if reasons:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*given)
+
+    monkeypatch.setattr(writer, "save_checkpoint", save_or_not)
+    return reasons
+
+
+def test_what_failed_is_raised_once(tmp_path, full_disk):
     own = CheckpointWriter()
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "save_checkpoint", full)
-        own.write(tmp_path / "a.pth", {})
-        with pytest.raises(OSError, match="No space left"):
-            own.wait() if then == "wait" else own.write(tmp_path / "b.pth", {})
+    own.write(tmp_path / "a.pth", {})
+    with pytest.raises(OSError, match="No space left"):
+        own.wait()
     own.wait()
+    assert not own.has_failed
     assert not list(tmp_path.iterdir())
+
+
+def test_the_write_after_a_failure_is_tried(tmp_path, full_disk):
+    own = CheckpointWriter()
+    assert own.write(tmp_path / "a.pth", {"x": 1}) is None
+    with pytest.raises(OSError, match="No space left"):
+        own.write(tmp_path / "a.pth", {"x": 2})
+    own.write(tmp_path / "a.pth", {"x": 3})
+    while not own.has_failed:
+        time.sleep(0.01)
+    full_disk.clear()
+    assert "No space left" in str(own.write(tmp_path / "a.pth", {"x": 4}))
+    assert load_checkpoint(tmp_path / "a.pth") == {"x": 4}
+    assert not own.has_failed
+
+
+def test_an_interrupted_wait_forgets_nothing(tmp_path, held, monkeypatch):
+    own = CheckpointWriter()
     own.write(tmp_path / "a.pth", {"x": 1})
+
+    def interrupt(self, timeout=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer.Future, "result", interrupt)
+        own.wait()
+    held.set()
     own.wait()
     assert load_checkpoint(tmp_path / "a.pth") == {"x": 1}
+
+
+def test_writers_of_a_process_take_turns(tmp_path, monkeypatch):
+    """Two files on their way to one name would be one."""
+    save, together, most = writer.save_checkpoint, [], []
+
+    def note(*given):
+        together.append(given)
+        most.append(len(together))
+        time.sleep(0.1)
+        save(*given)
+        together.pop()
+
+    monkeypatch.setattr(writer, "save_checkpoint", note)
+    writers = [CheckpointWriter() for _ in range(3)]
+    for own in writers:
+        own.write(tmp_path / "a.pth", {"x": 1})
+    for own in writers:
+        own.wait()
+    assert most == [1, 1, 1]
 
 
 def test_a_state_that_could_not_be_read_again_is_an_error(tmp_path):

@@ -105,9 +105,12 @@ def restore(
         ) from error
     for group, flags in zip(optimizer.param_groups, own):
         group.update(flags)
-        for p in group["params"] if group.get("capturable") else ():
+        for p in group["params"]:
             state = optimizer.state.get(p, {})
-            if "step" in state:  # a run on the CPU counts there
+            for name, value in state.items():  # moments lie as the parameter does, for one pass
+                if isinstance(value, Tensor) and value.shape == p.shape:
+                    state[name] = torch.empty_like(p).copy_(value)
+            if "step" in state and group.get("capturable"):  # a run on the CPU counts there
                 state["step"] = state["step"].to(p.device, torch.float32)
     schedule.go_to(saved["scheduler"]["last_epoch"])
 

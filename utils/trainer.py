@@ -3,8 +3,7 @@
 import copy
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import distributed
-from utils.errors import UserError, one_line
 from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
@@ -28,7 +26,7 @@ from utils.ranks import ALONE, Agreement, Ranks
 from utils.resume import LATEST, Progress, Told
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
-from utils.writer import CheckpointWriter
+from utils.writer import Saver
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNSAVED_SECONDS = 60  # of training that validation does not begin on
@@ -68,7 +66,7 @@ class Trainer:
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
-        self.writer = CheckpointWriter()
+        self.saver = Saver(ranks)
         self._saved_at = time.monotonic()
         self._keep_previous = True
 
@@ -89,34 +87,14 @@ class Trainer:
         return told
 
     def save(self, log: RunLog, name: str = LATEST) -> None:
-        """Begin to write the checkpoint, on the main rank; `all_saved` waits for that.
-
-        Raises UserError where weights are not finite, and where the write before was impossible,
-        with the checkpoints before that untouched.
-        """
+        """Begin to write the checkpoint; `saver.wait` waits for it. Raises UserError where weights
+        are not finite, and what `Saver.save` raises."""
         self.finite.check(self.model)
-        self._write(log.folder / name, self.run.to_dict(), name == LATEST and self._keep_previous)
+        keep_previous = name == LATEST and self._keep_previous
+        self.saver.save(log.folder / name, self.run.to_dict(), log, keep_previous)
         if name == LATEST:
             self._saved_at = time.monotonic()
             self._keep_previous = True
-
-    def all_saved(self) -> None:
-        """Wait for what `save` began. Raises UserError where it was impossible."""
-        self._on_main_rank(self.writer.wait)
-
-    def _write(self, path: Path, state: dict[str, Any], keep_previous: bool = False) -> None:
-        self._on_main_rank(self.writer.write, path, state, keep_previous)
-
-    def _on_main_rank(self, write: Callable, *given: Any) -> None:
-        failure = None
-        if self.ranks.main:
-            try:
-                write(*given)
-            except OSError as error:
-                failure = f"{one_line(error)}; the checkpoints before it are as they were"
-        failures = [text for text in self.ranks.everyones(failure) if text]
-        if failures:
-            raise UserError(failures[0])
 
     # ---- training ----
 
@@ -126,16 +104,17 @@ class Trainer:
             self._agreed = Agreement(self.ranks)
             try:
                 evaluation = self._fit(log)
-                self.all_saved()
+                self.saver.wait()
                 return evaluation
             except Stopped:
-                self.all_saved()
+                self.saver.wait()
+                raise
+            except Exception:  # not KeyboardInterrupt, which is not to wait
+                self.saver.settle(log)
                 raise
             finally:
                 for loader in (self.train_loader, self.val_loader):
                     stop_workers(loader)
-                with suppress(Exception):  # after another error; else all is written
-                    self.writer.wait()
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args
@@ -248,6 +227,7 @@ class Trainer:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""
         at = self.progress
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
+        self.saver.wait()  # data workers that begin now would keep the file open
         evaluation = self._evaluate(log, self.model, self.args, "val")
         if self.run.average:
             averaged = copy.deepcopy(self.model)
@@ -258,7 +238,7 @@ class Trainer:
             if score > at.ema_score_best:
                 at.ema_score_best, at.ema_score_best_epoch = score, at.epoch
                 state = {"state_dict": averaged.state_dict(), "args": vars(self.args)}
-                self._write(log.folder / "checkpoint_ema_best.pth", state)
+                self.saver.save(log.folder / "checkpoint_ema_best.pth", state, log)
         # Written before checkpoint.pth, which says that it is there.
         if evaluation.miou > at.score_best:
             at.score_best, at.score_best_epoch = evaluation.miou, at.epoch
@@ -314,7 +294,8 @@ class Trainer:
     def _save_is_due(self) -> bool:
         """Asked of the main rank's clock alone."""
         minutes = self.args.save_minutes
-        return self.ranks.main and 0 < 60 * minutes < time.monotonic() - self._saved_at
+        late = 0 < 60 * minutes < time.monotonic() - self._saved_at
+        return self.ranks.main and (late or self.saver.writer.has_failed)
 
     def _stop_if_asked(self) -> None:
         """Between epochs, with the state just saved."""

@@ -1,6 +1,9 @@
 """Checkpoints written while training goes on."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,54 @@ from torch import Tensor
 
 from segblocks.structure import map_structure
 from utils.checkpoint import save_checkpoint
+from utils.errors import UserError, one_line
+from utils.logger import RunLog
+from utils.ranks import Ranks
+
+# Of all writers of a process: files on their way to one name have one name, too.
+_one_at_a_time = threading.Lock()
+
+
+class Saver:
+    """Checkpoints of a run on one rank or several: the main one writes, all know of failures."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks, self.writer = ranks, CheckpointWriter()
+
+    def save(
+        self, path: Path, state: dict[str, Any], log: RunLog, keep_previous: bool = False
+    ) -> None:
+        """Begin to write a checkpoint, where the one before could be written or this one can.
+        Raises UserError otherwise, with older ones untouched."""
+
+        def write() -> None:
+            failure = self.writer.write(path, state, keep_previous)
+            if failure is not None:
+                log.warning(f"warning: {one_line(failure)}; the checkpoint after that was written")
+
+        self._on_main_rank(write)
+
+    def wait(self) -> None:
+        """Until all is written. Raises UserError where that was impossible."""
+        self._on_main_rank(self.writer.wait)
+
+    def settle(self, log: RunLog) -> None:
+        """The same after another error, without other ranks: failures are logged alone."""
+        try:
+            self.writer.wait()
+        except Exception as error:
+            log.warning(f"warning: the last checkpoint could not be written: {one_line(error)}")
+
+    def _on_main_rank(self, write: Callable[[], object]) -> None:
+        failure = None
+        if self.ranks.main:
+            try:
+                write()
+            except OSError as error:
+                failure = f"{one_line(error)}; the checkpoints before it are as they were"
+        failures = [text for text in self.ranks.everyones(failure) if text]
+        if failures:
+            raise UserError(failures[0])
 
 
 class CheckpointWriter:
@@ -20,51 +71,94 @@ class CheckpointWriter:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._under_way: Future[None] | None = None
-        self._pinned: list[Tensor] = []
+        self._pinned: list[tuple[Any, Tensor]] = []  # layouts, and memory for tensors like that
 
-    def write(self, path: Path, state: dict[str, Any], keep_previous: bool = False) -> None:
-        """Begin to write `state` to `path`, when the write before has ended; raises what that one
-        raised (see `wait`)."""
-        self.wait()
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last write has ended, and not well."""
+        under_way = self._under_way
+        return under_way is not None and under_way.done() and under_way.exception() is not None
+
+    def write(
+        self, path: Path, state: dict[str, Any], keep_previous: bool = False
+    ) -> OSError | None:
+        """Begin to write `state` to `path`, when the write before has ended.
+
+        If that one failed for its file or its disk, this one is waited for and raises what it
+        raises; returns the failure before it if it went well, else None.
+        """
+        failure = None
+        try:
+            self.wait()
+        except OSError as error:
+            failure = error
         state, copied = self._snapshot(state)
-        self._under_way = self._thread.submit(_write, copied, path, state, keep_previous)
+        self._under_way = _in_a_thread(copied, path, state, keep_previous)
+        if failure is not None:
+            self.wait()
+        return failure
 
     def wait(self) -> None:
         """Until everything is written; raises what `save_checkpoint` raised, once."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
+        under_way = self._under_way
+        if under_way is None:
+            return
+        try:
             under_way.result()
+        finally:
+            if under_way.done():  # else a signal has ended the waiting
+                self._under_way = None
 
-    def _snapshot(self, state: dict[str, Any]) -> tuple[dict[str, Any], torch.cuda.Event | None]:
+    def _snapshot(self, state: dict[str, Any]) -> tuple[dict[str, Any], list[torch.cuda.Event]]:
         """The state in CPU memory of its own, and what tells when copies have arrived there."""
-        pinned, device = iter(self._pinned), None
-        self._pinned = []
+        pinned, self._pinned, devices = iter(self._pinned), [], set()
 
         def copy(tensor: Tensor) -> Tensor:
-            nonlocal device
             tensor = tensor.detach()
             if not tensor.is_cuda:
                 return tensor.clone()
-            device = tensor.device
-            kept = next(pinned, None)
-            if kept is None or (kept.shape, kept.dtype) != (tensor.shape, tensor.dtype):
-                kept = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._pinned.append(kept)
+            devices.add(tensor.device)
+            layout = (tensor.shape, tensor.stride(), tensor.dtype)
+            of, kept = next(pinned, (None, None))
+            if of != layout:
+                kept = _empty_on_host(tensor)
+            self._pinned.append((layout, kept))
             return kept.copy_(tensor, non_blocking=True)
 
         state = map_structure(state, Tensor, copy)
-        if device is None:
-            return state, None
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(device))
-        return state, copied
+        events = []
+        for device in devices:
+            events.append(torch.cuda.Event(blocking=True))
+            events[-1].record(torch.cuda.current_stream(device))
+        return state, events
+
+
+def _empty_on_host(tensor: Tensor) -> Tensor:
+    """Of the same strides: an optimiser's moments have to lie in memory as the weights do."""
+    with suppress(RuntimeError):  # a system may allow little pinned memory
+        return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return torch.empty_like(tensor, device="cpu")
+
+
+def _in_a_thread(*given: Any) -> Future[None]:
+    """`_write` these in a thread that does not keep Python from ending."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(_write(*given))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future
 
 
 def _write(
-    copied: torch.cuda.Event | None, path: Path, state: dict[str, Any], keep_previous: bool
+    copied: list[torch.cuda.Event], path: Path, state: dict[str, Any], keep_previous: bool
 ) -> None:
-    if copied is not None:
-        copied.synchronize()
-    save_checkpoint(path, state, keep_previous)
+    for event in copied:
+        event.synchronize()
+    with _one_at_a_time:
+        save_checkpoint(path, state, keep_previous)
