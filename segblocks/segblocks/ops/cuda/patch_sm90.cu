@@ -7,8 +7,8 @@
 //
 // A thread block stays on its multiprocessor and takes one tile after the other. Its 64 output
 // channels never change, nor does its part of the inner dimension, so that the weights of both are
-// fetched once (RESIDENT) where they fit; else they stream by, once for two tiles. Two warpgroups
-// multiply, seven warps fetch pixels, one warp fetches weights.
+// fetched once (RESIDENT) where they fit; else they stream by, once for the tiles that are taken at a
+// time. Two warpgroups multiply, seven warps fetch pixels, one warp fetches weights.
 //
 // Pixels wait in a ring of slots. Two tiles of a kind are taken at a time, one by each warpgroup, and
 // the slots of the two take turns: slot by slot, or where a tile has fewer slots than the ring tile by
@@ -58,7 +58,7 @@ struct Arguments {
     scalar* out;
     float* work;
     int* count;
-    Extended at;  // of the output, and of x where a tile is TALL or PAIR
+    Extended at;  // of the output, and of x where a tile is not ROWS
     Tiling tiling;
     int pitch, cin, cout, cout_pad, width2, step2, stride2;
     int parts, chunk_of[MAX_PARTS + 1];

@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256, 3)
             *(const uint4*)(p.weights + ((dy * p.cout + channel) * 4 + threadIdx.x) * 8);
     follow();
     const scalar* image = p.image + n * p.stride_n;
-    const bool packed = p.stride_c == 1 && !((p.stride_y | p.stride_x) % 4) &&
+    const bool packed = p.stride_c == 1 && p.stride_x && !((p.stride_y | p.stride_x) % 4) &&
                         !((unsigned long long)image % 8);
     uint2 pixels[EACH];
 #pragma unroll
