@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 import segblocks
 from segblocks.borders import pad_to_blocks
-from segblocks.capture import without_collection
+from segblocks.capturing import without_collection
 
 EAGER = "eager"
 

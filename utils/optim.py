@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from segblocks.capture import without_collection
+from segblocks.capturing import without_collection
 
 
 def build_optimizer(model: nn.Module, args: Namespace) -> Adam:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .capture import without_collection
+from .capturing import without_collection
 from .ops import cuda
 
 GRID = (8, 16)

@@ -1,8 +1,7 @@
 """One forward and one backward pass of a network as CUDA graphs; see `graphs` for when."""
 
-import gc
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .capturing import CaptureFailed, cleared_up
 from .once import differentiable_once
 from .structure import find, leaves, map_structure
 
@@ -46,10 +46,6 @@ class Buffers:
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)
         return self._streams[device]
-
-
-class CaptureFailed(RuntimeError):
-    """A pass is no part of a graph; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -98,49 +94,6 @@ def capture(
     device = inputs[0].device
     with cleared_up(device, buffers.pool), torch.cuda.device(device):
         return _capture(net, function, inputs, buffers, kept)
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Garbage in cycles is not collected inside. A CUDA graph among it, of a network that nobody
-    uses any more, would end a capture in this thread: CUDA destroys none meanwhile."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextmanager
-def cleared_up(device: torch.device, pool: Any) -> Iterator[None]:
-    """A capture into `pool` inside is left alone by the garbage collector, and what it leaves
-    behind when it fails is put right.
-
-    Raises:
-        CaptureFailed: it did; then the CUDA generator of the device is another one with the same
-            state. Memory of the failed pass is free once this has been handled
-            (`torch.cuda.empty_cache`).
-    """
-    stream = torch.cuda.current_stream(device)
-    try:
-        with without_collection():
-            yield
-        return
-    except Exception as error:  # whatever a network of its own may raise it raises without us, too
-        # PyTorch leaves its capture stream in place, and the generator waiting for the end.
-        torch.cuda.set_stream(stream)
-        torch.cuda.synchronize(device)
-        if torch.__version__ < (2, 12):  # whose allocator would go on as if there was a capture
-            with suppress(RuntimeError):
-                torch._C._cuda_endAllocateToPool(device.index, pool)
-        generator = torch.cuda.default_generators[device.index]
-        generator.graphsafe_set_state(generator.clone_state())
-        while error.__context__ is not None:  # the first one says what was wrong
-            error = error.__context__
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise CaptureFailed(reason)
 
 
 def _capture(

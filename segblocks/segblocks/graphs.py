@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .capture import Buffers, Captured, CaptureFailed, Ticket, backward, capture, layout
+from .capture import Buffers, Captured, Ticket, backward, capture, layout
+from .capturing import CaptureFailed
 from .dispatch import current_recorder
 from .ops.cudnn import allows_tf32
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
-from segblocks.capture import without_collection
+from segblocks.capturing import without_collection
 from segblocks.graphs import Parts
 
 BLOCK = 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..borders import crop_output
-from ..capture import CaptureFailed, cleared_up
+from ..capturing import CaptureFailed, cleared_up
 from ..grid import BlockGrid
 from ..model import SegBlocksOutput
 from ..ops import choose_slots
