@@ -9,6 +9,7 @@ from segblocks import DualResTensor, to_blocks
 from segblocks.fast import onednn
 from segblocks.fast.onednn import AddedConvolution
 from segblocks.fast.padded import Scratch, double, join, padded, padded_image
+from segblocks.fast.windows import windows
 from segblocks.grid import BlockGrid
 from segblocks.rules.window import Halo, padded_blocks
 
@@ -66,6 +67,21 @@ def test_joining_and_doubling(kind, shape, block):
     found = double(x, Scratch())
     assert found.block == expected.block == 2 * block
     assert distance(found.pixels, expected.pixels) < 1e-12
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("block", "stride"), [(2, 1), (4, 1), (4, 2), (8, 2)])
+def test_windows_are_the_rows_of_a_product(kind, shape, block, stride):
+    x = blocks_of(kind, shape, block)
+    weight = torch.randn(3, 5, 3, 3, dtype=x.pixels.dtype)
+    expected = F.conv2d(x, weight, None, stride, 1).pixels
+    scratch, own = Scratch(), Scratch()
+    for _ in range(2):  # the second time from the index and in the memory of the first
+        rows = windows(x, stride, scratch, own)
+        found = rows @ weight.permute(0, 2, 3, 1).flatten(1).t()
+        assert found.shape == expected.shape
+        assert distance(found, expected) < 1e-12
 
 
 def test_scratch_memory_follows_size_and_type():

@@ -17,6 +17,7 @@ from .padded import Scratch, double, join, padded, padded_image
 from .portable import PortableNetwork, normalise
 from .steps import ConvStep, ExcursionStep, PoolStep, StemStep, Step
 from .trace import Program
+from .windows import MOST, windows
 
 
 class CpuNetwork(PortableNetwork):
@@ -28,7 +29,7 @@ class CpuNetwork(PortableNetwork):
 
     def __init__(self, program: Program, steps: list[Step], grid_shape: tuple[int, int, int]):
         super().__init__(program, steps)
-        self.scratch, self.first = Scratch(), Scratch()
+        self.scratch, self.windows, self.first = Scratch(), Scratch(), Scratch()
         self.blocks = math.prod(grid_shape)
         self.convolutions = {
             id(step): self._prepare(step) for step in steps if isinstance(step, ConvStep | StemStep)
@@ -50,10 +51,19 @@ class CpuNetwork(PortableNetwork):
         dtype = self.program.dtypes[source]
         cin, kernel = step.weight.shape[1:3]
         side = self.program.blocks[source]
+        weight, bias = step.weight.to(dtype), step.bias.to(dtype)
         shape = (self.blocks, cin, side + kernel - 1, side + kernel - 1)
+        if self._by_windows(step):
+            weight, stride = weight.permute(0, 2, 3, 1).flatten(1)[:, :, None, None], 1
+            cin, kernel, side = 9 * cin, 1, self.program.blocks[step.output]
         if kernel == 1:
             shape = (1, cin, 1, self.blocks * side * side)
-        return AddedConvolution(step.weight.to(dtype), step.bias.to(dtype), stride, shape)
+        return AddedConvolution(weight, bias, stride, shape)
+
+    def _by_windows(self, step: ConvStep | StemStep) -> bool:
+        """Whether a convolution is one product of both resolutions."""
+        small = self.program.blocks[step.output] <= MOST
+        return isinstance(step, ConvStep) and step.weight.shape[2] == 3 and small
 
     def stem(self, step: StemStep, image: Tensor, grid: BlockGrid) -> DualResTensor:
         block = image.shape[2] // grid.mask.shape[1] // 2
@@ -76,6 +86,9 @@ class CpuNetwork(PortableNetwork):
             x = normalise(x, step.pre, in_place=False)
         if step.weight.shape[2] == 1:
             self.convolutions[id(step)](_line(out.pixels), _line(x.pixels.contiguous()), step.relu)
+        elif self._by_windows(step):
+            rows = windows(x, step.stride, self.scratch, self.windows)
+            self.convolutions[id(step)](_line(out.pixels), _line(rows), step.relu)
         else:
             self._add(step, out, padded(x, 1, 1, 0.0, self.scratch))
         return out if step.post is None else normalise(out, step.post, in_place=True)
