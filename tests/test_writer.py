@@ -132,7 +132,7 @@ def test_an_interrupted_wait_forgets_nothing(tmp_path, held, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer.Future, "result", interrupt)
+        patch.setattr(threading.Thread, "join", interrupt)
         with pytest.raises(KeyboardInterrupt):
             own.wait()
     held.set()

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,14 +70,14 @@ class CheckpointWriter:
     """
 
     def __init__(self) -> None:
-        self._under_way: Future[None] | None = None
+        self._under_way: _Write | None = None
         self._pinned: list[tuple[Any, Tensor]] = []  # layouts, and memory for tensors like that
 
     @property
     def has_failed(self) -> bool:
         """Whether the last write has ended, and not well."""
         under_way = self._under_way
-        return under_way is not None and under_way.done() and under_way.exception() is not None
+        return under_way is not None and not under_way.is_alive() and under_way.error is not None
 
     def write(
         self, path: Path, state: dict[str, Any], keep_previous: bool = False
@@ -94,7 +93,8 @@ class CheckpointWriter:
         except OSError as error:
             failure = error
         state, copied = self._snapshot(state)
-        self._under_way = _in_a_thread(copied, path, state, keep_previous)
+        self._under_way = _Write(copied, path, state, keep_previous)
+        self._under_way.start()
         if failure is not None:
             self.wait()
         return failure
@@ -104,11 +104,10 @@ class CheckpointWriter:
         under_way = self._under_way
         if under_way is None:
             return
-        try:
-            under_way.result()
-        finally:
-            if under_way.done():  # else a signal has ended the waiting
-                self._under_way = None
+        under_way.join()  # a signal may end that, and nothing is forgotten
+        self._under_way = None
+        if under_way.error is not None:
+            raise under_way.error
 
     def _snapshot(self, state: dict[str, Any]) -> tuple[dict[str, Any], list[torch.cuda.Event]]:
         """The state in CPU memory of its own, and what tells when copies have arrived there."""
@@ -141,24 +140,28 @@ def _empty_on_host(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="cpu")
 
 
-def _in_a_thread(*given: Any) -> Future[None]:
-    """`_write` these in a thread that does not keep Python from ending."""
-    future: Future[None] = Future()
+class _Write(threading.Thread):
+    """One write. Python waits for it when it ends: a thread that it leaves behind in PyTorch would
+    be torn down there, and abort the process."""
 
-    def run() -> None:
+    def __init__(
+        self,
+        copied: list[torch.cuda.Event],
+        path: Path,
+        state: dict[str, Any],
+        keep_previous: bool,
+    ):
+        super().__init__(name="checkpoint")
+        self._copied, self._given = copied, (path, state, keep_previous)
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
         try:
-            future.set_result(_write(*given))
+            for event in self._copied:
+                event.synchronize()
+            with _one_at_a_time:
+                save_checkpoint(*self._given)
         except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
-    return future
-
-
-def _write(
-    copied: list[torch.cuda.Event], path: Path, state: dict[str, Any], keep_previous: bool
-) -> None:
-    for event in copied:
-        event.synchronize()
-    with _one_at_a_time:
-        save_checkpoint(path, state, keep_previous)
+            self.error = error
+        finally:
+            del self._given
