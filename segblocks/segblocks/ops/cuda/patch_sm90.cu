@@ -229,20 +229,18 @@ INLINE void fetch_pixels(const Arguments& p, const Shared& s, const Share& share
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
         Sequence next = {region.first, 0, share.first_chunk, 0};
-        int rows[COPIES], more[COPIES];
-        if (next.index < region.end) look_up<true>(p, share, region, next, more);
+        int rows[COPIES];
+        if (next.index < region.end) look_up<true>(p, share, region, next, rows);
         if (!low) {
             follow();
             for (int i = threadIdx.x - 256; blockIdx.x == 0 && i < p.cout / 8; i += FETCHERS)
                 *(uint4*)(p.out + (long long)p.at.zero * p.cout + i * 8) = make_uint4(0, 0, 0, 0);
         }
+        // Fetching runs ahead of multiplying, so that it waits for an empty slot, not for rows.
         while (next.index < region.end) {
-            Sequence at = next;
-#pragma unroll
-            for (int i = 0; i < COPIES; i++) rows[i] = more[i];
+            fill(p, s, share, region, next, slot, rows);
             next.step(share, region);
-            if (next.index < region.end) look_up<false>(p, share, region, next, more);
-            fill(p, s, share, region, at, slot, rows);
+            if (next.index < region.end) look_up<false>(p, share, region, next, rows);
         }
     }
 }
