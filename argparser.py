@@ -214,8 +214,8 @@ def _training(group) -> None:
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
         help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
     add("--cuda-graphs", type=boolean, default=True, metavar="YES/NO",
-        help="on CUDA, one process: replay training steps from CUDA graphs, which saves the host's "
-        "time and changes results by rounding at most (default: yes)")
+        help="on CUDA: replay training steps from CUDA graphs, which saves the host's time and "
+        "changes results by rounding at most (default: yes)")
     add("--ema", type=_number(float, 0, below=1), default=0.0, metavar="DECAY",
         help="keep an exponential moving average of the weights with this decay a step, such as "
         "0.999, validated and saved beside them (default: 0, none)")

@@ -40,25 +40,36 @@ class Kill:
 
 
 def run_job(
-    argv: list[str], count: int = 1, kill: Kill | None = None, sgd: bool = False
+    argv: list[str],
+    count: int = 1,
+    kill: Kill | None = None,
+    sgd: bool = False,
+    nodes: bool = False,
 ) -> list[int]:
     """Run train.py in `count` processes; -> their exit statuses, negative for a signal.
 
     `sgd` puts plain gradient descent in the place of Adam, which makes much of rounding, and keeps
-    CUDA to whole float32.
+    CUDA to whole float32. With `nodes` each process passes for a node of its own with one CUDA
+    device, which is the same one.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        CONTEXT.Process(target=_process, args=(argv, rank, count, port, kill, sgd))
+        CONTEXT.Process(target=_process, args=(argv, rank, count, port, kill, sgd, nodes))
         for rank in range(count)
     ]
     return run_all(processes)
 
 
 def _process(
-    argv: list[str], rank: int, count: int, port: int, kill: Kill | None, sgd: bool
+    argv: list[str],
+    rank: int,
+    count: int,
+    port: int,
+    kill: Kill | None,
+    sgd: bool,
+    nodes: bool,
 ) -> None:
     torch.set_num_threads(1)
     BACKBONES["tiny"] = TINY
@@ -66,6 +77,9 @@ def _process(
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         os.environ.update({name: str(value) for name, value in places.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if nodes:  # NCCL takes one process a device of a host, and talks to others through sockets
+            os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+            os.environ.update(NCCL_HOSTID=f"node{rank}", NCCL_SOCKET_IFNAME="lo")
     if sgd:
         state.build_optimizer = _gradient_descent
         torch.backends.cudnn.allow_tf32 = False

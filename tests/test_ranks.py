@@ -28,6 +28,7 @@ POLICIES = {
     "random": [*REINFORCE, "--segblocks-policy", "random"],
     "reinforce": [*REINFORCE, "--segblocks-quantize-percentage", "0"],
 }
+ON_CUDA = ["--device", "cuda", "--deterministic", "yes"]
 SETTING = (
     "--synthetic-train-images 9 --synthetic-val-images 3 --batch-size 4 --lr 0.05 --log-every 1 "
     "--num-viz-images 3 --crop-res 128"
@@ -51,8 +52,12 @@ def job(folder, *flags, **options):
     ],
 )
 def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):
-    flags = [*POLICIES[policy], *flags]
-    alone, both = (job(tmp_path / str(n), *flags, count=n, sgd=True) for n in (1, 2))
+    compare(tmp_path, [*POLICIES[policy], *flags])
+
+
+def compare(tmp_path, flags, **options):
+    """An epoch on one rank with one on two."""
+    alone, both = (job(tmp_path / str(n), *flags, count=n, sgd=True, **options) for n in (1, 2))
     one, two = checkpoint(alone), checkpoint(both)
     start = make_trainer(tmp_path, *SETTING, *flags).model.state_dict()
     for name, value in one["state_dict"].items():
@@ -71,9 +76,29 @@ def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_epoch_on_two_gpus_equals_one_on_one(tmp_path, policy):
-    test_an_epoch_on_two_ranks_equals_one_on_one(
-        tmp_path, policy, ["--device", "cuda", "--deterministic", "yes"]
-    )
+    compare(tmp_path, [*POLICIES[policy], *ON_CUDA])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("graphs", ["yes", "no"])
+@pytest.mark.parametrize("policy", ["disabled", "reinforce"])
+def test_an_epoch_on_two_nodes_equals_one_on_one(tmp_path, policy, graphs):
+    compare(tmp_path, [*POLICIES[policy], *ON_CUDA, "--cuda-graphs", graphs], nodes=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_processes_train_from_graphs_of_different_numbers_of_blocks(tmp_path):
+    """Rounded up, each for itself, so that one process captures what another one replays."""
+    flags = [*REINFORCE, "--segblocks-quantize-percentage", "0.25", *ON_CUDA, "--epochs", "6"]
+    found = [
+        job(tmp_path / graphs, *flags, "--cuda-graphs", graphs, count=2, sgd=True, nodes=True)
+        for graphs in ("yes", "no")
+    ]
+    weights = [checkpoint(folder)["state_dict"] for folder in found]
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def _logged(folder):

@@ -5,7 +5,6 @@ import time
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from dataloaders import SegmentationDataset, stop_workers, to_network
 from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
-from utils.distributed import distributed
+from utils.distributed import share_batch
 from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
@@ -52,9 +51,10 @@ class Trainer:
         self.model, self.args, self.device, self.ranks = model, args, device, ranks
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
-        from_graphs = device.type == "cuda" and args.cuda_graphs and ranks.count == 1
-        model.train_from_graphs(TrainingGraphs() if from_graphs else None)
-        self.network = distributed(model, args, device, ranks) if ranks.count > 1 else model
+        from_graphs = device.type == "cuda" and args.cuda_graphs
+        self._graphs = TrainingGraphs() if from_graphs else None
+        model.train_from_graphs(self._graphs)
+        self.shared = share_batch(model, args, device, ranks, from_graphs)
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
         self.run = TrainingState(model, args, device)
         # A scaler decides after each backward pass whether there is a step at all.
@@ -113,6 +113,8 @@ class Trainer:
                 self.saver.settle(log)
                 raise
             finally:
+                if self._graphs is not None:
+                    self._graphs.release()  # before ranks part
                 for loader in (self.train_loader, self.val_loader):
                     stop_workers(loader)
 
@@ -174,15 +176,15 @@ class Trainer:
             # N,3,H,W and N,H,W; where colour jitter is still to be applied, N,4,2 too.
             batch = [x.to(self.device, non_blocking=True) for x in (image, label, *changes)]
             image, label = to_network(*batch, channels_last=args.channels_last)
-            with nullcontext() if i + 1 == args.accumulate else self._gradients_stay():
+            with nullcontext() if i + 1 == args.accumulate else self.shared.later():
                 loss, names, values = self._loss(image, label)
-                # Losses of ranks add up, where DistributedDataParallel averages gradients.
-                weight = self.ranks.count / args.accumulate
+                weight = self.shared.weight / args.accumulate
                 # Only a loss that is still the graph's own output takes the short way back.
                 scaled = self.run.scaler.scale(loss if weight == 1 else loss * weight)
                 TrainingGraphs.backward(scaled)
             means.add(names, values)
             self.finite.add(loss.detach(), index, self.progress.total_steps)
+        self.shared.exchange()
         if args.grad_clip:
             self.run.scaler.unscale_(self.run.optimizer)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.grad_clip)
@@ -196,18 +198,15 @@ class Trainer:
         if self.run.average:
             self.run.average.update(self.progress.total_steps + 1)
 
-    def _gradients_stay(self) -> Any:
-        """Where gradients are not yet exchanged between ranks."""
-        return self.network.no_sync() if self.ranks.count > 1 else nullcontext()
-
     def _loss(
         self, image: torch.Tensor, label: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
         """See `_objective`."""
         amp = self.args.amp
         options = forward_options(self.args, self.criterion, label)
+        options |= {"objective": self._objective, "targets": (label,)}
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            return self.network(image, **options, objective=self._objective, targets=(label,))
+            return self.shared.network(image, **options)
 
     def _objective(
         self, result: SegBlocksOutput, label: torch.Tensor

@@ -74,6 +74,11 @@ class Captured:
     structure: Any
     kept: Any
 
+    def reset(self) -> None:
+        """Destroy the graphs. A backward pass that is to come raises."""
+        for graph in (*self.forward, self.backward):
+            graph.reset()
+
     def run(self, inputs: tuple[Tensor, ...], ticket: Ticket) -> Any:
         """What the network returns for other inputs of the same layout, with its gradient."""
         given = (*(inputs[i] for i in self.differentiable), *self.parameters)

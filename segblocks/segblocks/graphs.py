@@ -42,8 +42,10 @@ class TrainingGraphs:
     All graphs of a network share one pool of memory, as large as the largest of them needs. While
     a forward pass waits for its backward pass, others of that network run without graphs.
 
-    Not for several processes whose settings differ from step to step: what they exchange inside a
-    pass (as SyncBatchNorm does) would be in a graph on one and not on the other.
+    What several processes exchange inside a pass, over NCCL (as SyncBatchNorm does), is part of
+    the graphs. One of them may replay what another one runs as written, as long as all exchange the
+    same in the same order. `release` the graphs before the processes part, which would wait for
+    them.
 
     Args:
         most: settings to keep graphs of; a network in which more occur runs without.
@@ -106,6 +108,13 @@ class TrainingGraphs:
         if graphs is None:
             graphs = self._of_net[net] = _Graphs(net, self.most)
         return graphs
+
+    def release(self) -> None:
+        """Destroy all graphs, whoever refers to them; what occurs again is captured anew."""
+        for graphs in self._of_net.values():
+            for captured in graphs.captured.values():
+                captured.reset()
+            graphs.drop()
 
     def captured(self, net: nn.Module) -> int:
         """Number of settings that `net` has graphs of."""

@@ -1,4 +1,4 @@
-"""The batch norm kernel on the CPU (`emulation.py`): values, ReLU, and averages beside them."""
+"""The batch norm kernel, emulated on the CPU too: values, ReLU, and averages beside them."""
 
 import emulation
 import pytest
@@ -14,20 +14,28 @@ HIGH = N_HIGH * BLOCK**2
 ROWS = HIGH + N_LOW * BLOCK**2 // 4
 
 
-@pytest.fixture
-def emulated(monkeypatch):
-    monkeypatch.setattr(kernels, "prepare", emulation.prepare)
-    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 2)
+on_cuda = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_cuda)])
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        monkeypatch.setattr(kernels, "prepare", emulation.prepare)
+        monkeypatch.setattr(kernels, "multiprocessors", lambda device: 2)
     kernels.plan.cache_clear()
-    yield
+    yield request.param
     kernels.plan.cache_clear()
 
 
-def make(channels: int, kind: torch.dtype, affine: bool) -> tuple[torch.Tensor, tuple]:
+def make(channels: int, kind: torch.dtype, affine: bool, device: str):
+    """Pixels (ROWS, channels) of DTYPE; mean, variance, weight and bias of `kind`."""
     torch.manual_seed(channels)
-    x = torch.randn(ROWS, channels).to(DTYPE)
-    mean, weight, bias = (torch.randn(channels).to(kind) for _ in range(3))
-    variance = (torch.rand(channels) + 0.5).to(kind)
+    x = torch.randn(ROWS, channels, device=device).to(DTYPE)
+    mean, weight, bias = (torch.randn(channels, device=device).to(kind) for _ in range(3))
+    variance = (torch.rand(channels, device=device) + 0.5).to(kind)
     return x, (mean, variance, weight, bias) if affine else (mean, variance, None, None)
 
 
@@ -40,25 +48,27 @@ def expect(x, tensors, relu: bool) -> torch.Tensor:
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("kind", [DTYPE, torch.float32])
-def test_values(emulated, kind, relu, affine):
-    x, tensors = make(24, kind, affine)
+def test_values(device, kind, relu, affine):
+    x, tensors = make(24, kind, affine, device)
     y = kernels.normalise(x, *tensors, 1e-3, relu)
     torch.testing.assert_close(y.float(), expect(x, tensors, relu), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("channels", [8, 24, 64, 264])
-def test_extended_buffers(emulated, monkeypatch, channels, relu):
+def test_extended_buffers(device, monkeypatch, channels, relu):
     """Stored pixels as ever, averages at the edges of high blocks, then a row of zeros."""
-    x, tensors = make(channels, torch.float32, True)
-    quads = torch.arange(HIGH).view(N_HIGH, BLOCK // 2, 2, BLOCK // 2, 2).transpose(2, 3)
+    x, tensors = make(channels, torch.float32, True, device)
+    quads = (
+        torch.arange(HIGH, device=device).view(N_HIGH, BLOCK // 2, 2, BLOCK // 2, 2).transpose(2, 3)
+    )
     own = quads.reshape(-1).int().contiguous()
     rows = ROWS + HIGH // 4 + 1
-    out = torch.full((rows, channels), 7.0, dtype=DTYPE)
+    out = torch.full((rows, channels), 7.0, dtype=DTYPE, device=device)
     norm = norms.norm_of(*tensors, 1e-3)
-    plan = norms.NormPlan((ROWS, channels), DTYPE, -1, x.device)
+    plan = norms.NormPlan((ROWS, channels), DTYPE, x.get_device(), x.device)
     kernel = plan.kernel(norm, relu, (HIGH, BLOCK))
-    kernel.enqueue(-1, x.data_ptr(), *norm.addresses, out.data_ptr(), own.data_ptr())
+    kernel.enqueue(x.get_device(), x.data_ptr(), *norm.addresses, out.data_ptr(), own.data_ptr())
     plain = kernels.normalise(x, *tensors, 1e-3, relu)
     assert torch.equal(out[:ROWS], plain)
     assert not out[-1].any()
@@ -69,13 +79,16 @@ def test_extended_buffers(emulated, monkeypatch, channels, relu):
     assert (means[:, 1:-1, 1:-1] == 7).all()  # nobody reads them
 
 
-def test_blocks_all_low(emulated):
+def test_blocks_all_low(device):
     """Then only the row of zeros follows."""
-    x, tensors = make(16, DTYPE, True)
-    own, out = torch.zeros(4, dtype=torch.int32), torch.full((ROWS + 1, 16), 7.0, dtype=DTYPE)
+    x, tensors = make(16, DTYPE, True, device)
+    own = torch.zeros(4, dtype=torch.int32, device=device)
+    out = torch.full((ROWS + 1, 16), 7.0, dtype=DTYPE, device=device)
     norm = norms.norm_of(*tensors, 1e-3)
-    kernel = norms.NormPlan((ROWS, 16), DTYPE, -1, x.device).kernel(norm, True, (0, BLOCK))
-    kernel.enqueue(-1, x.data_ptr(), *norm.addresses, out.data_ptr(), own.data_ptr())
+    kernel = norms.NormPlan((ROWS, 16), DTYPE, x.get_device(), x.device).kernel(
+        norm, True, (0, BLOCK)
+    )
+    kernel.enqueue(x.get_device(), x.data_ptr(), *norm.addresses, out.data_ptr(), own.data_ptr())
     assert torch.equal(out[:ROWS], kernels.normalise(x, *tensors, 1e-3, True))
     assert not out[-1].any()
 

@@ -191,6 +191,25 @@ class TestOnCuda:
         for one, two in zip(*grads):
             torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-5)
 
+    def test_released_graphs_are_captured_anew(self, deterministic):
+        models = [make(graphs) for graphs in (False, True)]
+        for seed in range(3):
+            losses = []
+            for model in models:
+                torch.manual_seed(seed)
+                losses.append(loss_of(model, images(seed))[0])
+                losses[-1].backward()
+            torch.testing.assert_close(losses[1], losses[0])
+            assert captured(models[1]) == min(seed, 1)
+            if seed == 1:
+                waiting = loss_of(models[1], images(seed))[0]
+                models[1].graphs.release()
+                assert captured(models[1]) == 0
+                with pytest.raises(RuntimeError, match="capture"):
+                    waiting.backward()
+        for one, two in zip(*(m.net.parameters() for m in models)):
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-5, atol=1e-6)
+
     def test_random_numbers_go_on(self):
         model = make(True, net=Net(dropout=0.5))
         torch.manual_seed(3)
