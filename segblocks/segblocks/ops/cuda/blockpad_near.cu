@@ -62,22 +62,31 @@ INLINE int vector_of(const Params& p, Spot at) {
 }
 #endif
 
-// What lies at a place of the halo of a padded block.
-template <bool HIGH> INLINE vec halo_at(const Params& p, const Cell& cell, Spot at) {
+// Where a vector of the halo of a padded block comes from.
+struct Source {
+    int slot, y, x, v;  // pixel (y, x) of the block with this slot
+    bool exists;        // else it lies beyond the image
+};
+
+template <bool HIGH> INLINE Source source_of(const Params& p, const Cell& cell, Spot at) {
     const int side = side_of<HIGH>(p.place);
     const int column = quotient(at.r, p.place.by_vectors), v = at.r - column * p.place.vectors;
     const int y = at.y - p.top, x = column - p.left;
     const int dy = y < 0 ? -1 : y >= side, dx = x < 0 ? -1 : x >= side;
     const int cy = cell.y + dy, cx = cell.x + dx;
-    if ((unsigned)cy >= (unsigned)p.place.gh || (unsigned)cx >= (unsigned)p.place.gw)
-        return filled(p.fill);
-    const int s = slot_at(p.place, p.slot, cell.n, cy, cx);
+    const bool exists = (unsigned)cy < (unsigned)p.place.gh && (unsigned)cx < (unsigned)p.place.gw;
+    const int slot = exists ? slot_at(p.place, p.slot, cell.n, cy, cx) : 0;
+    return {slot, y - dy * side, x - dx * side, v, exists};
+}
+
+template <bool HIGH> INLINE vec halo_at(const Params& p, const Source& from) {
+    if (!from.exists) return filled(p.fill);
 #if SB_NORMALISED
-    const Prologue read(p, v);
+    const Prologue read(p, from.v);
 #else
     const Load read;
 #endif
-    return picture_at<HIGH>(p.place, p.in, s, y - dy * side, x - dx * side, v, read);
+    return picture_at<HIGH>(p.place, p.in, from.slot, from.y, from.x, from.v, read);
 }
 
 template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
@@ -101,15 +110,17 @@ template <bool HIGH> INLINE void pad(const Params& p, const Work& w) {
 #endif
         return;
     }
+    expect_slots(p.slot, w.k);
     const int first = w.chunk * (int)blockDim.x * SB_EACH + threadIdx.x;
     if (first >= f.size) return;
     const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));
+    Source from[SB_EACH];  // all slots are on their way before the first one is waited for
     vec held[SB_EACH];
 #pragma unroll
-    for (int i = 0; i < SB_EACH; i++) {
-        const int t = first + i * (int)blockDim.x;
-        if (t < f.size) held[i] = halo_at<HIGH>(p, cell, on_frame(f, t));
-    }
+    for (int i = 0; i < SB_EACH; i++)
+        from[i] = source_of<HIGH>(p, cell, on_frame(f, min(first + i * (int)blockDim.x, f.size - 1)));
+#pragma unroll
+    for (int i = 0; i < SB_EACH; i++) held[i] = halo_at<HIGH>(p, from[i]);
 #pragma unroll
     for (int i = 0; i < SB_EACH; i++) {
         const int t = first + i * (int)blockDim.x;
@@ -195,6 +206,7 @@ template <bool HIGH> INLINE void pad_backward(const Params& p, const Work& w) {
             [&](int, Spot at) { return out + (index_t)(at.y * row + at.r) * VECTOR; });
         return;
     }
+    expect_slots(p.slot, w.k);
     const int t = w.chunk * (int)blockDim.x + threadIdx.x;
     if (t >= f.size) return;
     const Cell cell = cell_of(p.place, __ldg(p.cells + w.k));

@@ -62,6 +62,14 @@ INLINE Cell cell_of(const Place& p, int flat) {
     return {n, row - n * p.gh, flat - row * p.gw};
 }
 
+// Brings part of `slot` to L2 while the cell of stored block k is still on its way: between them the
+// thread blocks ask for all of it.
+INLINE void expect_slots(const int* slot, int k) {
+#ifdef __CUDA_ARCH__
+    if (threadIdx.x == 0) asm volatile("prefetch.global.L2 [%0];" ::"l"(slot + k));
+#endif
+}
+
 INLINE int slot_at(const Place& p, const int* slot, int n, int y, int x) {
     return fetch(slot + ((index_t)n * p.gh + y) * p.gw + x);
 }
