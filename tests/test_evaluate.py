@@ -1,6 +1,7 @@
 """Validation: what it leaves alone, budgets and placements, shares by block, operations."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from argparser import parse_args
 from utils.data import build_val_set
 from utils.evaluate import BlockShares, block_shares, blocks_with, evaluate
 from utils.logger import RunLog
-from utils.macs import MacCounter
+from utils.macs import MacCounter, count
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -97,16 +98,10 @@ def test_block_shares_by_hand():
 def test_macs_of_the_parts_add_up(tmp_path):
     args = parse_args(arguments(tmp_path, *REINFORCE))
     model = train.build(args, build_val_set(args)).eval()
-    counter, counted = MacCounter(), []
-
-    def run():
-        counted.append(budget)
-        model(torch.zeros(1, 3, 64, 128), budget=budget)
-
+    counter = MacCounter()
     with torch.no_grad():
         for budget in (0, 2, 2, 0):
-            counter.add(budget, run)
-    assert counted == [0, 2]  # each kind once
+            counter.add((64, 128), budget, partial(model, torch.zeros(1, 3, 64, 128), budget))
     gmacs = counter.gmacs()
     total = gmacs.pop("total")
     assert gmacs.keys() == {"policy", "net.backbone", "net.spp", "net.upsample", "net.logits"}
@@ -114,6 +109,24 @@ def test_macs_of_the_parts_add_up(tmp_path):
     # By hand: output pixels × inputs × outputs × kernel², at all blocks high.
     dense = 512 * 3 * 8 * 25 + 128 * 8 * 8 * 9 + 32 * 8 * 12 * 9 + 8 * 12 * 16 * 9
     assert gmacs["net.backbone"] * 1e9 == pytest.approx(dense * (1 + 1 / 4) / 2)
+
+
+@pytest.mark.parametrize("first", [(0, 8), (5, 4)])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_macs_of_two_numbers_of_blocks_tell_those_of_all(tmp_path, legacy, first):
+    args = parse_args(arguments(tmp_path, *REINFORCE))
+    model = train.build(args, build_val_set(args)).eval()
+    model.legacy_upsample = legacy
+    runs = [partial(model, torch.zeros(1, 3, 128, 256), n) for n in range(9)]
+    counter, counted = MacCounter(), []
+    with torch.no_grad():
+        for n in (*first, *range(9)):
+            counter.add((128, 256), n, lambda n=n: counted.append(n) or runs[n]())
+        assert counted == list(first)
+        found, known = counter.gmacs(), [count(run) for run in runs]
+    for name in known[0]:
+        expected = sum(known[n][name] for n in (*first, *range(9))) / 11e9
+        assert found[name] == pytest.approx(expected, rel=1e-12)
 
 
 # ---- logs ----

@@ -215,7 +215,7 @@ def _count(
         else:
             run = partial(model.net, padding(model)(image))
         result = run()
-        macs.add(high_blocks(result) if on_blocks else None, run)
+        macs.add(tuple(image.shape), high_blocks(result) if on_blocks else None, run)
         shares.append(float(result.share) if on_blocks else 1.0)
     return sum(shares) / len(shares), macs.gmacs()["total"] / len(images[0])
 

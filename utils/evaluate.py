@@ -137,7 +137,7 @@ def evaluate(
                 gain = model.block_gain(image, pixel_loss_of(criterion, at_image))
             run = partial(model, image, budget=args.budget, block_gain=gain)
             result = run()
-            macs.add((tuple(image.shape), high_blocks(result)), run)
+            macs.add(tuple(image.shape), high_blocks(result), run)
             prediction = predict(result.logits, label.shape[-2:])
             metrics.update(prediction, label)
             blocks.update(result, at_image)
