@@ -33,6 +33,7 @@ using std::max;
 using std::min;
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
+struct int4 { int x, y, z, w; };
 struct Index { unsigned x, y, z; };
 struct alignas(16) float4 { float x, y, z, w; };
 static Index blockIdx, blockDim, gridDim;

@@ -6,7 +6,7 @@ import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from fast_networks import SmallSwiftNet
+from fast_networks import SmallEfficientNet, SmallSwiftNet
 from torch import Tensor, nn
 
 from segblocks import SegBlocksModel, build_policy, execute_with_grid
@@ -18,6 +18,7 @@ BOUND = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 NETWORKS = {  # name: (builder, smallest block)
     "swiftnet": (SmallSwiftNet, 32),
     "resnet18": (networks.resnet18_trunk, 64),
+    "efficientnet": (SmallEfficientNet, 32),
 }
 
 

@@ -29,6 +29,10 @@ class Net(nn.Module):
         self.point = nn.Conv2d(channels, channels, 1)
         self.down = nn.Conv2d(channels, channels, 1, 2, bias=False)
         self.last = nn.Conv2d(channels, 19, 1)
+        self.each = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.each_strided = nn.Conv2d(channels, channels, 5, 2, 2, groups=channels, bias=False)
+        self.few, self.more = nn.Conv2d(channels, 24, 1), nn.Conv2d(24, channels, 1)
+        self.few_wide = nn.Conv2d(24, 24, 3, padding=1)
         self.norm, self.other_norm, self.third_norm = (nn.BatchNorm2d(channels) for _ in range(3))
         self.plain_norm = nn.BatchNorm2d(channels, affine=False)
         networks.settle(self)
@@ -67,6 +71,50 @@ class BasicBlock(nn.Module):
         y = self.bn2(self.conv2(relu_(self.bn1(self.conv1(x)))))
         y = y + (x if self.down is None else self.down(x))
         return F.relu(y), y
+
+
+class MBConv(nn.Module):
+    """An inverted residual block: expand, depthwise, project."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int = 6):
+        super().__init__()
+        wide, self.adds = inputs * expansion, stride == 1 and inputs == outputs
+        self.expand = nn.Sequential(nn.Conv2d(inputs, wide, 1, bias=False), nn.BatchNorm2d(wide))
+        each = nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide, bias=False)
+        self.depthwise = nn.Sequential(each, nn.BatchNorm2d(wide))
+        self.project = nn.Sequential(
+            nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        )
+
+    def forward(self, x):
+        y = F.relu6(self.depthwise(F.relu6(self.expand(x))))
+        return x + self.project(y) if self.adds else self.project(y)
+
+
+class SmallEfficientNet(nn.Module):
+    """EfficientNet-Lite in small, with one step up: few channels, depthwise, ReLU6; 19 classes."""
+
+    def __init__(self, classes: int = 19):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU6()
+        )
+        self.fine = nn.Sequential(
+            MBConv(32, 16, 3, 1, 1), MBConv(16, 24, 3, 2), MBConv(24, 24, 3, 1)
+        )
+        self.coarse = nn.Sequential(MBConv(24, 40, 5, 2), MBConv(40, 40, 5, 1))
+        self.norm, self.skip_norm = nn.BatchNorm2d(40), nn.BatchNorm2d(24)
+        self.small, self.skip = nn.Conv2d(40, 48, 1), nn.Conv2d(24, 48, 1)
+        self.blend_norm, self.blend = nn.BatchNorm2d(48), nn.Conv2d(48, 48, 3, padding=1)
+        self.logits = nn.Conv2d(48, classes, 1)
+        networks.settle(self)
+
+    def forward(self, image):
+        fine = self.fine(self.stem(image))
+        small = self.small(relu_(self.norm(self.coarse(fine))))
+        x = self.skip(F.relu(self.skip_norm(fine))) + up(small)
+        return self.logits(self.blend(relu_(self.blend_norm(x))))
 
 
 class SmallSwiftNet(nn.Module):

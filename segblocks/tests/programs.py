@@ -1,5 +1,7 @@
 """Recorded programs and fused steps, executed with ordinary functions on block tensors."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from agreement import TOLERANCE, distance, make_grid, make_image
@@ -9,7 +11,7 @@ from segblocks import BlockGrid, DualResTensor, execute_with_grid, to_blocks
 from segblocks.fast.cpu import CpuNetwork
 from segblocks.fast.fuse import fuse
 from segblocks.fast.portable import PortableNetwork
-from segblocks.fast.steps import PlainStep, PoolStep, StemStep
+from segblocks.fast.steps import DepthwiseStep, PlainStep, PoolStep, StemStep
 from segblocks.fast.trace import Program, Ref, recording
 from segblocks.structure import find, map_structure
 
@@ -70,7 +72,11 @@ def execute(program, steps, image, grid):
             values[step.output] = F.max_pool2d(values[step.source], 3, 2, 1)
         elif isinstance(step, StemStep):
             y = F.conv2d(values[0], step.weight, step.bias, 2, step.weight.shape[2] // 2)
-            values[step.output] = F.relu(y) if step.relu else y
+            values[step.output] = activate(y, step)
+        elif isinstance(step, DepthwiseStep):
+            settings = (step.stride, step.weight.shape[2] // 2, 1, step.weight.shape[0])
+            y = F.conv2d(values[step.source], step.weight, step.bias, *settings)
+            values[step.output] = activate(y, step)
         else:
             values[step.output] = convolve(step, values)
     return outputs_of(program, values)
@@ -87,9 +93,12 @@ def convolve(step, values):
         y = y + values[step.residual]
     if step.enlarged is not None:
         y = y + F.interpolate(values[step.enlarged], scale_factor=2, mode="bilinear")
-    if step.relu:
-        y = F.relu(y)
+    y = activate(y, step)
     return y if step.post is None else affine_relu(y, step.post)
+
+
+def activate(x, step):
+    return F.hardtanh(x, 0, step.limit) if step.relu else x
 
 
 def affine_relu(x, affine):
@@ -100,14 +109,22 @@ def describe(step) -> str:
     """A step in a few words: what is in it, in the order in which it happens."""
     if isinstance(step, PlainStep):
         return step.node.name.strip("_")
-    if isinstance(step, (PoolStep, StemStep)):
-        return type(step).__name__.removesuffix("Step").lower()
+    kind = type(step).__name__.removesuffix("Step").lower()
+    if isinstance(step, PoolStep):
+        return kind
+    bounded = step.relu and step.limit < math.inf
+    if isinstance(step, StemStep):
+        return f"{kind} below {step.limit:g}" if bounded else kind
     size, stride = step.weight.shape[2], step.stride
-    parts = ["pre"] * (step.pre is not None) + [f"{size}x{size}" + f"/{stride}" * (stride > 1)]
+    window = f"{size}x{size}" + f"/{stride}" * (stride > 1)
+    relu = ["relu"] * step.relu + [f"below {step.limit:g}"] * bounded
+    if isinstance(step, DepthwiseStep):
+        return " ".join([kind, window, *relu])
+    parts = ["pre"] * (step.pre is not None) + [window]
     for name in ("extra", "residual", "enlarged"):
         if getattr(step, name) is not None:
             parts.append(name)
-    parts += ["relu"] * step.relu + ["post"] * (step.post is not None)
+    parts += relu + ["post"] * (step.post is not None)
     return " ".join(parts)
 
 

@@ -62,6 +62,13 @@ HALF_KERNELS = {  # of the compiled path, half precision, sm_80 and later: kerne
     "policy.cu": (["policy_first", "policy_scores"], [{}]),
     "excursion.cu": (["pooled_conv", "split_extended"], [{}]),
     "pool.cu": (["max_pool", "averages"], [{}]),
+    "depthwise.cu": (
+        ["depthwise"],
+        [
+            {"kernel": kernel, "stride": stride, "relu": relu}
+            for kernel, stride, relu in ((3, 1, 0), (5, 2, 1), (7, 1, 2))
+        ],
+    ),
     "stem.cu": (["split_padded", "stem_places"], [{"packed": 0}, {"packed": 1}]),
 }
 

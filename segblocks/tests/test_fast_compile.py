@@ -14,7 +14,7 @@ import networks
 import pytest
 import torch
 from agreement import make_grid, make_image
-from fast_networks import Net, SmallSwiftNet
+from fast_networks import Net, SmallEfficientNet, SmallSwiftNet
 from programs import record
 from test_cuda_compile import ARCHITECTURES, Nvrtc, check_follows, compile_ptx, nvrtc
 from test_fast_dense import DENSE, Layers
@@ -24,6 +24,7 @@ from segblocks import BlockGrid, DualResTensor
 from segblocks.fast import (
     buffers,
     dense_run,
+    depthwise,
     eager,
     front,
     grid_tables,
@@ -53,7 +54,15 @@ from segblocks.policy import ReinforcePolicy
 HALF = (torch.float16, torch.bfloat16)
 TURNED = {"patch_sm90.cu": "patch_conv", "stem_sm90.cu": "stem_conv"}
 WITH_WGMMA = {"conv_sm90.cu": "block_conv", **TURNED}
-PLAIN = ("front.cu", "stem.cu", "pool.cu", "tables.cu", "patch_tables.cu", "normalise.cu")
+PLAIN = (
+    "depthwise.cu",
+    "front.cu",
+    "stem.cu",
+    "pool.cu",
+    "tables.cu",
+    "patch_tables.cu",
+    "normalise.cu",
+)
 SHARED = 227 << 10  # bytes of shared memory that one thread block of Hopper can have
 # The 128 registers of a thread hold patch_conv's 64 sums and a tile's rows, and little more: a few
 # words that change with the tile are kept aside.
@@ -119,7 +128,17 @@ def launches(monkeypatch) -> set[Launch]:
         found.add(Launch(file, kernel, options, 8 * pointers + len(constants)))
         return nothing
 
-    users = (pool_kernels, front, stem, tables, patches, batch_norm, small_conv, dense_run)
+    users = (
+        pool_kernels,
+        depthwise,
+        front,
+        stem,
+        tables,
+        patches,
+        batch_norm,
+        small_conv,
+        dense_run,
+    )
     for user in (*users, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
     for user in (run, stem, patches, batch_norm):
@@ -226,6 +245,10 @@ def test_convolutions_of_every_pattern(launches):
         Fused(extra=True, relu=True),
         Fused(add=1, relu=True),
         Fused(taps=1, add=2, pre=True, post=True),
+        Fused(taps=1, relu=True, limited=True, stem=True),
+        Fused(taps=1, add=1, ragged=True),
+        Fused(taps=1, add=2, pre=True, post=True, ragged=True),
+        Fused(relu=True, limited=True, ragged=True),
     ],
     ids=str,
 )
@@ -286,6 +309,7 @@ def test_serialised_products_would_be_seen():
 def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
     for dtype in HALF:
         launch_all(SmallSwiftNet().eval(), dtype)
+        launch_all(SmallEfficientNet().eval(), dtype)
         launch_all(Net(lambda net, x: net.conv(x).exp(), stem=True).eval(), dtype)
         pixels = torch.zeros(24, 64, dtype=dtype)
         for kind in (dtype, torch.float32):
@@ -304,6 +328,7 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
     assert {launch.file for launch in found} == set(PLAIN)
     assert {launch.kernel for launch in found} == {
         "begin",
+        "depthwise",
         "split_padded",
         "stem_places",
         "max_pool",

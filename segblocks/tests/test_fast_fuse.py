@@ -79,6 +79,29 @@ FUSED = {
         lambda n, x: relu_(n.norm(n.other_norm(n.conv(x)))),
         ["3x3 post"],
     ),
+    "depthwise": (lambda n, x: n.each(x), ["depthwise 3x3"]),
+    "depthwise, bn, relu6": (
+        lambda n, x: F.relu6(n.norm(n.each_strided(x))),
+        ["depthwise 5x5/2 relu below 6"],
+    ),
+    "depthwise, read around": (
+        lambda n, x: n.second(relu_(n.each(x))),
+        ["depthwise 3x3 relu", "3x3"],
+    ),
+    "relu6": (lambda n, x: F.relu6(n.norm(n.conv(x))), ["3x3 relu below 6"]),
+    "hardtanh": (lambda n, x: F.hardtanh(n.conv(x), 0, 0.5), ["3x3 relu below 0.5"]),
+    "clamp": (lambda n, x: n.conv(x).clamp(0, 2), ["3x3 relu below 2"]),
+    "clamp_ from below": (lambda n, x: n.conv(x).clamp_(min=0), ["3x3 relu"]),
+    "hardtanh from -1": (lambda n, x: F.hardtanh(n.conv(x)), ["3x3", "hardtanh"]),
+    "clamp from above": (lambda n, x: n.conv(x).clamp(max=1), ["3x3", "clamp"]),
+    "clamp by a tensor": (
+        lambda n, x: n.conv(x).clamp(0, n.few.weight[0, 0, 0, 0].abs()),
+        ["3x3", "clamp"],
+    ),
+    "few channels": (
+        lambda n, x: n.more(F.relu6(n.few_wide(relu_(n.few(x))))),
+        ["1x1 relu", "3x3 relu below 6", "1x1"],
+    ),
     "classes": (lambda n, x: n.last(relu_(n.norm(n.conv(x)))), ["3x3 relu", "1x1"]),
 }
 

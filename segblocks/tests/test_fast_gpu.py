@@ -150,7 +150,7 @@ def test_patterns_that_stay_apart(name):
 
 @HALF
 @pytest.mark.parametrize("image_dtype", [torch.float32, None], ids=["fp32 image", "half image"])
-@pytest.mark.parametrize("net", ["swiftnet", "resnet18"])
+@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
 def test_whole_networks(net, image_dtype, dtype):
     model = build("cuda", net)
     image = picture("cuda", 200, 300, n=2, dtype=image_dtype or dtype)

@@ -27,7 +27,7 @@ on_every_device = pytest.mark.parametrize("device", DEVICES)
 
 
 @on_every_device
-@pytest.mark.parametrize("net", ["swiftnet", "resnet18"])
+@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
 @pytest.mark.parametrize(("height", "width", "n"), [(128, 192, 1), (90, 150, 2)])
 def test_agrees_with_eager_at_every_budget(device, net, height, width, n):
     model, image = build(device, net), picture(device, height, width, n)

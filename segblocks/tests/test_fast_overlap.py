@@ -48,7 +48,7 @@ def same(found, expected) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("net", ["swiftnet", "resnet18"])
+@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
 def test_whole_networks(net, dtype, both, launched):
     model, image = build("cuda", net), picture("cuda", 200, 300, n=2)
     fast, plain = both(model, image, dtype)
@@ -85,7 +85,7 @@ def test_thresholds(both):
         assert same([found.logits, found.grid], [expected.logits, expected.grid])
 
 
-@pytest.mark.parametrize("net", ["swiftnet", "resnet18"])
+@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
 def test_many_replays(net, both):
     """Images, grids and counts change from one replay to the next, which is not waited for."""
     model = build("cuda", net)

@@ -1,5 +1,6 @@
 """The patch convolution and the turned stem on Hopper, against float32 rules on block tensors."""
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -336,7 +337,7 @@ def test_the_stem(block, size, channels, dtype, relu, high, processors, monkeypa
     image = torch.randn(1, 3, 3 * block, 4 * block, device="cuda").to(dtype)
     weight = torch.randn(channels, 3, size, size, device="cuda") / (3 * size * size) ** 0.5
     weight, bias = weight.to(dtype).float(), torch.randn(channels, device="cuda")
-    packed = pack(StemStep(1, weight, bias, relu, 0), block // 2, dtype)
+    packed = pack(StemStep(1, weight, bias, relu, math.inf, 0), block // 2, dtype)
     assert packed.by_patches
     x = stem.split_padded(image, grid.slot, grid.cells, high, block, dtype)
     scale = Scale.of(block // 2, high, 12)

@@ -1,5 +1,6 @@
 """The convolution that goes row by row on Hopper, against float32 rules on block tensors."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -41,6 +42,7 @@ class Case:
     pre: bool = False
     post: bool = False
     relu: bool = True
+    limit: float = math.inf  # of the ReLU
     dtype: torch.dtype = torch.float16
     processors: int = 132
     tile: Tile | None = None  # None: as planned for so many processors
@@ -49,7 +51,7 @@ class Case:
 
     @property
     def steps(self) -> int:
-        return (self.size**2 * self.cin + self.extra) // 64
+        return self.size**2 * -(-self.cin // 64) + self.extra // 64
 
     def divide(self, scale: Scale) -> Division:
         if self.tile is None:
@@ -83,6 +85,16 @@ CASES = {  # 1124 rows: 18 tiles of 64, 9 of 128
     "few columns": Case(cout=24, tile=NARROW, split_tiles=5, split=3),
     "none high": Case(high=0, tile=HIGH, split_tiles=2, split=3),
     "all high": Case(high=128, tile=LOW, split_tiles=7, split=3),
+    # Input channels that are no multiple of 64.
+    "8 channels": Case(8, 64, tile=NARROW, relu=False),
+    "24 channels, 1x1": Case(24, 144, size=1, block=16, limit=0.5),
+    "48 channels": Case(48, 48, limit=0.5),
+    "144 channels, stride 2": Case(144, 40, stride=2, tile=NARROW, split_tiles=4, split=3),
+    "112 channels, before and after": Case(
+        112, 48, size=1, tile=NARROW, enlarged=True, pre=True, post=True
+    ),
+    "1152 and 64 channels": Case(1160, 192, size=1, extra=64, tile=HIGH, split_tiles=9, split=3),
+    "bf16, 80 channels": Case(80, 480, size=1, residual=True, dtype=torch.bfloat16),
     # What is done beside it.
     "stride 2": Case(stride=2, tile=LOW, split_tiles=7, split=5),
     "no relu": Case(tile=HIGH, split_tiles=4, split=5, relu=False),
@@ -120,7 +132,8 @@ class Convolution:
         self.x = extended_input(grid, self.source, cin, dtype)
         weight = torch.randn(cout, cin, case.size, case.size) / (case.size**2 * cin) ** 0.5
         self.weight = weight.to("cuda", dtype)
-        packed = [pack_weights(plain_matrix(weight).to(dtype), case.size**2)]
+        filled = F.pad(weight, (0, 0, 0, 0, 0, -cin % 64))
+        packed = [pack_weights(plain_matrix(filled).to(dtype), case.size**2)]
         self.second = self.addend = None
         if case.extra:
             self.second = extended_input(grid, self.scale, case.extra, dtype)
@@ -150,6 +163,8 @@ class Convolution:
                 pre=case.pre,
                 post=case.post,
                 relu=case.relu,
+                limited=case.limit < math.inf,
+                ragged=case.cin % 64 > 0,
             ),
             case.divide(self.scale),
             self.scale,
@@ -168,6 +183,7 @@ class Convolution:
             pre=self.pre,
             post=self.post,
             count=self.count,
+            limit=case.limit,
         )
         return out
 
@@ -189,7 +205,7 @@ class Convolution:
             small = DualResTensor(small, self.grid, self.small.block)
             y = y + F.interpolate(small, scale_factor=2, mode="bilinear").pixels
         if case.relu:
-            y = y.relu()
+            y = y.clamp(0, case.limit)
         return y if self.post is None else (y * self.post[0, :cout] + self.post[1, :cout]).relu()
 
 

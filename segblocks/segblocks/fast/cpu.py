@@ -15,7 +15,7 @@ from ..tensor import DualResTensor
 from .onednn import AddedConvolution
 from .padded import Scratch, double, join, padded, padded_image
 from .portable import PortableNetwork, normalise
-from .steps import ConvStep, ExcursionStep, PoolStep, StemStep, Step
+from .steps import ConvStep, DepthwiseStep, ExcursionStep, PoolStep, StemStep, Step
 from .trace import Program
 from .windows import MOST, windows
 
@@ -32,24 +32,27 @@ class CpuNetwork(PortableNetwork):
         self.scratch, self.windows, self.first = Scratch(), Scratch(), Scratch()
         self.blocks = math.prod(grid_shape)
         self.convolutions = {
-            id(step): self._prepare(step) for step in steps if isinstance(step, ConvStep | StemStep)
+            id(step): self._prepare(step)
+            for step in steps
+            if isinstance(step, ConvStep | DepthwiseStep | StemStep)
         }
         self.shortcuts = {
             id(step): step.extra_weight.flatten(1).t().to(program.dtypes[step.output]).contiguous()
             for step in steps
             if isinstance(step, ConvStep) and step.extra is not None
         }
-        fused = (ConvStep, StemStep, PoolStep)
+        fused = (ConvStep, DepthwiseStep, StemStep, PoolStep)
         made = {step.output for step in steps if isinstance(step, fused)}
         seen = {v for s in steps if not isinstance(s, (*fused, ExcursionStep)) for v in s.inputs}
         # What only fused steps touch shares its memory with nothing else.
         self.own = made - seen
 
-    def _prepare(self, step: ConvStep | StemStep) -> AddedConvolution:
+    def _prepare(self, step: ConvStep | DepthwiseStep | StemStep) -> AddedConvolution:
         stem = isinstance(step, StemStep)
         source, stride = (0, 2) if stem else (step.source, step.stride)
         dtype = self.program.dtypes[source]
-        cin, kernel = step.weight.shape[1:3]
+        groups = step.weight.shape[0] if isinstance(step, DepthwiseStep) else 1
+        cin, kernel = groups * step.weight.shape[1], step.weight.shape[2]
         side = self.program.blocks[source]
         weight, bias = step.weight.to(dtype), step.bias.to(dtype)
         shape = (self.blocks, cin, side + kernel - 1, side + kernel - 1)
@@ -58,9 +61,9 @@ class CpuNetwork(PortableNetwork):
             cin, kernel, side = 9 * cin, 1, self.program.blocks[step.output]
         if kernel == 1:
             shape = (1, cin, 1, self.blocks * side * side)
-        return AddedConvolution(weight, bias, stride, shape)
+        return AddedConvolution(weight, bias, stride, shape, groups)
 
-    def _by_windows(self, step: ConvStep | StemStep) -> bool:
+    def _by_windows(self, step: ConvStep | DepthwiseStep | StemStep) -> bool:
         """Whether a convolution is one product of both resolutions."""
         small = self.program.blocks[step.output] <= MOST
         return isinstance(step, ConvStep) and step.weight.shape[2] == 3 and small
@@ -77,7 +80,13 @@ class CpuNetwork(PortableNetwork):
             out = _zeros(image, grid, block, channels)
         blocks = padded_image(image, grid, step.weight.shape[2] // 2)
         self._add(step, out, blocks)
-        return out
+        return _limited(out, step)
+
+    def depthwise(self, step: DepthwiseStep, x: DualResTensor) -> DualResTensor:
+        out = _zeros(x.pixels, x.grid, x.block // step.stride, x.pixels.shape[1])
+        reach = step.weight.shape[2] // 2
+        self._add(step, out, padded(x, reach, reach, 0.0, self.scratch))
+        return _limited(out, step)
 
     def convolve(self, step: ConvStep, values: dict[int, DualResTensor], i: int) -> DualResTensor:
         out = self._addend(step, values, i)
@@ -91,6 +100,7 @@ class CpuNetwork(PortableNetwork):
             self.convolutions[id(step)](_line(out.pixels), _line(rows), step.relu)
         else:
             self._add(step, out, padded(x, 1, 1, 0.0, self.scratch))
+        _limited(out, step)
         return out if step.post is None else normalise(out, step.post, in_place=True)
 
     def pool(self, step: PoolStep, x: DualResTensor) -> DualResTensor:
@@ -105,7 +115,9 @@ class CpuNetwork(PortableNetwork):
         plain = x.pixels.is_floating_point() and x.layout == "NCHW"
         return join(x, self.scratch) if plain and not x.grid.legacy_upsample else x.combine()
 
-    def _add(self, step: ConvStep | StemStep, out: DualResTensor, blocks: tuple) -> None:
+    def _add(
+        self, step: ConvStep | DepthwiseStep | StemStep, out: DualResTensor, blocks: tuple
+    ) -> None:
         for part, rows in zip(blocks, (out.highres, out.lowres)):
             self.convolutions[id(step)](rows, part, step.relu)
 
@@ -137,6 +149,13 @@ class CpuNetwork(PortableNetwork):
 def _line(pixels: Tensor) -> Tensor:
     """A pixel buffer as one picture (1, C, 1, P), on which a 1×1 convolution acts alike."""
     return pixels.t()[None, :, None]
+
+
+def _limited(x: DualResTensor, step: ConvStep | DepthwiseStep | StemStep) -> DualResTensor:
+    """Behind the ReLU that a convolution has taken along, its upper limit; in place."""
+    if step.limit < math.inf:
+        x.pixels.clamp_(max=step.limit)
+    return x
 
 
 def _zeros(like: Tensor, grid: BlockGrid, block: int, channels: int) -> DualResTensor:

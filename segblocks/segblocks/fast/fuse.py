@@ -1,12 +1,13 @@
 """Turns a recorded program into fewer, larger steps: a convolution with all that surrounds it."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..rules.arguments import pair
-from .steps import Affine, ConvStep, PlainStep, PoolStep, StemStep, Step
+from .steps import Affine, ConvStep, DepthwiseStep, PlainStep, PoolStep, StemStep, Step
 from .trace import Node, Program, Ref
 
 
@@ -54,7 +55,7 @@ class _Fuser:
         steps: list[Step] = []
         for node in self.program.nodes:
             if node.name == "conv2d" and id(node) not in self.taken:
-                step = self._stem(node) or self._conv(node)
+                step = self._stem(node) or self._depthwise(node) or self._conv(node)
                 if step is not None:
                     steps.append(step)
         for i, node in enumerate(self.program.nodes):
@@ -74,7 +75,7 @@ class _Fuser:
         user = self.program.users(value)[0] if self._read_once(value) else None
         return None if user is None or id(user) in self.taken else user
 
-    def _conv_call(self, node: Node) -> tuple | None:
+    def _conv_call(self, node: Node, depthwise: bool = False) -> tuple | None:
         """(weight, bias, stride) of a convolution that the kernels can do."""
         bound = bind(node, "input weight bias stride padding dilation groups".split())
         weight, stride = bound["weight"], pair(bound.get("stride", 1))
@@ -83,7 +84,8 @@ class _Fuser:
             return None
         square = kernel[0] == kernel[1] and stride[0] == stride[1] and stride[0] in (1, 2)
         centred = pair(padding) == (kernel[0] // 2,) * 2
-        plain = pair(bound.get("dilation", 1)) == (1, 1) and bound.get("groups", 1) == 1
+        groups = weight.shape[0] if depthwise else 1
+        plain = pair(bound.get("dilation", 1)) == (1, 1) and bound.get("groups", 1) == groups
         if not (square and centred and plain) or not isinstance(bound["input"], Ref):
             return None
         bias = bound.get("bias")
@@ -100,15 +102,29 @@ class _Fuser:
             return None
         step = ConvStep(0, node.outputs[0], *call, self._take(node))
         self._absorb_after(step, only_activation=True)
-        return StemStep(step.output, step.weight, step.bias, step.relu, step.place)
+        return StemStep(step.output, step.weight, step.bias, step.relu, step.limit, step.place)
+
+    def _depthwise(self, node: Node) -> DepthwiseStep | None:
+        call = self._conv_call(node, depthwise=True)
+        channels = self.program.channels[node.inputs[0]]
+        if call is None or not 1 < channels == call[0].shape[0] or channels % 8:
+            return None
+        kernel, stride = call[0].shape[2], call[2]
+        block, made = (self.program.blocks[v] for v in (node.inputs[0], node.outputs[0]))
+        near = kernel // 2 <= block // 2 and made * stride == block
+        if kernel not in (3, 5, 7) or not near:
+            return None
+        step = DepthwiseStep(node.inputs[0], node.outputs[0], *call, self._take(node))
+        self._absorb_after(step, only_activation=True)
+        return step
 
     def _conv(self, node: Node) -> ConvStep | None:
         call = self._conv_call(node)
         if call is None:
             return None
         weight, _, stride = call
-        if weight.shape[2] not in (1, 3) or weight.shape[1] % 64 or weight.shape[0] % 8:
-            padded = weight.shape[2] == 1 and weight.shape[1] % 64 == 0
+        if weight.shape[2] not in (1, 3) or weight.shape[1] % 8 or weight.shape[0] % 8:
+            padded = weight.shape[2] == 1 and weight.shape[1] % 8 == 0
             if not padded or not self.program.is_output(node.outputs[0]):
                 return None
         if weight.shape[2] == 1 and stride != 1:
@@ -134,7 +150,7 @@ class _Fuser:
         self._take(relu)
         self._take(norm)
 
-    def _absorb_after(self, step: ConvStep, only_activation: bool = False) -> None:
+    def _absorb_after(self, step: ConvStep | DepthwiseStep, only_activation: bool = False) -> None:
         node = self._sole_user(step.output)
         affine = affine_of(node)
         if affine is not None:
@@ -143,8 +159,9 @@ class _Fuser:
         adds = not only_activation and node is not None and _is_add(node)
         if adds and self._absorb_addend(step, node):
             node = self._advance(step, node)
-        if node is not None and is_relu(node):
-            step.relu = True
+        limit = limit_of(node)
+        if limit is not None:
+            step.relu, step.limit = True, limit
             node = self._advance(step, node)
         affine = None if only_activation else affine_of(node)
         if affine is not None:
@@ -154,7 +171,7 @@ class _Fuser:
                 self._advance(step, node)
                 self._advance(step, relu)
 
-    def _advance(self, step: ConvStep, node: Node) -> Node | None:
+    def _advance(self, step: ConvStep | DepthwiseStep, node: Node) -> Node | None:
         step.place = max(step.place, self._take(node))
         step.output = node.outputs[0]
         return self._sole_user(step.output)
@@ -236,6 +253,24 @@ def bind(node: Node, names: list[str]) -> dict[str, Any]:
 def is_relu(node: Node) -> bool:
     """A plain ReLU, in place or not."""
     return node.name in ("relu", "relu_")
+
+
+def limit_of(node: Node | None) -> float | None:
+    """The upper limit of a ReLU, in place or not, infinite for a plain one; None for all else."""
+    if node is None:
+        return None
+    if is_relu(node):
+        return math.inf
+    if node.name == "relu6":
+        return 6.0
+    names = {"hardtanh": "min_val max_val", "clamp": "min max"}.get(node.name.removesuffix("_"))
+    if names is None:
+        return None
+    least, most = names.split()
+    bound = bind(node, ["input", least, most])
+    low, high = bound.get(least, -1.0), bound.get(most, 1.0 if most == "max_val" else math.inf)
+    limited = isinstance(low, int | float) and isinstance(high, int | float)
+    return float(high) if limited and low == 0 < high else None
 
 
 def _is_add(node: Node) -> bool:

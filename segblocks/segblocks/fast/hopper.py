@@ -22,7 +22,8 @@ def pack_weights(matrix: Tensor, taps: int = 1) -> Tensor:
     """Lay weights out as the kernel's shared-memory tiles, swizzle included.
 
     Args:
-        matrix: (taps * CIN, COUT), taps outermost, CIN a multiple of 64.
+        matrix: (taps * CIN, COUT), taps outermost, CIN a multiple of 64; zeros fill it up where
+            the input has fewer channels.
 
     Returns:
         (K/64, COUT rounded up to 128, 64), taps innermost: of each output channel 64 consecutive
@@ -44,6 +45,7 @@ def pack_weights(matrix: Tensor, taps: int = 1) -> Tensor:
 class Fused:
     """What one launch does besides the convolution; each set of flags is its own kernel.
 
+    `limited`: the ReLU has an upper limit. `ragged`: input channels are a multiple of 8, not of 64.
     With `late`, batch norm, addend, ReLU and averages are arguments of the launch (`Late`).
     """
 
@@ -53,6 +55,8 @@ class Fused:
     pre: bool = False
     post: bool = False
     relu: bool = False
+    limited: bool = False
+    ragged: bool = False
     averages: bool = True
     stem: bool = False
     separate: bool = False
@@ -81,6 +85,7 @@ def convolve(
     lines: tuple[int, int] = (0, 0),
     averages: Tensor | None = None,
     stored: int = 0,
+    limit: float = 0.0,
     follows: bool = True,
 ) -> None:
     """Enqueue one convolution; the kernel's header says what each tensor holds.
@@ -90,6 +95,7 @@ def convolve(
         lines: elements in a line of a padded high and low block, for the stem.
         count: (4096,) int32 zeros, for split tiles; they are zeros again afterwards.
         averages, stored: what follows the `stored` rows of x, where it is not in x itself.
+        limit: of the ReLU, if it is `limited`.
         follows: whether the launch may overlap with the one ahead; not with the one that makes
             the tables, which are read early.
     """
@@ -116,7 +122,7 @@ def convolve(
     )
     pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors)) + bytes(32)
     sizes = struct.pack(
-        "18i",
+        "17i2f4x",
         scale.rows,
         scale.high_rows,
         scale.block,
@@ -133,7 +139,8 @@ def convolve(
         *lines,
         stored,
         0,
-        0,
+        0.0,
+        limit,
     )
     tile = division.tile
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
@@ -176,7 +183,7 @@ def prepare_late(
     sizes = (scale.rows, scale.high_rows, scale.block, scale.pitch, 0, 0, 0, *channels, padded)
     flags = late.relu + 2 * late.averages + 4 * late.half
     shares = (division.whole, division.split)
-    constants = struct.pack("17if", *sizes, *shares, *lines, stored, flags, late.eps)
+    constants = struct.pack("17i2f4x", *sizes, *shares, *lines, stored, flags, late.eps, 0.0)
     tile = division.tile
     kernel = _kernel(fused, tile, dtype, device)
     shape, threads = (division.blocks,), (256 + tile.producers,)
@@ -199,7 +206,8 @@ def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
         "ADD": fused.add,
         "PRE": fused.pre,
         "POST": fused.post,
-        "RELU": fused.relu,
+        "RELU": fused.relu + fused.limited,
+        "RAGGED": fused.ragged,
         "AVERAGES": fused.averages,
         "STEM": fused.stem,
         "SEPARATE": fused.separate,

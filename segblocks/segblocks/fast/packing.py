@@ -1,5 +1,6 @@
 """Parameters of fused steps, laid out as the Hopper kernels read them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from . import patches
 from .hopper import pack_weights
+from .row_tiles import STEP
 from .stem import stem_applies, stem_matrix
 from .steps import Affine, ConvStep, StemStep
 
@@ -35,13 +37,14 @@ def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype) -> Packed:
     weight, cout = step.weight, step.weight.shape[0]
     padded = -(-cout // 8) * 8
     if isinstance(step, StemStep):
-        turned = stem_applies(padded, block)
+        turned = stem_applies(padded, block) and step.limit == math.inf
         lay_out = patches.pack_patch_weights if turned else pack_weights
         packed = lay_out(_columns(stem_matrix(weight), padded).to(dtype))
         return Packed(packed, _vector(step.bias, packed), (64, 0, padded), by_patches=turned)
     by_patches = _by_patches(step, block)
     lay_out = patches.pack_patch_weights if by_patches else pack_weights
-    matrix = weight.permute(2, 3, 1, 0).reshape(-1, cout)  # taps·CIN,COUT
+    missing = -weight.shape[1] % STEP  # of the last input channels that are taken at a time
+    matrix = F.pad(weight, (0, 0, 0, 0, 0, missing)).permute(2, 3, 1, 0).reshape(-1, cout)
     packed = lay_out(_columns(matrix, padded).to(dtype), weight.shape[2] ** 2)
     second = None
     if step.extra is not None:
@@ -58,6 +61,8 @@ def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype) -> Packed:
 
 def _by_patches(step: ConvStep, block: int) -> bool:
     if step.pre is not None or step.enlarged is not None or step.stride != 1:
+        return False
+    if step.limit < math.inf:
         return False
     if step.extra is not None and step.residual is not None:
         return False  # one second input

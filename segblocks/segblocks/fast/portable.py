@@ -3,6 +3,7 @@
 Batch norm is folded into the convolutions and everything point-wise works in place.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,16 @@ from torch import Tensor
 from ..grid import BlockGrid
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
-from .steps import Affine, ConvStep, ExcursionStep, PoolStep, StemStep, Step, last_uses
+from .steps import (
+    Affine,
+    ConvStep,
+    DepthwiseStep,
+    ExcursionStep,
+    PoolStep,
+    StemStep,
+    Step,
+    last_uses,
+)
 from .trace import Program, Ref
 
 
@@ -25,7 +35,7 @@ class PortableNetwork:
 
     def __init__(self, program: Program, steps: list[Step]):
         for step in steps:
-            if isinstance(step, (ConvStep, StemStep)):
+            if isinstance(step, (ConvStep, DepthwiseStep, StemStep)):
                 step.weight = step.weight.to(memory_format=torch.channels_last)
         self.program = program
         self.steps = steps
@@ -40,6 +50,8 @@ class PortableNetwork:
                 values[step.output] = self.convolve(step, values, i)
             elif isinstance(step, StemStep):
                 values[step.output] = self.stem(step, image, grid)
+            elif isinstance(step, DepthwiseStep):
+                values[step.output] = self.depthwise(step, values[step.source])
             elif isinstance(step, PoolStep):
                 values[step.output] = self.pool(step, values[step.source])
             elif isinstance(step, ExcursionStep):
@@ -55,6 +67,12 @@ class PortableNetwork:
     def convolve(self, step: ConvStep, values: dict[int, DualResTensor], i: int) -> DualResTensor:
         """Run step number i."""
         return _convolve(step, values)
+
+    def depthwise(self, step: DepthwiseStep, x: DualResTensor) -> DualResTensor:
+        weight, bias = step.weight.to(x.dtype), step.bias.to(x.dtype)
+        y = F.conv2d(x, weight, bias, step.stride, weight.shape[2] // 2, groups=weight.shape[0])
+        activate(y.pixels, step)
+        return y
 
     def stem(self, step: StemStep, image: Tensor, grid: BlockGrid) -> DualResTensor:
         return _stem(step, to_blocks(image, grid))
@@ -80,17 +98,21 @@ def _convolve(step: ConvStep, values: dict[int, DualResTensor]) -> DualResTensor
     if step.extra is not None:
         shortcut = step.extra_weight.to(dtype)
         y.pixels.add_(F.conv2d(values[step.extra], shortcut, None, step.extra_stride).pixels)
-    if step.relu:
-        y.pixels.relu_()
+    activate(y.pixels, step)
     return y if step.post is None else normalise(y, step.post, in_place=True)
 
 
 def _stem(step: StemStep, image: DualResTensor) -> DualResTensor:
     weight, bias = step.weight.to(image.dtype), step.bias.to(image.dtype)
     y = F.conv2d(image, weight, bias, 2, weight.shape[2] // 2)
-    if step.relu:
-        y.pixels.relu_()
+    activate(y.pixels, step)
     return y
+
+
+def activate(pixels: Tensor, step: ConvStep | DepthwiseStep | StemStep) -> None:
+    """The ReLU of a step, in place."""
+    if step.relu:
+        pixels.relu_() if step.limit == math.inf else pixels.clamp_(0, step.limit)
 
 
 def normalise(x: DualResTensor, affine: Affine, in_place: bool) -> DualResTensor:

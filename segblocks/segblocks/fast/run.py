@@ -1,5 +1,6 @@
 """Runs the fused steps of a network on Hopper kernels, for one grid on the device."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from ..ops.cuda.module import multiprocessors
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
 from . import patches
+from .depthwise import convolve_depthwise, pack_depthwise
 from .front import Front, begin
 from .hopper import Fused, convolve
 from .packing import pack
-from .row_tiles import divide
+from .row_tiles import STEP, divide
 from .stem import (
     convolve_stem,
     extend,
@@ -25,12 +27,14 @@ from .stem import (
 )
 from .steps import (
     ConvStep,
+    DepthwiseStep,
     ExcursionStep,
     PlainStep,
     PoolStep,
     StemStep,
     Step,
     last_uses,
+    read_beyond_blocks,
     read_by_kernels,
 )
 from .tables import Scale, TableKey
@@ -55,7 +59,13 @@ class Network:
             for step in steps
             if isinstance(step, (ConvStep, StemStep))
         }
+        self.depthwise = {
+            id(step): (pack_depthwise(step.weight, dtype), step.bias.float())
+            for step in steps
+            if isinstance(step, DepthwiseStep)
+        }
         self.last_use = last_uses(program, steps)
+        self.beyond_blocks = read_beyond_blocks(steps)
         self.extended = read_by_kernels(steps)
         self.keys = sorted(self._table_keys(), key=repr)
         self.patched = sorted({program.blocks[s.output] for s in steps if self.by_patches(s)})
@@ -97,6 +107,8 @@ class Network:
                 keys.update(TableKey(blocks[v], centre=True) for v in made)
                 continue
             if isinstance(step, StemStep) and self.packed[id(step)].by_patches:
+                continue
+            if isinstance(step, DepthwiseStep) and step.output not in self.beyond_blocks:
                 continue
             keys.add(TableKey(blocks[step.output], centre=True))
             if isinstance(step, PoolStep):
@@ -142,6 +154,8 @@ class _Frame:
     def step(self, step: Step) -> None:
         if isinstance(step, ConvStep):
             self.buffers[step.output] = self.conv(step)
+        elif isinstance(step, DepthwiseStep):
+            self.depthwise(step)
         elif isinstance(step, StemStep):
             self.buffers[step.output] = self.stem(step)
         elif isinstance(step, PoolStep):
@@ -170,7 +184,7 @@ class _Frame:
             return out
         places = self.network.places[grid.n_high]
         convolve(
-            Fused(taps=1, relu=step.relu, stem=True),
+            Fused(taps=1, relu=step.relu, limited=step.limit < math.inf, stem=True),
             divide(scale.rows, packed.channels[2], 4, multiprocessors(x.device.index)),
             scale,
             x,
@@ -181,6 +195,7 @@ class _Frame:
             self.middle(scale.block),
             places,
             lines=padded_lines(block),
+            limit=step.limit,
         )
         return out
 
@@ -240,6 +255,8 @@ class _Frame:
                 pre=step.pre is not None,
                 post=step.post is not None,
                 relu=step.relu,
+                limited=step.limit < math.inf,
+                ragged=packed.channels[0] % STEP > 0,
             ),
             divide(scale.rows, packed.channels[2], steps, processors),
             scale,
@@ -254,9 +271,25 @@ class _Frame:
             pre=packed.pre,
             post=packed.post,
             count=self.network.counters,
+            limit=step.limit,
             **more,
         )
         return out
+
+    def depthwise(self, step: DepthwiseStep) -> None:
+        weights, bias = self.network.depthwise[id(step)]
+        x, source, made = (
+            self.buffers[step.source],
+            self.scale(step.source),
+            self.scale(step.output),
+        )
+        wide = step.output in self.network.beyond_blocks
+        out = x.new_empty((made.rows if wide else made.zero + 1, x.shape[1]))
+        limit = step.limit if step.relu else None
+        convolve_depthwise(x, weights, bias, out, self.grid, source.block, step.stride, limit)
+        if wide:
+            out = extend(out, self.middle(made.block), made)
+        self.buffers[step.output] = out
 
     def plain(self, step: PlainStep) -> None:
         """Run the function itself on block tensors, and extend what kernels will read of it."""

@@ -1,5 +1,6 @@
 """The steps of a fused network: what they read and write, and their parameters."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ class ConvStep:
         source, output: values read and written.
         weight: (COUT, CIN, k, k), batch norm folded in; bias: (COUT,); in float32 or wider.
         pre: affine and ReLU before it. post: affine and ReLU after everything.
+        relu: after the sum; limit: its upper one.
         residual: value added before the ReLU. enlarged: value added after bilinear ×2.
         extra: a value read by a second, 1×1 convolution that is added, with its weight and stride.
         place: index of the last node taken in; the step runs there.
@@ -39,6 +41,7 @@ class ConvStep:
     pre: Affine | None = None
     post: Affine | None = None
     relu: bool = False
+    limit: float = math.inf
     residual: int | None = None
     enlarged: int | None = None
     extra: int | None = None
@@ -49,6 +52,28 @@ class ConvStep:
     def inputs(self) -> list[int]:
         found = (self.source, self.residual, self.enlarged, self.extra)
         return [value for value in found if value is not None]
+
+
+@dataclass
+class DepthwiseStep:
+    """A depthwise convolution with padding k // 2, batch norm folded in, and its ReLU.
+
+    Attributes:
+        weight: (C, 1, k, k); bias: (C,); in float32 or wider. relu, limit: as of ConvStep.
+    """
+
+    source: int
+    output: int
+    weight: Tensor
+    bias: Tensor
+    stride: int
+    place: int
+    relu: bool = False
+    limit: float = math.inf
+
+    @property
+    def inputs(self) -> list[int]:
+        return [self.source]
 
 
 @dataclass
@@ -66,12 +91,14 @@ class PoolStep:
 
 @dataclass
 class StemStep:
-    """The first convolution, 7×7 or 3×3 with stride 2 on three channels, batch norm and ReLU."""
+    """The first convolution, 7×7 or 3×3 with stride 2 on three channels, batch norm and ReLU (with
+    its upper limit)."""
 
     output: int
     weight: Tensor
     bias: Tensor
     relu: bool
+    limit: float
     place: int
 
     @property
@@ -98,12 +125,22 @@ class ExcursionStep(PlainStep):
     function: Callable[[Tensor], Tensor]
 
 
-Step = ConvStep | PoolStep | StemStep | PlainStep
+Step = ConvStep | DepthwiseStep | PoolStep | StemStep | PlainStep
 
 
 def read_by_kernels(steps: list[Step]) -> set[int]:
     """The values that fused steps read, which need the rows that follow the stored pixels."""
     return {value for step in steps if not isinstance(step, PlainStep) for value in step.inputs}
+
+
+def read_beyond_blocks(steps: list[Step]) -> set[int]:
+    """Those of them of which a fused step reads what lies across the edges of a block."""
+    found = {step.source for step in steps if isinstance(step, PoolStep)}
+    for step in steps:
+        if isinstance(step, ConvStep):
+            wide = step.weight.shape[2] > 1
+            found.update(v for v in (step.source if wide else None, step.enlarged) if v is not None)
+    return found
 
 
 def last_uses(program: Program, steps: list[Step]) -> dict[int, int]:

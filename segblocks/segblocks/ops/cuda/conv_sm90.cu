@@ -27,7 +27,8 @@
 //   work       (shared tiles, split, BM, BN) float32, count (shared tiles) int32 zeros: for tiles that
 //              `split` thread blocks share (shares.cuh); there are none where `whole` is all of them
 //
-// cin and cin2 are multiples of 64, cout of 8. BM is 128, the warpgroups sharing the rows, or 64,
+// cin is a multiple of 64, or with RAGGED of 8, the weights of channels beyond it being zero; cin2 of 64,
+// cout of 8. RELU 2 is one that `limit` bounds. BM is 128, the warpgroups sharing the rows, or 64,
 // the warpgroups sharing the inner dimension.
 #include "dtypes.cuh"
 #include "wgmma.cuh"
@@ -61,7 +62,7 @@ struct Arguments {
     const void* offset;
     int rows, high_rows, block, pitch, up_high_rows, up_pitch, up_zero;
     int cin, cin2, cout, cout_pad, whole, split, line, half_line, stored, flags;
-    float eps;
+    float eps, limit;
 };
 
 #include "shares.cuh"
@@ -84,7 +85,7 @@ INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
 INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned empty,
                     const Share& share, int* looked_up) {
     int thread = threadIdx.x - 256, chunk = thread & 7, lane_row = (thread >> 3) * EACH;
-    int main_steps = SB_STEM ? 4 : TAPS * (p.cin / BK);
+    int main_steps = SB_STEM ? 4 : TAPS * ((p.cin + BK - 1) / BK);
     int m = share.tile_m * BM + lane_row, first = share.first, last = share.last;
     int tap = first % TAPS, column = first / TAPS * BK;
     auto fetch_weights = [&](int k, int stage) {
@@ -140,13 +141,17 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
 #endif
         auto row = [&](int i) { return ((const int*)rows)[i]; };
         auto place = [&](int i) { return to + i * 128 + ((chunk ^ (i & 7)) << 4); };
+        bool exists = !SB_RAGGED || second || column + chunk * 8 < p.cin;
 #if SB_PRE
+        int channel = exists ? column + chunk * 8 : 0;  // in place of one that does not, the first
+        if (SB_RAGGED && !exists) x = p.x;
         uint4 v[EACH];
 #pragma unroll
         for (int i = 0; i < EACH; i++) v[i] = *(const uint4*)(x + (long long)row(i) * width);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            uint4 w = affine_relu(v[i], p.pre, p.cin, column + chunk * 8);
+            uint4 w = affine_relu(v[i], p.pre, p.cin, channel);
+            if (SB_RAGGED && !exists) w = make_uint4(0, 0, 0, 0);
             asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(place(i)), "r"(w.x),
                          "r"(w.y), "r"(w.z), "r"(w.w)
                          : "memory");
@@ -156,6 +161,10 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
 #else
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
+            if (!exists) {
+                copy_zeros(place(i), p.x);
+                continue;
+            }
             const scalar* from = x + (long long)row(i) * width;
 #if SB_STEM
             from += m + i < p.high_rows ? high : low;
@@ -244,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     char* memory = (char*)(((unsigned long long)dynamic + 1023) & ~1023ull);
     unsigned smem = shared_address(memory);
     unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
-    Share share = share_of(p, SB_STEM ? 4 : (TAPS * p.cin + (SB_EXTRA ? p.cin2 : 0)) / BK);
+    Share share = share_of(p, SB_STEM ? 4 : TAPS * ((p.cin + BK - 1) / BK) + (SB_EXTRA ? p.cin2 / BK : 0));
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, PRODUCERS + 1);

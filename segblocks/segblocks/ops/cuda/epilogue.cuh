@@ -65,6 +65,13 @@ INLINE float positive(float x) {
     return y;
 }
 
+// No more than `limit`; NaN stays.
+INLINE float at_most(float x, float limit) {
+    float y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
+    return y;
+}
+
 // Eight statistics of a batch norm; `absent` where there are none.
 INLINE void load_statistics(const void* from, bool half, int column, float absent, float (&v)[8]) {
 #pragma unroll
@@ -153,6 +160,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 if (relu) v[i] = positive(v[i]);
+                if (SB_RELU == 2) v[i] = at_most(v[i], p.limit);
                 if (SB_POST) v[i] = fmaxf(v[i] * scale[i] + offset[i], 0.f);
                 mean[i] += v[i];
             }

@@ -20,7 +20,7 @@ _FOLDER = Path(__file__).parent
 # Kernels that call `follow` (follow.cuh), and so may be launched before the one ahead has finished.
 FOLLOWING = frozenset(
     """averages begin block_conv build_patches build_tables combine_narrow combine_planes
-    combine_rows combine_tile max_pool patch_conv policy_first policy_scores pooled_conv
+    combine_rows combine_tile depthwise max_pool patch_conv policy_first policy_scores pooled_conv
     small_conv split_extended split_padded stem_conv""".split()
 )
 _SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a kernel may use without asking

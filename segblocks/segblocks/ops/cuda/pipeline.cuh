@@ -27,7 +27,11 @@ INLINE void barrier_wait(unsigned barrier, int parity) {
 INLINE void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-// The same past L1: for tables, ahead of `follow` (follow.cuh).
+// Zeros in the place of such 16 bytes; nothing is read, but `from` has to be an address.
+INLINE void copy_zeros(unsigned to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, 0;" ::"r"(to), "l"(from) : "memory");
+}
+// Like copy_async, but past L1: for tables, ahead of `follow` (follow.cuh).
 INLINE void copy_ahead(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
