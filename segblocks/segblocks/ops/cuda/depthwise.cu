@@ -60,16 +60,20 @@ INLINE void add_line(const Params& p, const Cell& cell, int y, int x, int v,
         there[d] = (unsigned)cx < (unsigned)p.place.gw;
         slots[d] = there[d] ? slot_at(p.place, p.slot, cell.n, cell.y + dy, cx) : 0;
     }
+    vec held[SPAN];  // all are on their way before the first is waited for
 #pragma unroll
     for (int j = 0; j < SPAN; j++) {
         const int at = x + j;
-        if (at >= side + PAD) break;  // only outputs beyond the line would read it
         const bool left = at < 0, right = at >= side;
-        if (!(left ? there[0] : right ? there[2] : there[1])) continue;
+        const bool exists = left ? there[0] : right ? there[2] : there[1];
         const int slot = left ? slots[0] : right ? slots[2] : slots[1];
         const int own = left ? at + side : right ? at - side : at;
-        add_input(sums, weights, picture_at<HIGH>(p.place, p.in, slot, y - dy * side, own, v), j);
+        held[j] = filled(0);
+        if (exists && at < side + PAD)  // further on, only outputs beyond the line would read it
+            held[j] = picture_at<HIGH>(p.place, p.in, slot, y - dy * side, own, v);
     }
+#pragma unroll
+    for (int j = 0; j < SPAN; j++) add_input(sums, weights, held[j], j);
 }
 
 template <bool HIGH> INLINE void convolve(const Params& p, const Work& w) {
