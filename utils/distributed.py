@@ -34,6 +34,9 @@ class Alone:
     def __init__(self, network: nn.Module):
         self.network = network
 
+    def meet(self) -> None:
+        """Before a forward pass, with its batch at hand."""
+
     def later(self) -> AbstractContextManager:
         """Backward passes inside are not the last ones before a step."""
         return nullcontext()
@@ -79,6 +82,12 @@ class _AfterBackward(Alone):
                 dist.broadcast(tensor, 0)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._layouts: Hashable = None
+        self._here = torch.zeros((), device=self._parameters[0].device)
+
+    def meet(self) -> None:
+        # PyTorch watches this exchange, which ends the run some minutes after a rank was lost.
+        # Those in graphs it does not see, and the host may wait for one of them.
+        dist.all_reduce(self._here)
 
     def exchange(self) -> None:
         gradients = [p.grad for p in self._parameters if p.grad is not None]

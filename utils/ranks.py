@@ -98,10 +98,15 @@ def ranks_of_environment() -> Ranks:
 
 
 def join(ranks: Ranks, device: torch.device) -> Ranks:
-    """Meet the other ranks: NCCL between GPUs, gloo between CPUs and for what the host decides."""
+    """Meet the other ranks: NCCL between GPUs, gloo between CPUs and for what the host decides.
+
+    NCCL_GRAPH_REGISTER is 0 unless it is set: with it, what NCCL does in a CUDA graph is not what
+    it does outside one, and ranks replay graphs that were not captured together.
+    """
     if ranks.count == 1:
         return ranks
     if device.type == "cuda":
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         dist.init_process_group("nccl", device_id=device)
         host = dist.new_group(backend="gloo")
     else:

@@ -176,6 +176,7 @@ class Trainer:
             # N,3,H,W and N,H,W; where colour jitter is still to be applied, N,4,2 too.
             batch = [x.to(self.device, non_blocking=True) for x in (image, label, *changes)]
             image, label = to_network(*batch, channels_last=args.channels_last)
+            self.shared.meet()
             with nullcontext() if i + 1 == args.accumulate else self.shared.later():
                 loss, names, values = self._loss(image, label)
                 weight = self.shared.weight / args.accumulate

@@ -43,9 +43,10 @@ class TrainingGraphs:
     a forward pass waits for its backward pass, others of that network run without graphs.
 
     What several processes exchange inside a pass, over NCCL (as SyncBatchNorm does), is part of
-    the graphs. One of them may replay what another one runs as written, as long as all exchange the
-    same in the same order. `release` the graphs before the processes part, which would wait for
-    them.
+    the graphs. One of them may replay what another one runs as written, if all exchange the same in
+    the same order and NCCL_GRAPH_REGISTER is 0; NCCL's manual promises no more than graphs that are
+    captured and launched by all together. `release` the graphs before the processes part, which
+    would wait for them.
 
     Args:
         most: settings to keep graphs of; a network in which more occur runs without.
@@ -61,7 +62,8 @@ class TrainingGraphs:
     @staticmethod
     def backward(loss: Tensor) -> None:
         """`loss.backward()`, with fewer steps of Python if `loss` came out of a graph, as that of
-        an `objective` does. Gradients become `.grad` or are added to it, as ever."""
+        an `objective` does. Gradients become `.grad` or are added to it, as ever.
+        DistributedDataParallel does not see them: under it, call `loss.backward()`."""
         backward(loss)
 
     def look(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:

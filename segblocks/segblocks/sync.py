@@ -79,6 +79,17 @@ class SyncBatchNorm(_BatchNorm):
         return out.to(dtype)
 
 
+class _WithWhatFollows(SyncBatchNorm):
+    """Of a batch norm that holds modules which its output goes through, in their order, as timm's
+    BatchNormAct2d does."""
+
+    def forward(self, x: Tensor | DualResTensor) -> Tensor | DualResTensor:
+        x = super().forward(x)
+        for child in self.children():
+            x = child(x)
+        return x
+
+
 class _Total(torch.autograd.Function):
     """The sum over all processes. All their losses depend on it, so gradients are summed too."""
 
@@ -95,7 +106,13 @@ class _Total(torch.autograd.Function):
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Replace each batch norm inside `model`, in place, by a SyncBatchNorm of the same parameters,
-    statistics and names; -> the model."""
+    statistics and names; -> the model.
+
+    One that holds modules (timm's with an activation) applies them to its output afterwards.
+
+    Raises:
+        NotImplementedError: a batch norm that computes something else.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, _BatchNorm) and not isinstance(child, SyncBatchNorm):
@@ -104,9 +121,15 @@ def convert_sync_batchnorm(model: nn.Module) -> nn.Module:
 
 
 def _converted(norm: _BatchNorm) -> SyncBatchNorm:
-    sync = SyncBatchNorm(
-        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
-    )
+    plain = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    if not plain and not norm._modules:
+        raise NotImplementedError(
+            f"{type(norm).__name__} has a forward pass of its own, which several processes cannot "
+            "share; make it a plain BatchNorm2d, or train in one process"
+        )
+    kind = _WithWhatFollows if norm._modules else SyncBatchNorm
+    sync = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    sync._modules.update(norm._modules)
     sync._parameters.update(norm._parameters)
     sync._buffers.update(norm._buffers)
     return sync.train(norm.training)

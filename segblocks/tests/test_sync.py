@@ -91,6 +91,42 @@ def test_converted_network_keeps_names_values_and_mode():
     segblocks.execute_with_grid(net.train(), image, grid)  # nor does training alone
 
 
+class NormThenRelu6(nn.BatchNorm2d):
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU6()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_batch_norm_does_afterwards_stays(training):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), NormThenRelu6(4)).double().train(training)
+    image, names = make_image(GRID, 3), list(net.state_dict())
+    with torch.no_grad():
+        expected = [net(image), segblocks.execute_with_grid(net, image, GRID)]
+        convert_sync_batchnorm(net)
+        found = [net(image), segblocks.execute_with_grid(net, image, GRID)]
+    assert list(net.state_dict()) == names
+    assert (expected[0] == 0).any()
+    for one, two in zip(found, expected):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_batch_norm_of_its_own_is_refused():
+    with pytest.raises(NotImplementedError, match="Doubled has a forward pass of its own"):
+        convert_sync_batchnorm(nn.Sequential(Doubled(4)))
+    net = nn.Sequential(nn.SyncBatchNorm(4))
+    assert isinstance(convert_sync_batchnorm(net)[0], SyncBatchNorm)
+
+
 LEARNING = {
     "published": {},
     "gain": {"reward": "gain", "normalise_advantage": True, "entropy_weight": 0.1},
