@@ -7,8 +7,8 @@ Every operation, forward and backward, in float16, bfloat16 and float32, at real
 2048×1024 image with 128-pixel blocks, 40 % of them high. A line gives the median time of one call
 in CUDA-graph replay, the bytes it must move (inputs read once, outputs written once), and the time
 of a device-to-device copy that reads and writes as many bytes in the same run. Calls rotate over
-several inputs and outputs, together at least three times the L2 cache, so that neither flatters. All
-lie on one grid, as the layers of a network do, whose slots each of them reads again.
+several inputs and outputs, together at least three times the L2 cache, so that neither flatters.
+All lie on one grid, as the layers of a network do, whose slots each of them reads again.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from .row_tiles import STEP, divide
 from .stem import (
     convolve_stem,
     extend,
+    fill_averages,
     has_adjacent_channels,
     max_pool,
     padded_lines,
@@ -35,7 +36,6 @@ from .steps import (
     Step,
     last_uses,
     read_beyond_blocks,
-    read_by_kernels,
 )
 from .tables import Scale, TableKey
 from .trace import Program, Ref
@@ -66,7 +66,14 @@ class Network:
         }
         self.last_use = last_uses(program, steps)
         self.beyond_blocks = read_beyond_blocks(steps)
-        self.extended = read_by_kernels(steps)
+        # Of which kernels read the rows that follow the stored pixels.
+        self.extended = self.beyond_blocks | {
+            value
+            for step in steps
+            if isinstance(step, ConvStep)
+            for value in (step.extra, step.residual if self.by_patches(step) else None)
+            if value is not None
+        }
         self.keys = sorted(self._table_keys(), key=repr)
         self.patched = sorted({program.blocks[s.output] for s in steps if self.by_patches(s)})
         self.stems = [step for step in steps if isinstance(step, StemStep)]
@@ -283,12 +290,11 @@ class _Frame:
             self.scale(step.source),
             self.scale(step.output),
         )
-        wide = step.output in self.network.beyond_blocks
-        out = x.new_empty((made.rows if wide else made.zero + 1, x.shape[1]))
+        out = x.new_empty((made.zero + 1, x.shape[1]))
         limit = step.limit if step.relu else None
         convolve_depthwise(x, weights, bias, out, self.grid, source.block, step.stride, limit)
-        if wide:
-            out = extend(out, self.middle(made.block), made)
+        if step.output in self.network.beyond_blocks:
+            fill_averages(out, self.middle(made.block), out[made.rows :], made)
         self.buffers[step.output] = out
 
     def plain(self, step: PlainStep) -> None:
@@ -303,11 +309,11 @@ class _Frame:
             self.keep(value, tensor.pixels)
 
     def keep(self, value: int, pixels: Tensor) -> None:
-        """A pixel buffer, extended where kernels will read it."""
+        """A pixel buffer as kernels will read it: contiguous, and extended where that is read."""
         if value in self.network.extended:
             scale = self.scale(value)
             pixels = extend(pixels, self.middle(scale.block), scale)
-        self.buffers[value] = pixels
+        self.buffers[value] = pixels.contiguous()
 
     def excursion(self, step: ExcursionStep) -> None:
         """Combine, run the fused dense function, split into an extended buffer."""

@@ -129,7 +129,7 @@ Step = ConvStep | DepthwiseStep | PoolStep | StemStep | PlainStep
 
 
 def read_by_kernels(steps: list[Step]) -> set[int]:
-    """The values that fused steps read, which need the rows that follow the stored pixels."""
+    """The values that fused steps read."""
     return {value for step in steps if not isinstance(step, PlainStep) for value in step.inputs}
 
 

@@ -113,6 +113,7 @@ template <bool HIGH> INLINE void convolve(const Params& p, const Work& w) {
             add_line<HIGH>(p, cell, y, first_x, at.v, sums, weights);
         }
     }
+    const real most = (real)p.limit;
     const index_t area = (index_t)(p.place.block / STRIDE) * (p.place.block / STRIDE);
     const index_t start =
         HIGH ? w.k * area : p.place.n_high * area + (w.k - p.place.n_high) * (area / 4);
@@ -125,7 +126,7 @@ template <bool HIGH> INLINE void convolve(const Params& p, const Work& w) {
 #pragma unroll
             for (int i = 0; i < VECTOR; i++) {
                 sums[j][i] = sums[j][i] < 0 ? 0 : sums[j][i];
-                if (SB_RELU == 2 && sums[j][i] > p.limit) sums[j][i] = (real)p.limit;
+                if (SB_RELU == 2 && sums[j][i] > most) sums[j][i] = most;
             }
         }
         store(out + (index_t)x * p.place.channels, pack(sums[j]));
