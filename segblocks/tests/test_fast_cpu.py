@@ -125,3 +125,29 @@ def test_a_convolution_adds_to_what_is_there(
         assert torch.allclose(out, expected.relu() if relu else expected, rtol=1e-4, atol=1e-4)
         for edge in (slice(None, 1), slice(-2, None)):
             assert torch.equal(memory[edge], before[edge])
+
+
+@pytest.mark.skipif(not onednn._has_onednn(), reason="this PyTorch is built without oneDNN")
+@pytest.mark.parametrize("groups", [1, 32])
+def test_shapes_that_come_back_get_a_layout_of_their_own(groups):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(32, 32 // groups, 3, 3), torch.randn(32)
+    convolution = AddedConvolution(weight, bias, 1, (8, 32, 10, 10), groups)
+
+    def call(images: int) -> None:
+        x = torch.randn(images, 32, 10, 10).contiguous(memory_format=torch.channels_last)
+        out = torch.zeros(images, 32, 8, 8).contiguous(memory_format=torch.channels_last)
+        convolution(out, x, False)
+        torch.testing.assert_close(
+            out, F.conv2d(x, weight, bias, groups=groups), rtol=1e-4, atol=1e-4
+        )
+
+    for images in range(1, 9):
+        call(images)
+    assert not convolution._packed  # none came twice
+    for images in (3, 5, 3, 5):
+        call(images)
+    assert [shape[0] for shape in convolution._packed] == [3, 5]
+    for images in (*range(1, 20), *sorted([*range(1, 20)] * 2)):
+        call(images)
+    assert len(convolution._packed) == onednn._RECENT

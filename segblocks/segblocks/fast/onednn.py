@@ -4,9 +4,13 @@ PyTorch's compiler calls the same operations; `F.conv2d` would lay the weights o
 and write each result to memory of its own.
 """
 
+from collections import deque
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_RECENT = 4  # shapes: those of both resolutions in the last two calls of a network
 
 
 class AddedConvolution:
@@ -16,6 +20,9 @@ class AddedConvolution:
         weight: (COUT, CIN / groups, k, k), bias: (COUT,) of x's dtype. The input brings its own
             padding.
         shape: (N, CIN, H, W) of a typical input, for which the weights are laid out.
+
+    oneDNN wants other layouts for some shapes, and lays weights out again in every call on such. So
+    a shape that comes back soon, as with a fixed budget all do, gets a layout of its own.
     """
 
     def __init__(
@@ -24,26 +31,39 @@ class AddedConvolution:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
         self.bias = bias.contiguous()
         self.stride, self.groups = stride, groups
-        self.packed = None
+        self._usual: Tensor | None = None
+        self._packed: dict[tuple[int, ...], Tensor] = {}
+        self._recent: deque[tuple[int, ...]] = deque(maxlen=_RECENT)
         if _has_onednn() and weight.dtype == torch.float32:
-            sizes = ([0, 0], [stride] * 2, [1, 1], groups)
-            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
-                self.weight, *sizes, list(shape)
-            )
+            self._usual = self._pack(shape)
 
     def __call__(self, out: Tensor, x: Tensor, relu: bool) -> None:
         """Add to `out` (N, COUT, h, w) the convolution of x (N, CIN, H, W), both channels_last."""
         if not x.shape[0]:
             return
-        if self.packed is None:
+        if self._usual is None:
             out.add_(F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups))
             if relu:
                 out.relu_()
             return
         torch.ops.mkldnn._convolution_pointwise_.binary(
-            out, x, self.packed, self.bias, [0, 0], [self.stride] * 2, [1, 1], self.groups,
+            out, x, self._packed_for(tuple(x.shape)), self.bias,
+            [0, 0], [self.stride] * 2, [1, 1], self.groups,
             "add", 1.0, "relu" if relu else None, [], None,
         )  # fmt: skip
+
+    def _packed_for(self, shape: tuple[int, ...]) -> Tensor:
+        packed = self._packed.get(shape)
+        if packed is None and shape in self._recent:
+            if len(self._packed) >= _RECENT:
+                del self._packed[next(iter(self._packed))]
+            packed = self._packed[shape] = self._pack(shape)
+        self._recent.append(shape)
+        return self._usual if packed is None else packed
+
+    def _pack(self, shape: tuple[int, ...]) -> Tensor:
+        sizes = ([0, 0], [self.stride] * 2, [1, 1], self.groups)
+        return torch.ops.mkldnn._reorder_convolution_weight(self.weight, *sizes, list(shape))
 
 
 def _has_onednn() -> bool:
