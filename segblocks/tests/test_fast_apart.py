@@ -143,8 +143,20 @@ APART = {
     ),
     "1x1 with stride": (lambda n, x: n.down(x), ["conv2d"]),
     "too few channels in": (
-        lambda n, x: F.conv2d(x[:, :32], n.conv.weight[:, :32], None, 1, 1),
+        lambda n, x: F.conv2d(x[:, :31], n.conv.weight[:, :31], None, 1, 1),
         ["getitem", "conv2d"],
+    ),
+    "depthwise of odd channels": (
+        lambda n, x: F.conv2d(x[:, :31], n.each.weight[:31], None, 1, 1, 1, 31),
+        ["getitem", "conv2d"],
+    ),
+    "depthwise, two outputs each": (
+        lambda n, x: F.conv2d(x, n.each.weight.repeat(2, 1, 1, 1), None, 1, 1, 1, 64),
+        ["conv2d"],
+    ),
+    "depthwise 9x9": (
+        lambda n, x: F.conv2d(x, n.each.weight.repeat(1, 1, 3, 3), None, 1, 4, 1, 64),
+        ["conv2d"],
     ),
     "odd channels out": (lambda n, x: F.relu(n.last(x)), ["conv2d", "relu"]),
     "added to itself": (then(conv, lambda n, y, x: y + y), ["3x3", "add"]),
@@ -156,7 +168,7 @@ APART = {
         ["3x3", "mean", "add"],
     ),
     "subtracted": (lambda n, x: n.conv(x) - x, ["3x3", "sub"]),
-    "another activation": (lambda n, x: F.relu6(n.conv(x)), ["3x3", "relu6"]),
+    "another activation": (lambda n, x: F.silu(n.conv(x)), ["3x3", "silu"]),
     "pools": (
         pools,
         ["pool", "max_pool2d", "max_pool2d", "avg_pool2d", "getitem", "max_pool2d"],
