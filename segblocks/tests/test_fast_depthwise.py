@@ -8,15 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from agreement import GRIDS, make_grid
+from fast_models import DEVICES
 
 from segblocks import BlockGrid, DualResTensor
 from segblocks.fast import depthwise
 from segblocks.fast.depthwise import convolve_depthwise, pack_depthwise
 
-on_cuda = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 # Kernel, stride, side of a high block of the input, channels.
 CASES = [
     (3, 1, 8, 24),
@@ -31,7 +28,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_cuda)])
+@pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
     if request.param == "cpu":
         if not shutil.which("g++"):

@@ -4,6 +4,7 @@ import emulation
 import pytest
 import torch
 import torch.nn.functional as F
+from fast_models import DEVICES
 
 from segblocks.fast import norms
 from segblocks.ops.cuda import normalise as kernels
@@ -14,13 +15,7 @@ HIGH = N_HIGH * BLOCK**2
 ROWS = HIGH + N_LOW * BLOCK**2 // 4
 
 
-on_cuda = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=on_cuda)])
+@pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
     if request.param == "cpu":
         monkeypatch.setattr(kernels, "prepare", emulation.prepare)

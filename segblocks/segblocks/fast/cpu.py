@@ -15,7 +15,7 @@ from ..tensor import DualResTensor
 from .onednn import AddedConvolution
 from .padded import Scratch, double, join, padded, padded_image
 from .portable import PortableNetwork, normalise
-from .steps import ConvStep, DepthwiseStep, ExcursionStep, PoolStep, StemStep, Step
+from .steps import Convolution, ConvStep, DepthwiseStep, ExcursionStep, PoolStep, StemStep, Step
 from .trace import Program
 from .windows import MOST, windows
 
@@ -34,7 +34,7 @@ class CpuNetwork(PortableNetwork):
         self.convolutions = {
             id(step): self._prepare(step)
             for step in steps
-            if isinstance(step, ConvStep | DepthwiseStep | StemStep)
+            if isinstance(step, Convolution | StemStep)
         }
         self.shortcuts = {
             id(step): step.extra_weight.flatten(1).t().to(program.dtypes[step.output]).contiguous()
@@ -47,7 +47,7 @@ class CpuNetwork(PortableNetwork):
         # What only fused steps touch shares its memory with nothing else.
         self.own = made - seen
 
-    def _prepare(self, step: ConvStep | DepthwiseStep | StemStep) -> AddedConvolution:
+    def _prepare(self, step: Convolution | StemStep) -> AddedConvolution:
         stem = isinstance(step, StemStep)
         source, stride = (0, 2) if stem else (step.source, step.stride)
         dtype = self.program.dtypes[source]
@@ -63,7 +63,7 @@ class CpuNetwork(PortableNetwork):
             shape = (1, cin, 1, self.blocks * side * side)
         return AddedConvolution(weight, bias, stride, shape, groups)
 
-    def _by_windows(self, step: ConvStep | DepthwiseStep | StemStep) -> bool:
+    def _by_windows(self, step: Convolution | StemStep) -> bool:
         """Whether a convolution is one product of both resolutions."""
         small = self.program.blocks[step.output] <= MOST
         return isinstance(step, ConvStep) and step.weight.shape[2] == 3 and small
@@ -115,9 +115,7 @@ class CpuNetwork(PortableNetwork):
         plain = x.pixels.is_floating_point() and x.layout == "NCHW"
         return join(x, self.scratch) if plain and not x.grid.legacy_upsample else x.combine()
 
-    def _add(
-        self, step: ConvStep | DepthwiseStep | StemStep, out: DualResTensor, blocks: tuple
-    ) -> None:
+    def _add(self, step: Convolution | StemStep, out: DualResTensor, blocks: tuple) -> None:
         for part, rows in zip(blocks, (out.highres, out.lowres)):
             self.convolutions[id(step)](rows, part, step.relu)
 
@@ -151,7 +149,7 @@ def _line(pixels: Tensor) -> Tensor:
     return pixels.t()[None, :, None]
 
 
-def _limited(x: DualResTensor, step: ConvStep | DepthwiseStep | StemStep) -> DualResTensor:
+def _limited(x: DualResTensor, step: Convolution | StemStep) -> DualResTensor:
     """Behind the ReLU that a convolution has taken along, its upper limit; in place."""
     if step.limit < math.inf:
         x.pixels.clamp_(max=step.limit)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..rules.arguments import pair
-from .steps import Affine, ConvStep, DepthwiseStep, PlainStep, PoolStep, StemStep, Step
+from .steps import Affine, Convolution, ConvStep, DepthwiseStep, PlainStep, PoolStep, StemStep, Step
 from .trace import Node, Program, Ref
 
 
@@ -150,7 +150,7 @@ class _Fuser:
         self._take(relu)
         self._take(norm)
 
-    def _absorb_after(self, step: ConvStep | DepthwiseStep, only_activation: bool = False) -> None:
+    def _absorb_after(self, step: Convolution, only_activation: bool = False) -> None:
         node = self._sole_user(step.output)
         affine = affine_of(node)
         if affine is not None:
@@ -171,7 +171,7 @@ class _Fuser:
                 self._advance(step, node)
                 self._advance(step, relu)
 
-    def _advance(self, step: ConvStep | DepthwiseStep, node: Node) -> Node | None:
+    def _advance(self, step: Convolution, node: Node) -> Node | None:
         step.place = max(step.place, self._take(node))
         step.output = node.outputs[0]
         return self._sole_user(step.output)

@@ -15,6 +15,7 @@ from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
 from .steps import (
     Affine,
+    Convolution,
     ConvStep,
     DepthwiseStep,
     ExcursionStep,
@@ -35,7 +36,7 @@ class PortableNetwork:
 
     def __init__(self, program: Program, steps: list[Step]):
         for step in steps:
-            if isinstance(step, (ConvStep, DepthwiseStep, StemStep)):
+            if isinstance(step, (Convolution, StemStep)):
                 step.weight = step.weight.to(memory_format=torch.channels_last)
         self.program = program
         self.steps = steps
@@ -71,7 +72,7 @@ class PortableNetwork:
     def depthwise(self, step: DepthwiseStep, x: DualResTensor) -> DualResTensor:
         weight, bias = step.weight.to(x.dtype), step.bias.to(x.dtype)
         y = F.conv2d(x, weight, bias, step.stride, weight.shape[2] // 2, groups=weight.shape[0])
-        activate(y.pixels, step)
+        _activate(y.pixels, step)
         return y
 
     def stem(self, step: StemStep, image: Tensor, grid: BlockGrid) -> DualResTensor:
@@ -98,18 +99,18 @@ def _convolve(step: ConvStep, values: dict[int, DualResTensor]) -> DualResTensor
     if step.extra is not None:
         shortcut = step.extra_weight.to(dtype)
         y.pixels.add_(F.conv2d(values[step.extra], shortcut, None, step.extra_stride).pixels)
-    activate(y.pixels, step)
+    _activate(y.pixels, step)
     return y if step.post is None else normalise(y, step.post, in_place=True)
 
 
 def _stem(step: StemStep, image: DualResTensor) -> DualResTensor:
     weight, bias = step.weight.to(image.dtype), step.bias.to(image.dtype)
     y = F.conv2d(image, weight, bias, 2, weight.shape[2] // 2)
-    activate(y.pixels, step)
+    _activate(y.pixels, step)
     return y
 
 
-def activate(pixels: Tensor, step: ConvStep | DepthwiseStep | StemStep) -> None:
+def _activate(pixels: Tensor, step: Convolution | StemStep) -> None:
     """The ReLU of a step, in place."""
     if step.relu:
         pixels.relu_() if step.limit == math.inf else pixels.clamp_(0, step.limit)

@@ -19,47 +19,15 @@ class Affine:
 
 
 @dataclass
-class ConvStep:
-    """A convolution of 1×1 or 3×3 (padding 1) with what the kernel does around it.
+class Convolution:
+    """What convolutions inside a network have in common.
 
     Attributes:
         source, output: values read and written.
-        weight: (COUT, CIN, k, k), batch norm folded in; bias: (COUT,); in float32 or wider.
-        pre: affine and ReLU before it. post: affine and ReLU after everything.
-        relu: after the sum; limit: its upper one.
-        residual: value added before the ReLU. enlarged: value added after bilinear ×2.
-        extra: a value read by a second, 1×1 convolution that is added, with its weight and stride.
+        weight: (COUT, CIN / groups, k, k), batch norm folded in; bias: (COUT,); in float32 or
+            wider.
+        relu: behind it; limit: its upper one.
         place: index of the last node taken in; the step runs there.
-    """
-
-    source: int
-    output: int
-    weight: Tensor
-    bias: Tensor
-    stride: int
-    place: int
-    pre: Affine | None = None
-    post: Affine | None = None
-    relu: bool = False
-    limit: float = math.inf
-    residual: int | None = None
-    enlarged: int | None = None
-    extra: int | None = None
-    extra_weight: Tensor | None = None
-    extra_stride: int = 1
-
-    @property
-    def inputs(self) -> list[int]:
-        found = (self.source, self.residual, self.enlarged, self.extra)
-        return [value for value in found if value is not None]
-
-
-@dataclass
-class DepthwiseStep:
-    """A depthwise convolution with padding k // 2, batch norm folded in, and its ReLU.
-
-    Attributes:
-        weight: (C, 1, k, k); bias: (C,); in float32 or wider. relu, limit: as of ConvStep.
     """
 
     source: int
@@ -74,6 +42,35 @@ class DepthwiseStep:
     @property
     def inputs(self) -> list[int]:
         return [self.source]
+
+
+@dataclass
+class ConvStep(Convolution):
+    """A convolution of 1×1 or 3×3 (padding 1) with what the kernel does around it.
+
+    Attributes:
+        pre: affine and ReLU before it. post: affine and ReLU after everything.
+        residual: value added before the ReLU. enlarged: value added after bilinear ×2.
+        extra: a value read by a second, 1×1 convolution that is added, with its weight and stride.
+    """
+
+    pre: Affine | None = None
+    post: Affine | None = None
+    residual: int | None = None
+    enlarged: int | None = None
+    extra: int | None = None
+    extra_weight: Tensor | None = None
+    extra_stride: int = 1
+
+    @property
+    def inputs(self) -> list[int]:
+        found = (self.source, self.residual, self.enlarged, self.extra)
+        return [value for value in found if value is not None]
+
+
+@dataclass
+class DepthwiseStep(Convolution):
+    """A depthwise convolution with padding k // 2."""
 
 
 @dataclass
