@@ -35,6 +35,7 @@ class Net(nn.Module):
         self.few_wide = nn.Conv2d(24, 24, 3, padding=1)
         self.norm, self.other_norm, self.third_norm = (nn.BatchNorm2d(channels) for _ in range(3))
         self.plain_norm = nn.BatchNorm2d(channels, affine=False)
+        self.register_buffer("ceiling", torch.tensor(0.75))
         networks.settle(self)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d) and module.affine:

@@ -95,7 +95,7 @@ FUSED = {
     "hardtanh from -1": (lambda n, x: F.hardtanh(n.conv(x)), ["3x3", "hardtanh"]),
     "clamp from above": (lambda n, x: n.conv(x).clamp(max=1), ["3x3", "clamp"]),
     "clamp by a tensor": (
-        lambda n, x: n.conv(x).clamp(0, n.few.weight[0, 0, 0, 0].abs()),
+        lambda n, x: n.conv(x).clamp(0, n.ceiling),
         ["3x3", "clamp"],
     ),
     "few channels": (

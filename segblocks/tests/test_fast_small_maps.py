@@ -35,7 +35,7 @@ def last(x):
 
 
 def error(found, expected) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((found.detach().double() - expected).norm() / expected.norm())
 
 
 @HALF
