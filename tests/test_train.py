@@ -17,6 +17,7 @@ from tiny import (  # noqa: F401
     same,
     tiny_backbone,
 )
+from torchvision.io import decode_png
 
 import train
 from argparser import parse_args
@@ -25,7 +26,7 @@ from utils import memory
 from utils.data import build_val_set
 from utils.errors import UserError
 from utils.guard import FiniteGuard
-from utils.logger import Means
+from utils.logger import Means, RunLog
 from utils.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -244,6 +245,18 @@ def test_tensorboard_and_log_hold_what_they_should(tmp_path):
     log = (folder / "run.log").read_text()
     assert "command: " in log
     assert "mIoU" in log
+
+
+def test_a_picture_in_tensorboard_is_the_one_that_was_given(tmp_path):
+    picture = torch.randint(256, (3, 30, 50), dtype=torch.uint8)
+    with RunLog(tmp_path, tensorboard=True) as log:
+        log.picture(7, "val/0", picture)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (found,) = events.Images("val/0")
+    assert (found.step, found.width, found.height) == (7, 50, 30)
+    packed = torch.frombuffer(bytearray(found.encoded_image_string), dtype=torch.uint8)
+    assert torch.equal(decode_png(packed), picture)
 
 
 def test_means_are_of_what_was_added_since_the_last_time():

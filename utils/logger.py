@@ -7,11 +7,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.io import encode_png
 from tqdm import tqdm
 
 from utils.errors import one_line, user_errors
@@ -60,14 +63,15 @@ class RunLog:
 
     def picture(self, step: int, tag: str, picture: torch.Tensor) -> None:
         """`picture` uint8 (3,H,W)."""
-        self._to_tensorboard("add_image", tag, picture, step)
+        if self._writer is not None:
+            self._to_tensorboard("file_writer.add_summary", _as_summary(tag, picture), step)
 
     def _to_tensorboard(self, method: str, *arguments: Any) -> None:
         """Without room for its files training goes on without them."""
         if self._writer is None:
             return
         try:
-            getattr(self._writer, method)(*arguments)
+            attrgetter(method)(self._writer)(*arguments)
         except OSError as error:
             self._writer, writer = None, self._writer
             with suppress(OSError):
@@ -153,6 +157,15 @@ def progress(
 def command_line() -> str:
     """The command that started this process, as one would type it."""
     return shlex.join([Path(sys.executable).name, *sys.argv])
+
+
+def _as_summary(tag: str, picture: torch.Tensor) -> Summary:
+    """What `SummaryWriter.add_image` makes, packed less tightly: packing five its way takes
+    as long as validating a hundred small images."""
+    _, height, width = picture.shape
+    packed = encode_png(picture.cpu(), compression_level=1).numpy().tobytes()
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=packed)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def _no_nan(value: Any) -> Any:
