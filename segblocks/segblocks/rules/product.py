@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..branches import side_by_side
 from ..ops.cudnn import takes_cudnn
 from ..ops.windows import gather_windows, sum_windows
 from .normalise import as_image, as_pixels
@@ -47,15 +48,22 @@ def multiply_backward(
     windows = setting.windows(weight.shape[2:])
     columns = gather_windows(setting.padded(pixels, norm), windows)
     window = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
-    given = (as_image(grad), as_image(columns), _as_matrix(weight), None)
-    for_columns, matrix, _ = torch.ops.aten.convolution_backward(*given, *window, (*wanted, False))
-    pixel_grad = weight_grad = None
-    if wanted[0]:
-        pixel_grad = setting.gradient(sum_windows(as_pixels(for_columns), windows))
-    if wanted[1]:
+    given = (as_image(grad), as_image(columns), _as_matrix(weight), None, *window)
+
+    def differentiate(*mask: bool) -> Tensor:
+        return torch.ops.aten.convolution_backward(*given, (*mask, False))[mask.index(True)]
+
+    def of_pixels() -> Tensor:
+        return setting.gradient(sum_windows(as_pixels(differentiate(True, False)), windows))
+
+    def of_weight() -> Tensor:
         outputs, inputs, height, width = weight.shape
-        weight_grad = matrix.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
-    return pixel_grad, weight_grad
+        matrix = differentiate(False, True)
+        return matrix.reshape(outputs, height, width, inputs).permute(0, 3, 1, 2)
+
+    calls = [call for call, asked in zip((of_pixels, of_weight), wanted) if asked]
+    found = iter(side_by_side(grad.device, *calls))
+    return next(found) if wanted[0] else None, next(found) if wanted[1] else None
 
 
 def _as_matrix(weight: Tensor) -> Tensor:

@@ -8,12 +8,14 @@ which a halo is the larger part, are one matrix product instead (`product.py`). 
 raises.
 """
 
+from functools import partial, reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..branches import side_by_side
 from ..fast.pending import Pending
 from ..once import differentiable_once
 from ..ops.cudnn import convolve_into, takes_cudnn
@@ -90,12 +92,18 @@ class _Convolution(torch.autograd.Function):
             if any(wanted):
                 given = (pixels, weight, grad, setting, wanted, norm)
                 pixel_grad, weight_grad = multiply_backward(*given)
-        elif for_pixels and setting.stride == (1, 1) and takes_cudnn(grad, setting.groups):
-            pixel_grad, for_pixels = _full_correlation(grad, weight, setting), False
-        if for_pixels or for_weight:
-            wanted = (for_pixels, for_weight)
-            joined, weight_grad = _convolve_backward(pixels, weight, grad, setting, wanted, norm)
-            pixel_grad = joined if for_pixels else pixel_grad
+        else:
+            correlate = setting.stride == (1, 1) and takes_cudnn(grad, setting.groups)
+            wanted = (for_pixels and not correlate, for_weight)
+            calls = []
+            if for_pixels and correlate:
+                calls.append(partial(_full_correlation, grad, weight, setting))
+            if any(wanted):
+                given = (pixels, weight, grad, setting, wanted, norm)
+                calls.append(partial(_convolve_backward, *given))
+            for one, other in side_by_side(grad.device, *calls):
+                pixel_grad = one if pixel_grad is None else pixel_grad
+                weight_grad = other if weight_grad is None else weight_grad
         return pixel_grad, weight_grad, grad.sum(0) if for_bias else None, None, None
 
 
@@ -113,14 +121,16 @@ def _convolve(
     if in_place:
         weight = weight.contiguous(memory_format=torch.channels_last)  # once for both resolutions
     window = (setting.stride, _NONE, setting.dilation, setting.groups)
-    padded = setting.padded(pixels, norm)
-    for part, target in zip(setting.blocks(padded), setting.outputs(out)):
-        if not part.shape[0]:
-            continue
+
+    def convolve_one(part: Tensor, target: Tensor) -> None:
         if in_place:
             convolve_into(target, part, weight, setting.stride, _NONE, setting.dilation)
         else:
             target.copy_(F.conv2d(part, weight, bias, *window))
+
+    parts = zip(setting.blocks(setting.padded(pixels, norm)), setting.outputs(out))
+    calls = [partial(convolve_one, *pair) for pair in parts if pair[0].shape[0]]
+    side_by_side(pixels.device, *calls)
     return out.add_(bias) if in_place and bias is not None else out
 
 
@@ -134,20 +144,21 @@ def _convolve_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of pixels and weight, as far as wanted."""
     window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
-    pixel_grads, weight_grad = [], None
-    padded = setting.padded(pixels, norm)
-    for part, out in zip(setting.blocks(padded), setting.outputs(grad)):
-        if not part.shape[0]:
-            continue
-        one, other, _ = torch.ops.aten.convolution_backward(
-            out, part, weight, None, *window, (*wanted, False)
-        )
-        pixel_grads.append(one)
-        weight_grad = other if weight_grad is None or other is None else weight_grad.add_(other)
-    return setting.gradient(join_blocks(pixel_grads)) if wanted[0] else None, weight_grad
+    differentiate = torch.ops.aten.convolution_backward
+    parts = zip(setting.outputs(grad), setting.blocks(setting.padded(pixels, norm)))
+    calls = [
+        partial(differentiate, *pair, weight, None, *window, (*wanted, False))
+        for pair in parts
+        if pair[0].shape[0]
+    ]
+    pixel_grads, weight_grads, _ = zip(*side_by_side(grad.device, *calls))
+    return (
+        setting.gradient(join_blocks(pixel_grads)) if wanted[0] else None,
+        reduce(Tensor.add_, weight_grads) if wanted[1] else None,
+    )
 
 
-def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
+def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> tuple[Tensor, None]:
     """Gradient of the pixels where the stride is 1: itself a convolution, with turned weights.
 
     Unlike cuDNN's own way to this gradient, it can write both resolutions into one buffer.
@@ -155,10 +166,14 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> Tensor:
     turned = turn_weight(weight)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
-    for out, target in zip(setting.outputs(grad), setting.blocks(padded)):
-        if out.shape[0]:
-            convolve_into(target, out, turned, (1, 1), around, setting.dilation)
-    return setting.gradient(padded)
+    parts = zip(setting.blocks(padded), setting.outputs(grad))
+    calls = [
+        partial(convolve_into, *pair, turned, (1, 1), around, setting.dilation)
+        for pair in parts
+        if pair[0].shape[0]
+    ]
+    side_by_side(grad.device, *calls)
+    return setting.gradient(padded), None
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
