@@ -40,6 +40,16 @@ class Buffers:
             self._tensors[key] = torch.empty_like(x, requires_grad=False)
         return self._tensors[key]
 
+    def inputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Where graphs read inputs of such layouts."""
+        return [self.like(x, "input", i) for i, x in enumerate(inputs)]
+
+    @torch.no_grad()
+    def place(self, inputs: Sequence[Tensor]) -> None:
+        """Copy inputs to there."""
+        for buffer, x in zip(self.inputs(inputs), inputs):
+            buffer.copy_(x)
+
     def stream(self, device: torch.device) -> torch.cuda.Stream:
         """To capture on. Memory belongs to a stream, also in a pool, so graphs that share it are
         captured on one; and kernels count by streams, so that of each network is its own."""
@@ -54,6 +64,7 @@ class Captured:
 
     Attributes:
         forward: its graphs, in order.
+        inputs: what they read.
         constant: numbers of the outputs without gradient.
         output_gradients: what the backward pass reads.
         differentiable: numbers of the inputs with gradient.
@@ -80,9 +91,12 @@ class Captured:
             graph.reset()
 
     def run(self, inputs: tuple[Tensor, ...], ticket: Ticket) -> Any:
-        """What the network returns for other inputs of the same layout, with its gradient."""
+        """What the network returns for other inputs of the same layout, which `Buffers.place` has
+        placed, with its gradient."""
+        for graph in self.forward:  # first, as the device waits
+            graph.replay()
         given = (*(inputs[i] for i in self.differentiable), *self.parameters)
-        outputs = iter(_Replay.apply(self, ticket, inputs, *given))
+        outputs = iter(_Replay.apply(self, ticket, *given))
         return map_structure(self.structure, Place, lambda _: next(outputs))
 
 
@@ -104,7 +118,7 @@ def capture(
 def _capture(
     net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
 ) -> Captured:
-    fixed = [buffers.like(x, "input", i) for i, x in enumerate(inputs)]
+    fixed = buffers.inputs(inputs)
     differentiable = [i for i, x in enumerate(inputs) if x.requires_grad]
     # Of the same memory, but leaves of what autograd records here.
     own_inputs = [x.detach().requires_grad_(i in differentiable) for i, x in enumerate(fixed)]
@@ -208,15 +222,11 @@ def _stand_ins(net: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, captured: Captured, ticket: Ticket, inputs: tuple[Tensor, ...], *differentiable
+        ctx: Any, captured: Captured, ticket: Ticket, *differentiable: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.captured, ctx.ticket = captured, ticket
         ctx.entered = differentiable[: len(captured.differentiable)]
         ctx.set_materialize_grads(False)
-        for buffer, x in zip(captured.inputs, inputs):
-            buffer.copy_(x)
-        for graph in captured.forward:
-            graph.replay()
         outputs = tuple(x.clone() for x in captured.outputs)  # the buffers are for the next pass
         ctx.mark_non_differentiable(*(outputs[i] for i in captured.constant))
         return outputs
@@ -229,7 +239,7 @@ class _Replay(torch.autograd.Function):
         # inputs go on to whoever computed those.
         of_inputs = (g if g is None else g.clone() for g in of_inputs)
         of_parameters = (g if g is None else g.detach() for g in of_parameters)
-        return (None, None, None, *of_inputs, *of_parameters)
+        return (None, None, *of_inputs, *of_parameters)
 
 
 def _replay_backward(

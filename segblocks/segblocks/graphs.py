@@ -8,6 +8,7 @@ and replayed from then on, with the same results to rounding.
 import warnings
 import weakref
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -66,18 +67,12 @@ class TrainingGraphs:
         DistributedDataParallel does not see them: under it, call `loss.backward()`."""
         backward(loss)
 
-    def look(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Hashable | None:
-        """What `__call__` with such inputs needs to know of the modules, where there is time to
-        find out earlier: they must not be changed in between."""
-        return self._graphs_of(net).parts.state() if _can_be_captured(inputs) else None
-
     def __call__(
         self,
         net: nn.Module,
         function: Callable,
         inputs: tuple[Tensor, ...],
         setting: Hashable = (),
-        seen: Hashable | None = None,
     ) -> Any:
         """`function(*inputs)`, differentiable in the parameters of `net` and in `inputs`.
 
@@ -86,24 +81,36 @@ class TrainingGraphs:
             function: tensors → tensors in nested tuples, lists and dicts.
             inputs: tensors of one device, of any shapes.
             setting: whatever else `function` depends on.
-            seen: what `look` returned; without it, it is asked now.
         """
+        return self.run(self.prepare(net, inputs), function, setting)
+
+    def prepare(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> "Prepared":
+        """Of `__call__` what can be done before function and setting are known; `run` does the
+        rest. In between, neither modules nor inputs may change, and nothing else be prepared."""
         if not _can_be_captured(inputs):
+            return Prepared(net, inputs)
+        return self._graphs_of(net).prepare(inputs)
+
+    def run(self, prepared: "Prepared", function: Callable, setting: Hashable = ()) -> Any:
+        """See `__call__`."""
+        inputs, graphs = prepared.inputs, prepared.graphs
+        if graphs is None:
             return function(*inputs)
-        graphs, captured, failed = self._graphs_of(net), None, False
+        captured, failed = None, False
         try:
-            captured = graphs.find(function, inputs, setting, seen)
+            captured = graphs.find(prepared, function, setting)
         except CaptureFailed as failure:
             failed = True
             for other in self._of_net.values():  # they draw from a generator that is now replaced
                 other.drop()
             if graphs.given_up:  # else a library set itself up: the pass as written sees to that
                 warnings.warn(
-                    f"{type(net).__name__} trains without CUDA graphs: {failure}", stacklevel=4
+                    f"{type(prepared.net).__name__} trains without CUDA graphs: {failure}",
+                    stacklevel=4,
                 )
         if failed:
             torch.cuda.empty_cache()  # of the failed pass, which lived as long as its error
-        return function(*inputs) if captured is None else graphs.replay(captured, inputs)
+        return function(*inputs) if captured is None else graphs.replay(captured, prepared)
 
     def _graphs_of(self, net: nn.Module) -> "_Graphs":
         graphs = self._of_net.get(net)
@@ -124,6 +131,23 @@ class TrainingGraphs:
         return 0 if graphs is None else len(graphs.captured)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs of a network, and what was found out about a pass on them.
+
+    Attributes:
+        graphs: None: the pass runs as written.
+        key: all that a pass depends on but function and setting.
+        placed: where the inputs lie for graphs to read; None: nowhere yet.
+    """
+
+    net: nn.Module
+    inputs: tuple[Tensor, ...]
+    graphs: "_Graphs | None" = None
+    key: Hashable = None
+    placed: Buffers | None = None
+
+
 class _Graphs:
     """Of one network."""
 
@@ -136,25 +160,27 @@ class _Graphs:
         self.buffers = Buffers()
         self.waiting: Callable[[], Ticket | None] = lambda: None
 
-    def find(
-        self,
-        function: Callable,
-        inputs: tuple[Tensor, ...],
-        setting: Hashable,
-        seen: Hashable | None,
-    ) -> Captured | None:
+    def prepare(self, inputs: tuple[Tensor, ...]) -> Prepared:
+        """See TrainingGraphs."""
+        waiting, net = self.waiting(), self.parts.net
+        if self.given_up or (waiting is not None and not waiting.done):
+            return Prepared(net, inputs)
+        parts = self.parts.state()
+        if parts is None:
+            return Prepared(net, inputs)
+        key = (parts, *((layout(x), x.requires_grad) for x in inputs), _modes())
+        if not self.captured:
+            return Prepared(net, inputs, self, key)
+        self.buffers.place(inputs)
+        return Prepared(net, inputs, self, key, self.buffers)
+
+    def find(self, prepared: Prepared, function: Callable, setting: Hashable) -> Captured | None:
         """The graphs of this setting, captured now if need be; None: run as written.
 
         Raises:
             CaptureFailed: it cannot be captured; for good if `given_up` is set then.
         """
-        waiting = self.waiting()
-        if self.given_up or (waiting is not None and not waiting.done):
-            return None
-        parts = self.parts.state() if seen is None else seen
-        if parts is None:
-            return None
-        key = (setting, parts, *((layout(x), x.requires_grad) for x in inputs), _modes())
+        key = (setting, prepared.key)
         if key in self.captured:
             return self.captured[key]
         if key not in self.passed and (torch.backends.cudnn.benchmark or not self.passed):
@@ -170,17 +196,20 @@ class _Graphs:
                     "of high blocks (quantize_percentage)"
                 )
             kept = self.parts.everything()
-            self.captured[key] = capture(self.parts.net, function, inputs, self.buffers, kept)
+            given = (self.parts.net, function, prepared.inputs, self.buffers, kept)
+            self.captured[key] = capture(*given)
         except CaptureFailed:
             self.given_up = key in self.passed
             self.passed.add(key)
             raise
         return self.captured[key]
 
-    def replay(self, captured: Captured, inputs: tuple[Tensor, ...]) -> Any:
+    def replay(self, captured: Captured, prepared: Prepared) -> Any:
         ticket = Ticket()
         self.waiting = weakref.ref(ticket)
-        return captured.run(inputs, ticket)
+        if prepared.placed is not self.buffers:
+            self.buffers.place(prepared.inputs)
+        return captured.run(prepared.inputs, ticket)
 
     def drop(self) -> None:
         """Forget all graphs."""

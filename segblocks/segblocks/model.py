@@ -1,6 +1,6 @@
 """A network, a policy, and the forward pass that joins them."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial, wraps
@@ -16,6 +16,7 @@ from .grid import BlockGrid
 from .policy import Decision, Policy
 from .policy.base import block_mean
 from .policy.rank import DisabledPolicy
+from .reading import Reading
 from .structure import map_structure
 from .tensor import DualResTensor, cut_image, to_blocks
 
@@ -142,25 +143,25 @@ class SegBlocksModel(nn.Module):
         padded = pad_to_blocks(image, self.policy.block_size)
         if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
-        # Before the policy, which may wait for the device: then there is time.
-        seen = None if self.graphs is None else self.graphs.look(self.net, (padded,))
-        decision = self.policy(padded, budget, block_gain)
         if objective is None:
-            logits = self._run(padded, decision.grid, decision.n_high, seen)
+            decision = self.policy(padded, budget, block_gain)
+            logits = self._run(padded, decision.grid, decision.n_high)
             return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
-        return self._judge(padded, decision, size, objective, targets, seen)
+        decision = self.policy(padded, budget, block_gain, settled=False)
+        return self._judge(padded, decision, size, objective, targets)
 
     @property
     def is_dense(self) -> bool:
         """True for the `disabled` policy, which runs the network as it is."""
         return isinstance(self.policy, DisabledPolicy)
 
-    def _run(
-        self, padded: Tensor, mask: Tensor, n_high: int | None, seen: Hashable | None = None
-    ) -> Any:
+    def _run(self, padded: Tensor, mask: Tensor, n_high: int | None) -> Any:
         """The network on `padded`; from graphs where it can be."""
         inputs = (padded,) if self.is_dense else (padded, mask)
-        return self._from_graphs(partial(self._network, n_high), inputs, n_high, (), seen)
+        function = partial(self._network, n_high)
+        if self.graphs is None or n_high is None:
+            return function(*inputs)
+        return self.graphs(self.net, function, inputs, (n_high, self.legacy_upsample))
 
     def _network(self, n_high: int | None, padded: Tensor, mask: Tensor | None = None) -> Any:
         if self.is_dense:
@@ -175,34 +176,37 @@ class SegBlocksModel(nn.Module):
         size: tuple[int, int],
         objective: Callable[..., Any],
         targets: tuple[Tensor, ...],
-        seen: Hashable | None,
     ) -> Any:
-        """`objective` of the network's output, the two together; from graphs where they can be."""
+        """`objective` of the network's output, the two together; from graphs where they can be.
+
+        The device is idle from when it has counted the policy's choice until the host, which asks
+        for the count, has launched the network. So all else is done before, and rounding up with
+        the network.
+        """
         told = {k: value for k, value in _record(decision).items() if isinstance(value, Tensor)}
-        n_high, names = decision.n_high, tuple(told)
+        n_high, settled = decision.n_high, decision.n_high is not None
+        if not settled:
+            del told["grid"]
+            count = Reading(decision.sampled.sum())
+        names = tuple(told)
 
         def run(image: Tensor, *tensors: Tensor) -> Any:
             again = replace(decision, **dict(zip(names, tensors)))
+            if not settled:
+                again = self.policy.promote(again, n_high)
             logits = self._network(n_high, image, again.grid)
             output = _output(again, crop_output(logits, tuple(image.shape[2:]), size))
             with torch.autocast(image.device.type, enabled=False):
                 return objective(output, *tensors[len(names) :])
 
-        setting = (objective, names, decision.stochastic, size)
-        return self._from_graphs(run, (padded, *told.values(), *targets), n_high, setting, seen)
-
-    def _from_graphs(
-        self,
-        function: Callable,
-        inputs: tuple[Tensor, ...],
-        n_high: int | None,
-        setting: tuple,
-        seen: Hashable | None,
-    ) -> Any:
-        if self.graphs is None or n_high is None:
-            return function(*inputs)
-        setting = (n_high, self.legacy_upsample, *setting)
-        return self.graphs(self.net, function, inputs, setting, seen)
+        inputs = (padded, *told.values(), *targets)
+        prepared = None if self.graphs is None else self.graphs.prepare(self.net, inputs)
+        if not settled:
+            n_high = self.policy.rounded_up(count.wait(), decision.sampled.numel())
+        if prepared is None:
+            return run(*inputs)
+        setting = (n_high, self.legacy_upsample, objective, names, decision.stochastic, size)
+        return self.graphs.run(prepared, run, setting)
 
     @torch.no_grad()
     def block_gain(self, image: Tensor, pixel_loss: Callable[[Tensor], Tensor]) -> Tensor:

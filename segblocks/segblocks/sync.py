@@ -127,7 +127,7 @@ def _converted(norm: _BatchNorm) -> SyncBatchNorm:
             f"{type(norm).__name__} has a forward pass of its own, which several processes cannot "
             "share; make it a plain BatchNorm2d, or train in one process"
         )
-    kind = _WithWhatFollows if norm._modules else SyncBatchNorm
+    kind = SyncBatchNorm if plain else _WithWhatFollows
     sync = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     sync._modules.update(norm._modules)
     sync._parameters.update(norm._parameters)

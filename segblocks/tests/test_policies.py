@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segblocks import SegBlocksModel, build_policy
-from segblocks.policy import POLICIES
+from segblocks.policy import POLICIES, Decision
 
 NAMES = ["reinforce", "random", "middle", "heuristic", "oracle", "disabled"]
 RANKING = ["reinforce", "random", "middle", "heuristic"]  # decide from the image alone
@@ -148,12 +148,13 @@ def test_number_of_high_blocks_is_rounded_up(total, quantize):
     for count in {0, 1, total // 3, total // 2, total - 1, total}:
         sampled = (torch.randperm(total) < count).view(1, 1, total)
         scores = torch.randn(1, 1, total)
-        decision = policy.promote(sampled, scores)
+        decision = policy.settle(Decision(sampled, sampled, scores=scores))
         n_high = int(decision.grid.sum())
         counts.add(n_high)
         assert decision.n_high == n_high
         assert torch.equal(decision.sampled, sampled)
         assert not (sampled & ~decision.grid).any()
+        assert torch.equal(policy.promote(decision, n_high).grid, decision.grid)
         assert n_high == total or n_high % step == 0
         assert count <= n_high < count + step
         promoted, left = decision.grid & ~sampled, ~decision.grid
@@ -168,7 +169,7 @@ def test_rounding_counts_the_whole_batch():
     sampled = torch.zeros(2, 2, 2, dtype=torch.bool)
     sampled[1, 0, 0] = True
     scores = torch.tensor([[[0.0, 9.0], [1.0, 2.0]], [[-5.0, 0.5], [0.1, 0.2]]])
-    grid = policy.promote(sampled, scores).grid
+    grid = policy.settle(Decision(sampled, sampled, scores=scores)).grid
     assert grid.tolist() == [[[False, True], [False, False]], [[True, False], [False, False]]]
 
 
@@ -176,7 +177,26 @@ def test_rounding_repeats():
     policy = build_policy("reinforce", BLOCK)
     sampled = torch.rand(2, 5, 9) < 0.3
     scores = torch.randn(2, 5, 9).round()  # many ties
-    assert torch.equal(policy.promote(sampled, scores).grid, policy.promote(sampled, scores).grid)
+    decision = Decision(sampled, sampled, scores=scores)
+    assert torch.equal(policy.settle(decision).grid, policy.settle(decision).grid)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rounding_can_be_put_off(training):
+    """What is put off gives what is not."""
+    policy = build_policy("reinforce", BLOCK).train(training)
+    image = torch.randn(2, 3, 4 * BLOCK, 5 * BLOCK)
+    torch.manual_seed(0)
+    later = policy(image, settled=False)
+    torch.manual_seed(0)
+    now = policy(image)
+    assert later.n_high is None
+    assert later.grid is later.sampled
+    settled = policy.settle(later)
+    assert settled.n_high == now.n_high
+    assert torch.equal(settled.sampled, now.sampled)
+    assert torch.equal(settled.grid, now.grid)
+    assert policy(image, budget=0.4, settled=False).n_high == 2 * 8, "known, so there is no need"
 
 
 # -- the others ----------------------------------------------------------------------------------

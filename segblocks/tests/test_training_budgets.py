@@ -6,7 +6,7 @@ from torch import nn
 
 import segblocks
 from segblocks import SegBlocksModel, build_policy
-from segblocks.policy import REWARDS
+from segblocks.policy import REWARDS, Decision
 from segblocks.policy.reinforce import entropy
 from segblocks.policy.sampling import sample_count, shift_to_count
 from segblocks.policy.threshold import fit_threshold
@@ -289,10 +289,8 @@ def test_a_fitted_threshold_realises_the_share_of_other_images(share, quantize):
     every = every + torch.randn(400, 1, 1, generator=generator)  # images differ
     told = policy.calibrate(list(every[:200]))
     assert told == pytest.approx(share, abs=0.01)
-    realised = [
-        policy.promote(policy.choose(scores[None]), scores[None]).grid.float().mean()
-        for scores in every[200:]
-    ]
+    chosen = [Decision(policy.choose(x), policy.choose(x), scores=x) for x in every[200:, None]]
+    realised = [policy.settle(decision).grid.float().mean() for decision in chosen]
     assert float(torch.stack(realised).mean()) == pytest.approx(share, abs=0.05)
 
 

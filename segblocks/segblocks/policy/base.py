@@ -1,7 +1,7 @@
 """What every policy shares: scores become a grid, by threshold or by budget."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class Decision:
         grid: (N, Gh, Gw) bool, True = high resolution: what runs.
         sampled: (N, Gh, Gw) bool, the policy's own choice before rounding up; blocks in `grid` but
             not in `sampled` were promoted.
-        n_high: number of high blocks where the host knows it without asking the device.
+        n_high: number of high blocks; None where the host has not asked the device for it yet.
         scores: (N, Gh, Gw) float, by which blocks are ranked; None for `disabled`.
         stochastic: the scores are logits of each block's probability of high resolution.
         expected: (N, 2, Gh, Gw) float, the task loss that a critic expects of each block at low and
@@ -120,6 +120,7 @@ class Policy(nn.Module):
         image: Tensor,
         budget: float | int | None = None,
         block_gain: Tensor | None = None,
+        settled: bool = True,
     ) -> Decision:
         """Decide for each block.
 
@@ -129,6 +130,9 @@ class Policy(nn.Module):
                 that many blocks of each image, those with the highest scores, run high, and
                 nothing is read back to the host.
             block_gain: (N, Gh, Gw) float, the oracle's knowledge; other policies ignore it.
+            settled: False puts off what needs the number of blocks that the policy has chosen, so
+                that nothing is read from the device: `n_high` is then None and `grid` is `sampled`
+                until `settle` or `promote`.
         """
         shape = self.grid_shape(image)
         scores = self.scores(image, block_gain)
@@ -138,7 +142,9 @@ class Policy(nn.Module):
             budget = self.default_budget(*shape[1:])
         if budget is not None:
             return self.spend(scores, budget_count(budget, shape[1] * shape[2]))
-        return self.promote(self.choose(scores), scores)
+        sampled = self.choose(scores)
+        decision = Decision(sampled, sampled, None, scores, self.stochastic)
+        return self.settle(decision) if settled else decision
 
     def draw_budget(self, blocks: int) -> int:
         """Blocks per image for one training batch.
@@ -174,19 +180,25 @@ class Policy(nn.Module):
         grid = select_budget(scores.detach().float(), count)
         return Decision(grid, grid, scores.shape[0] * count, scores, self.stochastic)
 
-    def promote(self, sampled: Tensor, scores: Tensor) -> Decision:
-        """Round the number of high blocks up: those left with the highest scores are promoted.
+    def settle(self, decision: Decision) -> Decision:
+        """Round the number of high blocks up, as `quantize_percentage` says.
 
         Reads one number from the device, as the count sets the shapes.
         """
-        count = int(sampled.sum())
-        wanted = self.rounded_up(count, sampled.numel())
+        count = int(decision.sampled.sum())
+        wanted = self.rounded_up(count, decision.sampled.numel())
         if wanted == count:
-            return Decision(sampled, sampled, count, scores, self.stochastic)
+            return replace(decision, n_high=count)
+        return self.promote(decision, wanted)
+
+    def promote(self, decision: Decision, n_high: int) -> Decision:
+        """Make it `n_high` high blocks in the batch, at least as many as are sampled: of the
+        others, those with the highest scores."""
         # Chosen blocks come first whatever their score, then the others by score.
-        rank = torch.where(sampled, torch.inf, scores.detach().float()).flatten()
-        grid = select_budget(rank[None, None], wanted).view(sampled.shape)
-        return Decision(grid, sampled, wanted, scores, self.stochastic)
+        scores = decision.scores.detach().float()
+        rank = torch.where(decision.sampled, torch.inf, scores).flatten()
+        grid = select_budget(rank[None, None], n_high).view(decision.sampled.shape)
+        return replace(decision, grid=grid, n_high=n_high)
 
     def rounded_up(self, count: int, total: int) -> int:
         """`count` high blocks of `total`, rounded up to a multiple of the quantisation step."""

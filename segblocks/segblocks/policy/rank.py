@@ -11,7 +11,7 @@ from .base import Decision, Policy, block_mean, budget_count
 class DisabledPolicy(Policy):
     """The dense network: every block at full resolution."""
 
-    def forward(self, image, budget=None, block_gain=None) -> Decision:
+    def forward(self, image, budget=None, block_gain=None, settled=True) -> Decision:
         if budget is not None:
             raise ValueError("the 'disabled' policy has no budget: it runs the dense network")
         n, height, width = image.shape[0], *image.shape[2:]

@@ -83,8 +83,9 @@ class ReinforcePolicy(Policy):
         image: Tensor,
         budget: float | int | None = None,
         block_gain: Tensor | None = None,
+        settled: bool = True,
     ) -> Decision:
-        decision = super().forward(image, budget, block_gain)
+        decision = super().forward(image, budget, block_gain, settled)
         if self.critic is None or not self.training:
             return decision
         return replace(decision, expected=self.critic(image))
