@@ -1,5 +1,6 @@
 """run.log, TensorBoard and progress bars of one experiment."""
 
+import io
 import json
 import logging
 import os
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.io import encode_png
 from tqdm import tqdm
 
 from utils.errors import one_line, user_errors
@@ -162,9 +163,11 @@ def command_line() -> str:
 def _as_summary(tag: str, picture: torch.Tensor) -> Summary:
     """What `SummaryWriter.add_image` makes, packed less tightly: packing five its way takes
     as long as validating a hundred small images."""
-    _, height, width = picture.shape
-    packed = encode_png(picture.cpu(), compression_level=1).numpy().tobytes()
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=packed)
+    packed = io.BytesIO()
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+    image.save(packed, "PNG", compress_level=1)
+    size = {"height": image.height, "width": image.width, "colorspace": 3}
+    image = Summary.Image(**size, encoded_image_string=packed.getvalue())
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
