@@ -263,9 +263,10 @@ def _blocks(group) -> None:
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")
-    add("--segblocks-reward", choices=("loss", "gain"), default="loss",
-        help="what full resolution earns a block in training: its loss, as published, or the loss "
-        "that it saves, by a critic's estimate (default: %(default)s)")
+    add("--segblocks-reward", choices=("loss", "balanced"), default="loss",
+        help="what full resolution earns a block in training: the loss of its pixels, as "
+        "published, or that over the size of their classes, which then count alike, as in mean "
+        "IoU (default: %(default)s)")
     add("--segblocks-normalise-advantage", type=boolean, default=False, metavar="YES/NO",
         help="divide the reward's task part by its spread, so that it does not fade as the loss "
         "falls (default: no)")
@@ -378,7 +379,7 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
     if budgets and policy == "disabled":
         return "--segblocks-budgets needs blocks: choose a --segblocks-policy other than disabled"
     learns = {
-        "--segblocks-reward gain": args.segblocks_reward != "loss",
+        "--segblocks-reward balanced": args.segblocks_reward != "loss",
         "--segblocks-normalise-advantage yes": args.segblocks_normalise_advantage,
         "--segblocks-entropy-weight": args.segblocks_entropy_weight,
         "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,

@@ -173,7 +173,6 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         quantize_percentage=args.segblocks_quantize_percentage,
         sparsity_weight=args.segblocks_sparsity_weight,
         budgets=args.segblocks_budgets,
-        reward=args.segblocks_reward,
         normalise_advantage=args.segblocks_normalise_advantage,
         entropy_weight=args.segblocks_entropy_weight,
         warmup_share=args.segblocks_warmup_share,

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 # Scenes of 2×4 blocks.
 WIDE = (*REINFORCE, "--synthetic-size", "128", "256", "--res", "256", "--crop-res", "128")
 LEARNING = (
-    *("--segblocks-reward", "gain", "--segblocks-normalise-advantage", "yes"),
+    *("--segblocks-reward", "balanced", "--segblocks-normalise-advantage", "yes"),
     *("--segblocks-entropy-weight", "0.01", "--segblocks-warmup-epochs", "1.5"),
     *("--segblocks-warmup-share", "1"),
 )
@@ -49,8 +49,9 @@ def test_training_stops_and_goes_on_equal_to_the_last_bit(tmp_path, flags):
     whole = checkpoint(run(tmp_path / "whole", *SHORT, *WIDE, *flags))
     run(tmp_path / "parts", *SHORT, *WIDE, *flags, "--max-steps", "2")
     parts = checkpoint(run(tmp_path / "parts", *SHORT, *WIDE, *flags))
-    for entry in ("state_dict", "optimizer", "rng"):
+    for entry in ("state_dict", "optimizer", "rng", "reward"):
         assert same(whole[entry], parts[entry]), entry
+    assert bool(whole["reward"]) == ("balanced" in flags)
 
 
 def test_warm_up_ends_when_it_should(tmp_path, monkeypatch):

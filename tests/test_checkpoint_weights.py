@@ -132,19 +132,6 @@ def test_threshold_of_a_policy_comes_along_and_is_0_where_there_is_none(tmp_path
     assert target.policy.threshold == 0
 
 
-def test_critic_is_left_out_where_nobody_asks_it_and_missed_where_somebody_does(tmp_path):
-    plain, critical = (
-        segblocks.SegBlocksModel(Segmenter(), segblocks.build_policy("reinforce", 64, reward=r))
-        for r in ("loss", "gain")
-    )
-    save_checkpoint(tmp_path / "critical.pth", {"model": critical.state_dict()})
-    load_weights(plain, tmp_path / "critical.pth")
-    assert_same(plain.policy.policy_net.state_dict(), critical.policy.policy_net.state_dict())
-    save_checkpoint(tmp_path / "plain.pth", {"model": plain.state_dict()})
-    with pytest.raises(ValueError, match=r"has no critic.*--segblocks-reward loss"):
-        load_weights(critical, tmp_path / "plain.pth")
-
-
 def test_policy_of_another_shape_is_an_error(tmp_path):
     source = learnt()
     source.policy.policy_net["layers"][0] = nn.Conv2d(3, 64, 5, bias=False)

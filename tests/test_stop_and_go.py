@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("tiny_backbone")
 # Three epochs of three steps, saved after each and, by the clock, between any two steps.
 SETTING = (*REINFORCE, "--epochs", "3", "--num-viz-images", "0")
 EVERY_STEP = ("--save-minutes", "1e-9")
-STATE = ("state_dict", "optimizer", "scheduler", "scaler", "rng")
+STATE = ("state_dict", "optimizer", "scheduler", "scaler", "reward", "rng")
 
 
 def assert_equal_runs(one: Path, other: Path, *more: str) -> None:

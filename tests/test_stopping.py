@@ -209,7 +209,7 @@ def test_data_workers_end_with_training(tmp_path, monkeypatch, fails):
 
 def test_another_policy_says_which_flags_to_give(tmp_path, capsys):
     run(tmp_path, *SETTING, "--max-steps", "1")
-    argv = arguments(tmp_path, *SETTING, "--segblocks-reward", "gain", "--max-steps", "2")
+    argv = arguments(tmp_path, *SETTING, "--segblocks-policy", "random", "--max-steps", "2")
     assert train.main(argv) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "--segblocks-reward" in line
+    assert "--segblocks-policy" in line

@@ -89,32 +89,33 @@ def test_recipes_are_one_idea_each(tmp_path):
     flags = (
         "segblocks_calibrate", "segblocks_normalise_advantage", "segblocks_entropy_weight",
         "segblocks_reward", "segblocks_warmup_epochs", "segblocks_warmup_share",
-        "segblocks_budgets",
+        "segblocks_budgets", "segblocks_policy_wd_factor",
     )  # fmt: skip
     expected = {
-        "normalised": ("val", True, 0.5, "loss", 0, None, None),
-        "warmup": ("val", False, 0, "loss", 6, 1, None),
-        "exact": ("val", False, 0, "loss", 0, None, [0.4, 0.4]),
-        "gain": ("val", True, 0.1, "gain", 0, None, None),
+        "normalised": ("val", True, 0.5, "loss", 0, None, None, 1),
+        "warmup": ("val", False, 0, "loss", 6, 1, None, 1),
+        "exact": ("val", False, 0, "loss", 0, None, [0.4, 0.4], 1),
+        "balanced": ("val", True, 0.5, "balanced", 0, None, None, 30),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected
     published = next(args for title, args in seen.items() if "published" in title)
-    assert tuple(getattr(published, f) for f in flags) == ("no", False, 0, "loss", 0, None, None)
+    expected = ("no", False, 0, "loss", 0, None, None, 1)
+    assert tuple(getattr(published, f) for f in flags) == expected
 
 
 def test_experiments_are_chosen_by_name_and_group():
-    plan = experiments("camvid", "gain")
+    plan = experiments("camvid", "balanced")
     assert [e.name for e in chosen(plan, ["dense", "any"])] == ["dense", "any"]
     recipes = [e.name for e in chosen(plan, ["recipe"])]
     assert {"published40", "reinforce40", "recipe_warmup40"} <= set(recipes)
-    assert "recipe_gain40" not in recipes  # that is reinforce40
+    assert "recipe_balanced40" not in recipes  # that is reinforce40
     assert chosen(plan, []) == plan
     with pytest.raises(ValueError, match="'dence'; choose from dense"):
         chosen(plan, ["dence"])
 
 
-@pytest.mark.parametrize("words", [("mars", "gain"), ("camvid", "luck")])
+@pytest.mark.parametrize("words", [("mars", "balanced"), ("camvid", "luck")])
 def test_unknown_data_set_or_recipe(words):
     with pytest.raises(ValueError, match=r"unknown .*choose one of"):
         experiments(*words)

@@ -39,7 +39,6 @@ PLAIN_TYPES = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype
 WEIGHT_ENTRIES = ("model", "state_dict")
 POLICY_PREFIX = "policy."
 POLICY_THRESHOLD = "policy.threshold"
-POLICY_CRITIC = "policy.critic."
 LOGITS_WEIGHT = "logits.conv.weight"
 NAMES_SHOWN = 10
 
@@ -171,10 +170,10 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     `path` is a file or an http(s) address, see `load_checkpoint`. It may hold the weights under
     "model" or "state_dict" (as published), or be a bare state dict. Every name and shape must
     agree, else ValueError is raised and the model is left as it was. Dropped are the unused
-    ImageNet classifier of published EfficientNet-Lite checkpoints, a policy network if the model's
-    policy has no parameters, and a policy's critic, which only its training asks, if the model has
-    none. A policy without a threshold (published ones) has threshold 0. Published weights were
-    trained with the `legacy_upsample` of SegBlocksModel, which is not set here.
+    ImageNet classifier of published EfficientNet-Lite checkpoints, and a policy network if the
+    model's policy has no parameters. A policy without a threshold (published ones) has threshold 0.
+    Published weights were trained with the `legacy_upsample` of SegBlocksModel, which is not set
+    here.
     """
     checkpoint = load_checkpoint(path)
     own = model.state_dict()
@@ -184,8 +183,6 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
         log.warning(
             "%s: its policy network is not used; this model's policy has no parameters", path
         )
-    if not any(name.startswith(POLICY_CRITIC) for name in own):
-        weights = _without(weights, POLICY_CRITIC)
     if POLICY_THRESHOLD in own:
         weights.setdefault(POLICY_THRESHOLD, torch.zeros_like(own[POLICY_THRESHOLD]))
     _check_fit(own, weights, path)
@@ -219,11 +216,6 @@ def _find_weights(checkpoint: dict[str, Any], path: str | Path) -> dict[str, Ten
 def _check_fit(own: dict[str, Tensor], weights: dict[str, Tensor], path: str | Path) -> None:
     """Raise ValueError unless both have the same names with the same shapes."""
     missing = [name for name in own if name not in weights]
-    if missing and all(name.startswith(POLICY_CRITIC) for name in missing):
-        raise ValueError(
-            f"{path} has no critic, which --segblocks-reward gain trains along; go on with "
-            "--segblocks-reward loss, or start afresh with --resume none"
-        )
     unexpected = [name for name in weights if name not in own]
     reshaped = [n for n in own if n in weights and own[n].shape != weights[n].shape]
     if missing and not unexpected and all(name.startswith(POLICY_PREFIX) for name in missing):

@@ -18,7 +18,8 @@ from utils.class_weights import class_weights
 Total = Callable[[Tensor], Tensor]
 
 
-def _own(count: Tensor) -> Tensor:
+def own_count(count: Tensor) -> Tensor:
+    """The total of one process."""
     return count
 
 
@@ -48,7 +49,7 @@ class PixelLoss(nn.Module):
     weight: Tensor | None
 
     def __init__(
-        self, ignore_index: int = 255, weight: Tensor | None = None, total: Total = _own
+        self, ignore_index: int = 255, weight: Tensor | None = None, total: Total = own_count
     ) -> None:
         super().__init__()
         self.ignore_index = ignore_index
@@ -105,7 +106,7 @@ class BootstrappedCrossEntropy(PixelLoss):
         threshold: float = 0.3,
         ignore_index: int = 255,
         weight: Tensor | None = None,
-        total: Total = _own,
+        total: Total = own_count,
     ):
         super().__init__(ignore_index, weight, total)
         if k < 1:
@@ -140,7 +141,7 @@ class OhemCrossEntropy(PixelLoss):
         min_kept: int = 100_000,
         ignore_index: int = 255,
         weight: Tensor | None = None,
-        total: Total = _own,
+        total: Total = own_count,
     ):
         super().__init__(ignore_index, weight, total)
         if not 0 < threshold <= 1:
@@ -189,7 +190,7 @@ def build_loss(
     name: str,
     ignore_index: int = 255,
     weight: Tensor | None = None,
-    total: Total = _own,
+    total: Total = own_count,
     **options: float,
 ) -> nn.Module:
     """The loss called `name`, with its own `options`; raises ValueError for an unknown name."""
@@ -198,7 +199,7 @@ def build_loss(
     return LOSSES[name](ignore_index=ignore_index, weight=weight, total=total, **options)
 
 
-def task_loss(args: Namespace, info: DatasetInfo, total: Total = _own) -> nn.Module:
+def task_loss(args: Namespace, info: DatasetInfo, total: Total = own_count) -> nn.Module:
     """The loss that a command line asks for, on the CPU; `total` as for `PixelLoss`. Raises what
     `class_weights` raises."""
     options = {}

@@ -100,8 +100,8 @@ def restore(
     except ValueError as error:
         raise ValueError(
             "the checkpoint's optimiser is of other parameters than this run's, which "
-            "--segblocks-policy and --segblocks-reward decide on; give those of the checkpoint, or "
-            "start afresh with --resume none"
+            "--segblocks-policy decides on; give that of the checkpoint, or start afresh with "
+            "--resume none"
         ) from error
     for group, flags in zip(optimizer.param_groups, own):
         group.update(flags)

@@ -23,13 +23,14 @@ def images_per_step(flags: Mapping[str, Any]) -> int:
 
 
 class TrainingState:
-    """Weights, optimiser, schedule, loss scaler, average of weights, progress and generators.
+    """Weights, optimiser, schedule, loss scaler, average of weights, what the reward counts by,
+    progress and generators.
 
     Nothing of it differs between ranks.
     """
 
-    def __init__(self, model: nn.Module, args: Namespace, device: torch.device):
-        self.model, self.args, self.device = model, args, device
+    def __init__(self, model: nn.Module, args: Namespace, device: torch.device, reward: nn.Module):
+        self.model, self.args, self.device, self.reward = model, args, device, reward
         self.optimizer = build_optimizer(model, args)
         self.schedule = CosineSchedule(self.optimizer, args)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
@@ -43,6 +44,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "reward": dict(self.reward.state_dict()),
             "progress": self.progress.to_dict(),
             "rng": rng_state(self.device),
             "args": vars(self.args),
@@ -62,7 +64,7 @@ class TrainingState:
                 self.average.restart()
             told = f"published weights {path}: optimiser and schedule start afresh, epoch 1, step 0"
             return Told([told, *resizing])
-        missing = sorted(self.to_dict().keys() - state.keys() - {"ema"})
+        missing = sorted(self.to_dict().keys() - state.keys() - {"ema", "reward"})
         if missing:
             raise ValueError(
                 f"{path} cannot be trained further: it lacks {', '.join(missing)}; resume from a "
@@ -71,6 +73,9 @@ class TrainingState:
         restore(self.optimizer, self.schedule, state)
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        counts = state.get("reward", {})
+        if counts.keys() == self.reward.state_dict().keys():  # else it was another reward
+            self.reward.load_state_dict(counts)
         if self.average and "ema" in state:
             self.average.load_state_dict(state["ema"])
         elif self.average:

@@ -23,6 +23,7 @@ from utils.optim import GraphedStep
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
 from utils.resume import LATEST, Progress, Told
+from utils.reward import build_reward
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
 from utils.writer import Saver
@@ -56,7 +57,8 @@ class Trainer:
         model.train_from_graphs(self._graphs)
         self.shared = share_batch(model, args, device, ranks, from_graphs)
         self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
-        self.run = TrainingState(model, args, device)
+        self.reward = build_reward(args, self.dataset.info, ranks.replicas.total).to(device)
+        self.run = TrainingState(model, args, device, self.reward)
         # A scaler decides after each backward pass whether there is a step at all.
         graphed = from_graphs and not self.run.scaler.is_enabled()
         self._graphed_step = GraphedStep(self.run.optimizer) if graphed else None
@@ -216,7 +218,8 @@ class Trainer:
         what all add up to. Captured with the network, so nothing here may read the device."""
         task, loss_map = self.criterion(result.logits, label)
         valid = label != self.dataset.info.ignore_index
-        policy, stats = self.model.policy.loss(result, loss_map.detach(), valid)
+        reward = self.reward(loss_map.detach(), label)
+        policy, stats = self.model.policy.loss(result, reward, valid)
         total = task + policy
         stats = {name: value / self.ranks.count for name, value in stats.items()}
         stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}

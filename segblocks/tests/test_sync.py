@@ -129,8 +129,8 @@ def test_a_batch_norm_of_its_own_is_refused():
 
 LEARNING = {
     "published": {},
-    "gain": {"reward": "gain", "normalise_advantage": True, "entropy_weight": 0.1},
-    "budgets": {"reward": "gain", "budgets": (0.1, 0.9)},
+    "normalised": {"normalise_advantage": True, "entropy_weight": 0.1},
+    "budgets": {"budgets": (0.1, 0.9)},
 }
 
 
@@ -146,7 +146,7 @@ def _policy_step(rank: int, count: int, learning: str) -> dict[str, torch.Tensor
     convert_sync_batchnorm(policy)
     torch.manual_seed(5)
     decision = policy(image[rank::count])
-    names = "grid sampled scores log_probs probs expected".split()
+    names = "grid sampled scores log_probs probs".split()
     result = SimpleNamespace(
         **{n: getattr(decision, n) for n in names},
         share=decision.grid.float().mean(),

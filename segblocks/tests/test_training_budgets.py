@@ -6,7 +6,7 @@ from torch import nn
 
 import segblocks
 from segblocks import SegBlocksModel, build_policy
-from segblocks.policy import REWARDS, Decision
+from segblocks.policy import Decision
 from segblocks.policy.reinforce import entropy
 from segblocks.policy.sampling import sample_count, shift_to_count
 from segblocks.policy.threshold import fit_threshold
@@ -139,7 +139,7 @@ def test_sparsity_waits_for_the_warm_up():
 # ---- rewards ----
 
 
-def step(task, gain=None, **settings):
+def step(task, **settings):
     """(policy's loss, gradient of the logits, stats) for block losses `task` (N, Gh, Gw)."""
     torch.manual_seed(0)
     policy = build_policy("reinforce", BLOCK, quantize_percentage=0, **settings)
@@ -151,18 +151,16 @@ def step(task, gain=None, **settings):
     return loss, gradient, stats
 
 
-@pytest.mark.parametrize("reward", REWARDS)
-def test_a_normalised_advantage_does_not_fade_with_the_loss(reward):
+def test_a_normalised_advantage_does_not_fade_with_the_loss():
     task = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(3))
-    settings = {"sparsity_weight": 0.0, "reward": reward}
+    settings = {"sparsity_weight": 0.0}
     large, small = (
         step(scale * task, normalise_advantage=True, **settings)[2]["task_advantage"]
         for scale in (1.0, 0.01)
     )
-    if reward == "loss":
-        assert float(large) == pytest.approx(float(small), rel=1e-4)
-        expected = ((task - task.mean()).abs() / task.std(correction=0)).mean()
-        assert float(large) == pytest.approx(float(expected), rel=1e-4)
+    assert float(large) == pytest.approx(float(small), rel=1e-4)
+    expected = ((task - task.mean()).abs() / task.std(correction=0)).mean()
+    assert float(large) == pytest.approx(float(expected), rel=1e-4)
     plain = step(0.01 * task, **settings)[2]["task_advantage"]
     assert small > 5 * plain
 
@@ -186,95 +184,6 @@ def test_the_share_is_no_reward_where_the_budget_is_imposed():
     _, gradient, stats = step(torch.zeros(2, 3, 4), budgets=(0.5, 0.5), sparsity_weight=9.0)
     assert stats["sparsity_reward"] == 0
     assert (gradient == 0).all()
-
-
-def test_critic_is_trained_towards_what_was_observed_and_asked_in_training_only():
-    policy = build_policy("reinforce", BLOCK, reward="gain")
-    model = SegBlocksModel(nn.Identity(), policy)
-    task = torch.rand(2, 3, 4)
-    result = model(images())
-    assert result.expected.shape == (2, 2, 3, 4)
-    valid = torch.ones(2, 48, 64, dtype=torch.bool)
-    loss, stats = policy.loss(result, spread(task), valid)
-    took = torch.where(result.grid, result.expected[:, 1], result.expected[:, 0])
-    expected = (took - task).square().mean().detach()
-    assert torch.allclose(stats["loss_critic"], expected)
-    (gradient,) = torch.autograd.grad(loss, result.expected)
-    other = torch.stack((result.grid, ~result.grid), 1)
-    assert (gradient[other] == 0).all()  # nothing is known of what was not tried
-    assert (gradient[~other] != 0).all()
-    assert model.eval()(images()).expected is None
-
-
-@pytest.mark.parametrize("exploration", [0.0, 1.0])
-def test_gain_has_the_gradient_of_the_expected_saving(exploration):
-    """With a critic that knows nothing: on average, the slope of p · (low loss - high loss)."""
-    torch.manual_seed(0)
-    policy = build_policy("reinforce", BLOCK, 0.5, 0, sparsity_weight=0.0, reward="gain")
-    policy.critic.layers[-1].weight.data.zero_()
-    policy.critic.layers[-1].bias.data.zero_()
-    policy.exploration = exploration
-    model = SegBlocksModel(nn.Identity(), policy)
-    image = images(1, 2, 2).expand(100, -1, -1, -1)
-    low, high = torch.tensor([1.0, 0.8, 0.5, 0.3]), torch.tensor(0.2)
-    total, draws = 0, 30
-    for _ in range(draws):
-        result = model(image)
-        task = torch.where(result.grid, high, low.view(1, 2, 2))
-        loss, _ = policy.loss(result, spread(task), torch.ones(100, 32, 32, dtype=torch.bool))
-        total = total - torch.autograd.grad(loss, result.scores)[0].sum(0) / draws
-    if exploration:  # sampled by others, biased, but of the right order
-        assert torch.equal(total.flatten().argsort(), (low - high).argsort())
-        return
-    probs = result.probs[0].detach()
-    expected = probs * (1 - probs) * (low - high).view(2, 2) / 4
-    assert torch.allclose(total, expected, atol=6e-3)
-
-
-def train_on_scenes(steps=100, **settings):
-    """A policy after `steps` on scenes of three kinds of blocks: bright ones lose at low
-    resolution, dark ones have a large loss at any, and the rest are easy."""
-    torch.manual_seed(0)
-    policy = build_policy("reinforce", BLOCK, 0.25, quantize_percentage=0, **settings)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=2e-3)
-    generator = torch.Generator().manual_seed(1)
-    model = SegBlocksModel(nn.Identity(), policy)
-
-    def scene():
-        kind = torch.multinomial(
-            torch.tensor([0.5, 0.25, 0.25]), 64, replacement=True, generator=generator
-        ).view(4, 4, 4)
-        noise = torch.randn(4, 3, 64, 64, generator=generator)
-        level = torch.tensor([0.0, 3.0, -3.0])[kind]
-        return noise * 0.3 + spread(level)[:, None], kind
-
-    for _ in range(steps):
-        image, kind = scene()
-        result = model(image)
-        gains = torch.where(result.grid, 0.1, 0.6)
-        task = torch.where(kind == 1, gains, torch.where(kind == 2, 1.0, 0.05))
-        loss, _ = policy.loss(result, spread(task), torch.ones(4, 64, 64, dtype=torch.bool))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    image, kind = scene()
-    return model.eval()(image, budget=4).grid, kind
-
-
-@pytest.mark.parametrize("budgets", [None, (0.1, 0.9)], ids=["own", "imposed"])
-def test_gain_finds_where_resolution_helps_and_not_where_all_fails(budgets):
-    settings = {"budgets": budgets, "normalise_advantage": True, "entropy_weight": 0.01}
-    grid, kind = train_on_scenes(reward="gain", **settings)
-    helped = grid[kind == 1].float().mean()
-    assert helped > 0.6  # of what may be more than the budget
-    assert helped > 3 * grid[kind == 2].float().mean()
-    grid, kind = train_on_scenes(reward="loss", **settings)
-    assert grid[kind == 2].float().mean() > grid[kind == 1].float().mean()
-
-
-def test_unknown_reward():
-    with pytest.raises(ValueError, match="unknown reward 'fame'; choose one of loss, gain"):
-        build_policy("reinforce", BLOCK, reward="fame")
 
 
 # ---- the fitted threshold ----

@@ -21,7 +21,7 @@ POLICIES = {
     "disabled": {},
     "random": {},
     "reinforce": {"quantize_percentage": 1 / 8},
-    "reinforce gain": {"quantize_percentage": 1 / 8, "reward": "gain", "entropy_weight": 0.1},
+    "reinforce entropy": {"quantize_percentage": 1 / 8, "entropy_weight": 0.1},
     "reinforce budgets": {"budgets": (0.2, 0.8), "quantize_percentage": 1 / 4},
 }
 gpu = [

@@ -39,9 +39,8 @@ RECIPES = {
     "normalised": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5",
     "warmup": f"{_FITTED} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1",
     "exact": f"{_FITTED} --segblocks-budgets {{target}} {{target}}",
-    # What resolution saves is a fraction of the loss, so less entropy keeps probabilities as soft.
-    "gain": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-reward gain "
-    "--segblocks-entropy-weight 0.1",
+    "balanced": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5 "
+    "--segblocks-reward balanced --segblocks-policy-wd-factor 30",
 }
 
 

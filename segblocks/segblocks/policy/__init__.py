@@ -4,11 +4,10 @@ from .base import Decision, Policy
 from .build import POLICIES, build_policy
 from .network import PolicyNet
 from .rank import HeuristicPolicy, MiddlePolicy, OraclePolicy, RandomPolicy
-from .reinforce import REWARDS, ReinforcePolicy
+from .reinforce import ReinforcePolicy
 
 __all__ = [
     "POLICIES",
-    "REWARDS",
     "Decision",
     "HeuristicPolicy",
     "MiddlePolicy",

@@ -23,8 +23,6 @@ class Decision:
         n_high: number of high blocks; None where the host has not asked the device for it yet.
         scores: (N, Gh, Gw) float, by which blocks are ranked; None for `disabled`.
         stochastic: the scores are logits of each block's probability of high resolution.
-        expected: (N, 2, Gh, Gw) float, the task loss that a critic expects of each block at low and
-            at high resolution; None without a critic, and in evaluation.
     """
 
     grid: Tensor
@@ -32,7 +30,6 @@ class Decision:
     n_high: int | None = None
     scores: Tensor | None = None
     stochastic: bool = False
-    expected: Tensor | None = None
 
     @property
     def probs(self) -> Tensor | None:

@@ -21,7 +21,6 @@ def build_policy(
     quantize_percentage: float = 1 / 16,
     sparsity_weight: float = 1.0,
     budgets: tuple[float, float] | None = None,
-    reward: str = "loss",
     normalise_advantage: bool = False,
     entropy_weight: float = 0.0,
     warmup_share: float | None = None,
@@ -36,7 +35,7 @@ def build_policy(
             their score is compared with).
         quantize_percentage: the number of high blocks is rounded up to a multiple of this share.
         budgets: lowest and highest share; every batch in training gets a budget between the two.
-        sparsity_weight, reward, normalise_advantage, entropy_weight, warmup_share: how `reinforce`
+        sparsity_weight, normalise_advantage, entropy_weight, warmup_share: how `reinforce`
             learns, see `ReinforcePolicy`; the other policies do not learn and take no notice.
 
     Raises:
@@ -53,7 +52,6 @@ def build_policy(
     if POLICIES[name].learns:
         settings |= {
             "sparsity_weight": sparsity_weight,
-            "reward": reward,
             "normalise_advantage": normalise_advantage,
             "entropy_weight": entropy_weight,
             "warmup_share": warmup_share,

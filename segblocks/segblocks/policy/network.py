@@ -11,8 +11,6 @@ NET_STRIDE = 32
 class PolicyNet(nn.Module):
     """Image (N, 3, H, W) → one logit a block (N, Gh, Gw), at 32 input pixels a block side."""
 
-    outputs = 1
-
     def __init__(self, block_size: int):
         super().__init__()
         self.block_size = block_size
@@ -31,14 +29,10 @@ class PolicyNet(nn.Module):
             nn.Conv2d(64, 64, 5, stride=2, padding=2, bias=False),
             norm(),
             nn.ReLU(),
-            nn.Conv2d(64, self.outputs, 5, stride=2, padding=2),
+            nn.Conv2d(64, 1, 5, stride=2, padding=2),
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.maps(image)[:, 0]
-
-    def maps(self, image: Tensor) -> Tensor:
-        """(N, outputs, Gh, Gw)."""
         step, rest = divmod(self.block_size, NET_STRIDE)
         if rest == 0:
             small = image[:, :, ::step, ::step]  # what "nearest" picks, without reading the rest
@@ -46,15 +40,5 @@ class PolicyNet(nn.Module):
             sides = [length // self.block_size * NET_STRIDE for length in image.shape[2:]]
             small = F.interpolate(image, size=sides, mode="nearest")
         if self.graphs is None:
-            return self.layers(small)
-        return self.graphs(self.layers, self.layers, (small,))
-
-
-class Critic(PolicyNet):
-    """Image (N, 3, H, W) → the task loss to expect of each block at low and at high resolution,
-    (N, 2, Gh, Gw). It has no say in evaluation."""
-
-    outputs = 2
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.maps(image)
+            return self.layers(small)[:, 0]
+        return self.graphs(self.layers, self.layers, (small,))[:, 0]

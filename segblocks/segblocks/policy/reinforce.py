@@ -1,7 +1,6 @@
 """The learned policy: a small network, trained with REINFORCE (paper section 3.4)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +8,9 @@ from torch import Tensor
 
 from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
-from .network import Critic, PolicyNet
+from .network import PolicyNet
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
-
-REWARDS = ("loss", "gain")
 
 
 class ReinforcePolicy(Policy):
@@ -24,9 +21,6 @@ class ReinforcePolicy(Policy):
 
     Args:
         sparsity_weight: weight of (target share - realised share) in the reward.
-        reward: what full resolution earns a block. "loss": its task loss, as published, on the
-            reasoning that what goes wrong deserves it. "gain": the task loss that it saves, by the
-            estimate of a critic that is trained along, corrected by what was observed.
         normalise_advantage: divide the task part of the reward by the standard deviation of the
             task loss over the batch's blocks, so that it does not fade as the loss falls.
         entropy_weight: weight of the blocks' mean entropy in the reward, against early collapse.
@@ -48,14 +42,11 @@ class ReinforcePolicy(Policy):
         quantize_percentage: float = 1 / 16,
         sparsity_weight: float = 1.0,
         budgets: tuple[float, float] | None = None,
-        reward: str = "loss",
         normalise_advantage: bool = False,
         entropy_weight: float = 0.0,
         warmup_share: float | None = None,
     ):
         super().__init__(block_size, percent_target, quantize_percentage, budgets)
-        if reward not in REWARDS:
-            raise ValueError(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
         if warmup_share is not None and not 0 <= warmup_share <= 1:
             raise ValueError(f"warmup_share is a share between 0 and 1, got {warmup_share}")
         self.sparsity_weight = sparsity_weight
@@ -63,7 +54,6 @@ class ReinforcePolicy(Policy):
         self.entropy_weight = entropy_weight
         self.warmup_share = percent_target if warmup_share is None else warmup_share
         self.policy_net = PolicyNet(block_size)
-        self.critic = Critic(block_size) if reward == "gain" else None
         self.register_buffer("threshold", torch.zeros(()))
         # `exploration` on the device: the loss may be part of a CUDA graph, which keeps numbers.
         self.register_buffer("_explored", torch.zeros(()), persistent=False)
@@ -78,21 +68,8 @@ class ReinforcePolicy(Policy):
             self._explored.fill_(value)
         self._exploration = value
 
-    def forward(
-        self,
-        image: Tensor,
-        budget: float | int | None = None,
-        block_gain: Tensor | None = None,
-        settled: bool = True,
-    ) -> Decision:
-        decision = super().forward(image, budget, block_gain, settled)
-        if self.critic is None or not self.training:
-            return decision
-        return replace(decision, expected=self.critic(image))
-
     def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
-        for net in filter(None, (self.policy_net, self.critic)):
-            net.graphs = graphs
+        self.policy_net.graphs = graphs
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
         return self.policy_net(image)
@@ -141,35 +118,17 @@ class ReinforcePolicy(Policy):
         own, and the gradient is that of its own probabilities all the same.
         """
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
-        scale = self._scale(task, known)
-        if self.critic is None:
-            worth = task
-        else:
-            low, high = result.expected.detach().float().unbind(1)  # N,Gh,Gw each
-            worth = low - high
-        task_advantage = self._centred(worth, known) / scale
+        task_advantage = self._centred(task, known) / self._scale(task, known)
         replicas = self.replicas
         share = replicas.total(result.share) / replicas.count
         sparsity = self._sparsity(share)
         advantage = task_advantage + sparsity
-        own = result.grid == result.sampled
+        merit = result.log_probs * torch.where(result.sampled, advantage, -advantage)
+        loss = -self._part_of_mean(merit, result.grid == result.sampled)
         stats = {}
-        if self.critic is None:
-            merit = result.log_probs * torch.where(result.sampled, advantage, -advantage)
-        else:
-            # The gradient of p·advantage is what the critic expects of high instead of low
-            # resolution; the score function corrects it by what the critic did not expect. That
-            # all blocks were better than expected, as the critic lags behind, says nothing of one.
-            took = torch.where(result.grid[:, None], result.expected[:, 1:], result.expected[:, :1])
-            error = torch.where(known, took[:, 0].float() - task, 0)  # N,Gh,Gw
-            surprise = self._centred(error.detach(), known) / scale
-            merit = result.probs * advantage + result.log_probs * surprise
-            stats["loss_critic"] = self._part_of_mean(error.square(), known)
-        loss = -self._part_of_mean(merit, own)
         if self.entropy_weight:
             stats["entropy"] = entropy(result.scores.float()).mean() / replicas.count
             loss = loss - self.entropy_weight * stats["entropy"]
-        loss = loss + stats.get("loss_critic", 0)
         return loss, {
             "share": share,
             "sparsity_reward": sparsity,
