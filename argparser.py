@@ -260,6 +260,9 @@ def _blocks(group) -> None:
         help="learning rate of the policy relative to LR (default: 1)")
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
+    add("--segblocks-policy-epochs", type=WHOLE, default=0, metavar="EPOCHS",
+        help="epochs in which the policy learns, by a cosine of its own; then it stays as it is, "
+        "before it knows the training images by heart (default: 0, in all of them)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")
@@ -382,6 +385,7 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
         "--segblocks-reward balanced": args.segblocks_reward != "loss",
         "--segblocks-normalise-advantage yes": args.segblocks_normalise_advantage,
         "--segblocks-entropy-weight": args.segblocks_entropy_weight,
+        "--segblocks-policy-epochs": args.segblocks_policy_epochs,
         "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,
         "--segblocks-calibrate": args.segblocks_calibrate != "no",
     }

@@ -16,6 +16,7 @@ pytestmark = [
 ARGS = SimpleNamespace(
     lr=1e-2,
     lr_end=1e-4,
+    segblocks_policy_epochs=6,
     epochs=8,
     weight_decay=1e-3,
     lr_finetune_factor=0.25,

@@ -167,6 +167,21 @@ def test_learning_rate_follows_the_cosine_through_a_resume(tmp_path):
     assert seen == pytest.approx(expected.tolist(), rel=1e-6)
 
 
+def test_a_policy_that_learns_for_some_epochs_then_stays_as_it_is(tmp_path):
+    flags = (*REINFORCE, "--epochs", "4", "--synthetic-train-images", "2", "--val-every", "0")
+    seen, weights = [], []
+    for epochs_done in (1, 2, 3, 4):
+        policy = ("--segblocks-policy-epochs", "2", "--max-steps", str(epochs_done))
+        state = checkpoint(run(tmp_path, *flags, *policy))
+        rates = {g["name"]: g["lr"] for g in state["optimizer"]["param_groups"]}
+        seen.append(rates["policy"])
+        parameters = (v for k, v in state["state_dict"].items() if k.startswith("policy.policy"))
+        weights.append([v for v in parameters if v.dim() == 4])
+    assert seen[:3] == pytest.approx([1e-6 + (4e-4 - 1e-6) / 2, 0, 0])
+    assert not same(weights[0], weights[1])
+    assert same(weights[1], weights[3])
+
+
 def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsys, monkeypatch):
     folder = run(tmp_path, "--max-steps", "1")
     good = (folder / "checkpoint.pth").read_bytes()

@@ -60,6 +60,7 @@ def group_of(name: str) -> str:
 
 class CosineSchedule:
     """Cosine annealing, one step per epoch, from each group's rate to --lr-end; a rate of 0 stays.
+    The policy's takes --segblocks-policy-epochs, if they are fewer, and is 0 from then on.
 
     In closed form, so that the rates of an epoch follow from the flags alone and not from how the
     run came there, as those of PyTorch's scheduler do.
@@ -67,15 +68,19 @@ class CosineSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
         self.optimizer, self.epochs, self.end = optimizer, args.epochs, args.lr_end
+        self.policy_epochs = min(args.segblocks_policy_epochs or args.epochs, args.epochs)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.go_to(0)
 
     def go_to(self, epoch: int) -> None:
         """Set the rates of an epoch, counted from 0."""
         self.epoch = epoch
-        left = (1 + math.cos(math.pi * min(epoch, self.epochs) / self.epochs)) / 2
         for group, rate in zip(self.optimizer.param_groups, self.rates):
-            now = self.end + (rate - self.end) * left if rate else 0.0
+            epochs = self.policy_epochs if group["name"] == "policy" else self.epochs
+            left = (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
+            now = self.end + (rate - self.end) * left
+            if not rate or epochs <= epoch < self.epochs:
+                now = 0.0
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(now)
             else:

@@ -39,8 +39,8 @@ RECIPES = {
     "normalised": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5",
     "warmup": f"{_FITTED} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1",
     "exact": f"{_FITTED} --segblocks-budgets {{target}} {{target}}",
-    "balanced": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5 "
-    "--segblocks-reward balanced --segblocks-policy-wd-factor 30",
+    "short": f"{_FITTED} --segblocks-policy-epochs {{quarter}}",
+    "balanced": f"{_FITTED} --segblocks-reward balanced --segblocks-policy-wd-factor 30",
 }
 
 
@@ -74,7 +74,8 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
     spent = f"--budget {TARGET}"
 
     def learned(recipe: str, target: str) -> str:
-        flags = RECIPES[recipe].format(tenth=f"{epochs / 10:g}", target=target)
+        parts = {"tenth": f"{epochs / 10:g}", "quarter": max(1, epochs // 4)}
+        flags = RECIPES[recipe].format(**parts, target=target)
         return f"--segblocks-policy reinforce --segblocks-percent-target {target} {blocks} {flags}"
 
     def placed(policy: str) -> str:
