@@ -8,14 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from utils.errors import one_line, user_errors
@@ -58,21 +57,26 @@ class RunLog:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values by tag ("loss/task"); what is not a number is left out."""
-        for tag, value in values.items():
-            if value == value:
-                self._to_tensorboard("add_scalar", tag, value, step)
+
+        def write(writer: SummaryWriter) -> None:
+            for tag, value in values.items():
+                if value == value:
+                    writer.add_scalar(tag, value, step)
+
+        self._to_tensorboard(write)
 
     def picture(self, step: int, tag: str, picture: torch.Tensor) -> None:
         """`picture` uint8 (3,H,W)."""
-        if self._writer is not None:
-            self._to_tensorboard("file_writer.add_summary", _as_summary(tag, picture), step)
+        self._to_tensorboard(
+            lambda writer: writer.file_writer.add_summary(_as_summary(tag, picture), step)
+        )
 
-    def _to_tensorboard(self, method: str, *arguments: Any) -> None:
+    def _to_tensorboard(self, write: Callable[[SummaryWriter], None]) -> None:
         """Without room for its files training goes on without them."""
         if self._writer is None:
             return
         try:
-            attrgetter(method)(self._writer)(*arguments)
+            write(self._writer)
         except OSError as error:
             self._writer, writer = None, self._writer
             with suppress(OSError):
@@ -91,7 +95,7 @@ class RunLog:
         return path
 
     def close(self) -> None:
-        self._to_tensorboard("close")
+        self._to_tensorboard(SummaryWriter.close)
         for handler in list(self._logger.handlers):
             handler.close()
             self._logger.removeHandler(handler)
@@ -164,7 +168,7 @@ def _as_summary(tag: str, picture: torch.Tensor) -> Summary:
     """What `SummaryWriter.add_image` makes, packed less tightly: packing five its way takes
     as long as validating a hundred small images."""
     packed = io.BytesIO()
-    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+    image = to_pil_image(picture)
     image.save(packed, "PNG", compress_level=1)
     size = {"height": image.height, "width": image.width, "colorspace": 3}
     image = Summary.Image(**size, encoded_image_string=packed.getvalue())

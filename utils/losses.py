@@ -66,15 +66,13 @@ class PixelLoss(nn.Module):
             raise ValueError(
                 f"{len(self.weight)} class weights for logits of {logits.shape[1]} classes"
             )
-        of_class = self.weight.to(losses.dtype)
-        return losses, of_class[target.masked_fill(~valid, 0)] * valid, valid
+        return losses, pixel_weights(self.weight.to(losses.dtype), target, valid), valid
 
     def loss_map(self, losses: Tensor, weights: Tensor, valid: Tensor) -> Tensor:
         """(N,H,W), without gradient, 0 at ignored pixels."""
         if self.weight is None:
             return losses.detach()
-        pixels, weight = self.total(torch.stack([valid.sum().to(weights.dtype), weights.sum()]))
-        return losses.detach() * weights * _divide(pixels, weight)
+        return losses.detach() * weights * mean_of_one(weights, valid, self.total)
 
 
 class CrossEntropy(PixelLoss):
@@ -172,6 +170,17 @@ def _hardest(
     of_hardest, above = weights.gather(1, at), weights * (losses > limit)
     total = torch.where(enough, (losses * above).sum(1), (hardest * of_hardest).sum(1))
     return total, torch.where(enough, above.sum(1), of_hardest.sum(1))
+
+
+def pixel_weights(of_class: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """The weight of each pixel's class (N,H,W), 0 where it is not valid."""
+    return of_class[target.masked_fill(~valid, 0)] * valid
+
+
+def mean_of_one(weights: Tensor, valid: Tensor, total: Total = own_count) -> Tensor:
+    """What to multiply by so that the mean weight of the batch's valid pixels is 1, 0-d."""
+    pixels, weight = total(torch.stack([valid.sum().to(weights.dtype), weights.sum()]))
+    return _divide(pixels, weight)
 
 
 def _divide(value: Tensor, by: Tensor) -> Tensor:

@@ -78,9 +78,8 @@ class CosineSchedule:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             epochs = self.policy_epochs if group["name"] == "policy" else self.epochs
             left = (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
-            now = self.end + (rate - self.end) * left
-            if not rate or epochs <= epoch < self.epochs:
-                now = 0.0
+            rests = epochs < self.epochs and epochs <= epoch
+            now = self.end + (rate - self.end) * left if rate and not rests else 0.0
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(now)
             else:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloaders import DatasetInfo
-from utils.losses import Total, own_count
+from utils.losses import Total, mean_of_one, own_count, pixel_weights
 
 _SAMPLED = 4  # of so many lines and columns one is enough to tell how large classes are
 _SMALLEST = 1e-3  # of all pixels; a smaller class counts as if it were so large
@@ -47,10 +47,8 @@ class BalancedReward(nn.Module):
         self.seen += self.total((sample == classes).sum(0))
         size = self.seen.to(loss_map.dtype) / self.seen.sum().clamp(min=1)
         valid = label != self.ignore_index
-        weights = (1 / size.clamp(min=_SMALLEST))[label.masked_fill(~valid, 0)] * valid
-        sums = torch.stack([valid.sum().to(weights.dtype), weights.sum()])
-        pixels, weight = self.total(sums)
-        return loss_map * weights * (pixels / weight.clamp(min=1))
+        weights = pixel_weights(1 / size.clamp(min=_SMALLEST), label, valid)
+        return loss_map * weights * mean_of_one(weights, valid, self.total)
 
 
 def build_reward(args: Namespace, info: DatasetInfo, total: Total = own_count) -> nn.Module:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from dataloaders import DatasetInfo, denormalise
 from utils.errors import user_errors
@@ -71,7 +71,7 @@ def save_picture(path: Path, picture: torch.Tensor) -> None:
     """Write a PNG, making its folder. Raises UserError where that is impossible."""
     with user_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()).save(path)
+        to_pil_image(picture).save(path)
 
 
 def _to_pixels(grid: torch.Tensor, block_size: int) -> torch.Tensor:

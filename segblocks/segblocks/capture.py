@@ -64,7 +64,7 @@ class Captured:
 
     Attributes:
         forward: its graphs, in order.
-        inputs: what they read.
+        inputs: what they read, held here as long as they may.
         constant: numbers of the outputs without gradient.
         output_gradients: what the backward pass reads.
         differentiable: numbers of the inputs with gradient.

@@ -88,7 +88,7 @@ class TrainingGraphs:
         """Of `__call__` what can be done before function and setting are known; `run` does the
         rest. In between, neither modules nor inputs may change, and nothing else be prepared."""
         if not _can_be_captured(inputs):
-            return Prepared(net, inputs)
+            return Prepared(inputs)
         return self._graphs_of(net).prepare(inputs)
 
     def run(self, prepared: "Prepared", function: Callable, setting: Hashable = ()) -> Any:
@@ -105,7 +105,7 @@ class TrainingGraphs:
                 other.drop()
             if graphs.given_up:  # else a library set itself up: the pass as written sees to that
                 warnings.warn(
-                    f"{type(prepared.net).__name__} trains without CUDA graphs: {failure}",
+                    f"{type(graphs.parts.net).__name__} trains without CUDA graphs: {failure}",
                     stacklevel=4,
                 )
         if failed:
@@ -133,7 +133,7 @@ class TrainingGraphs:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Inputs of a network, and what was found out about a pass on them.
+    """Inputs of a pass, and what was found out about it.
 
     Attributes:
         graphs: None: the pass runs as written.
@@ -141,7 +141,6 @@ class Prepared:
         placed: where the inputs lie for graphs to read; None: nowhere yet.
     """
 
-    net: nn.Module
     inputs: tuple[Tensor, ...]
     graphs: "_Graphs | None" = None
     key: Hashable = None
@@ -162,17 +161,17 @@ class _Graphs:
 
     def prepare(self, inputs: tuple[Tensor, ...]) -> Prepared:
         """See TrainingGraphs."""
-        waiting, net = self.waiting(), self.parts.net
+        waiting = self.waiting()
         if self.given_up or (waiting is not None and not waiting.done):
-            return Prepared(net, inputs)
+            return Prepared(inputs)
         parts = self.parts.state()
         if parts is None:
-            return Prepared(net, inputs)
+            return Prepared(inputs)
         key = (parts, *((layout(x), x.requires_grad) for x in inputs), _modes())
         if not self.captured:
-            return Prepared(net, inputs, self, key)
+            return Prepared(inputs, self, key)
         self.buffers.place(inputs)
-        return Prepared(net, inputs, self, key, self.buffers)
+        return Prepared(inputs, self, key, self.buffers)
 
     def find(self, prepared: Prepared, function: Callable, setting: Hashable) -> Captured | None:
         """The graphs of this setting, captured now if need be; None: run as written.

@@ -88,7 +88,7 @@ class _Convolution(torch.autograd.Function):
         grad = grad.contiguous()
         pixel_grad = weight_grad = None
         if multiplies(grad, setting):
-            wanted, for_pixels, for_weight = (for_pixels, for_weight), False, False
+            wanted = (for_pixels, for_weight)
             if any(wanted):
                 given = (pixels, weight, grad, setting, wanted, norm)
                 pixel_grad, weight_grad = multiply_backward(*given)
