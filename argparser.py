@@ -274,7 +274,8 @@ def _blocks(group) -> None:
         help="divide the reward's task part by its spread, so that it does not fade as the loss "
         "falls (default: no)")
     add("--segblocks-entropy-weight", type=NOT_NEGATIVE, default=0.0, metavar="W",
-        help="weight of the policy's entropy in its reward, against early collapse (default: 0)")
+        help="weight, in the policy's reward, of its entropy relative to the wanted share, against "
+        "early collapse (default: 0)")
     add("--segblocks-warmup-epochs", type=NOT_NEGATIVE, default=0.0, metavar="EPOCHS",
         help="epochs over which training goes from random grids to the policy's own (default: 0)")
     add("--segblocks-warmup-share", type=SHARE, default=None, metavar="SHARE",

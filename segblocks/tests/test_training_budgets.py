@@ -7,7 +7,7 @@ from torch import nn
 import segblocks
 from segblocks import SegBlocksModel, build_policy
 from segblocks.policy import Decision
-from segblocks.policy.reinforce import entropy
+from segblocks.policy.reinforce import divergence_from_share, entropy
 from segblocks.policy.sampling import sample_count, shift_to_count
 from segblocks.policy.threshold import fit_threshold
 
@@ -165,19 +165,41 @@ def test_a_normalised_advantage_does_not_fade_with_the_loss():
     assert small > 5 * plain
 
 
-def test_entropy_pulls_towards_an_open_mind():
-    logits = torch.tensor([-2.0, 0.0, 3.0])
+def test_entropy_is_relative_to_a_share():
+    logits, share = torch.tensor([-2.0, 0.0, 3.0]), 0.2
     probs = logits.sigmoid()
     expected = -(probs * probs.log() + (1 - probs) * (1 - probs).log())
     assert torch.allclose(entropy(logits), expected, atol=1e-6)
+    of_both = torch.distributions.kl_divergence(
+        torch.distributions.Bernoulli(probs), torch.distributions.Bernoulli(torch.tensor(share))
+    )
+    assert torch.allclose(divergence_from_share(logits, torch.tensor(share)), of_both, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "settings"),
+    [
+        (0.2, {"percent_target": 0.2}),
+        (0.25, {"budgets": (0.25, 0.25)}),
+        (0.75, {"budgets": (0.75, 0.75)}),
+    ],
+)
+def test_entropy_pulls_towards_the_wanted_share(wanted, settings):
     task = torch.zeros(2, 3, 4)
-    _, plain, _ = step(task, sparsity_weight=0.0)
-    _, pulled, stats = step(task, sparsity_weight=0.0, entropy_weight=0.5)
-    assert (plain == 0).all()
+    plain, pulled = ({"sparsity_weight": 0.0, "entropy_weight": weight} for weight in (0.0, 0.5))
+    assert (step(task, **settings, **plain)[1] == 0).all()
+    _, gradient, stats = step(task, **settings, **pulled)
     torch.manual_seed(0)
-    scores = build_policy("reinforce", BLOCK)(images(*task.shape)).scores.detach()
-    assert torch.equal(pulled.sign(), scores.sign())  # descent moves logits towards 0
+    probs = build_policy("reinforce", BLOCK, **settings)(images(*task.shape)).probs.detach()
+    assert torch.equal(gradient.sign(), (probs - wanted).sign())  # descent moves them to the share
     assert 0 < stats["entropy"] < 0.7
+
+
+@pytest.mark.parametrize("settings", [{"percent_target": 0.0}, {"budgets": (1.0, 1.0)}])
+def test_entropy_of_no_block_and_of_all_is_finite(settings):
+    _, gradient, stats = step(torch.rand(2, 3, 4), entropy_weight=0.5, **settings)
+    assert gradient.isfinite().all()
+    assert stats["entropy"].isfinite()
 
 
 def test_the_share_is_no_reward_where_the_budget_is_imposed():

@@ -23,7 +23,9 @@ class ReinforcePolicy(Policy):
         sparsity_weight: weight of (target share - realised share) in the reward.
         normalise_advantage: divide the task part of the reward by the standard deviation of the
             task loss over the batch's blocks, so that it does not fade as the loss falls.
-        entropy_weight: weight of the blocks' mean entropy in the reward, against early collapse.
+        entropy_weight: weight in the reward, against early collapse, of the blocks' mean entropy
+            relative to the wanted share: less the divergence from a draw of each block with that
+            probability.
         warmup_share: share of the grids at random while `exploration` is above 0; None for
             `percent_target`.
 
@@ -127,14 +129,24 @@ class ReinforcePolicy(Policy):
         loss = -self._part_of_mean(merit, result.grid == result.sampled)
         stats = {}
         if self.entropy_weight:
-            stats["entropy"] = entropy(result.scores.float()).mean() / replicas.count
-            loss = loss - self.entropy_weight * stats["entropy"]
+            logits = result.scores.float()
+            stats["entropy"] = entropy(logits).mean() / replicas.count
+            divergence = divergence_from_share(logits, self._wanted_share(result)).mean()
+            loss = loss + self.entropy_weight * divergence / replicas.count
         return loss, {
             "share": share,
             "sparsity_reward": sparsity,
             **self._averages(advantage, task_advantage, result.probs.detach()),
             **{name: replicas.total(value) for name, value in stats.items()},
         }
+
+    def _wanted_share(self, result) -> Tensor:
+        """The target, or the budget of this batch; never none or all of an image's blocks."""
+        share = result.sampled.float().mean()
+        if self.budgets is None:
+            share = torch.full_like(share, self.percent_target)
+        least = 0.5 / result.scores[0].numel()
+        return share.clamp(least, 1 - least)
 
     def _averages(
         self, advantage: Tensor, task_advantage: Tensor, probs: Tensor
@@ -188,3 +200,13 @@ class ReinforcePolicy(Policy):
 def entropy(logits: Tensor) -> Tensor:
     """Of a Bernoulli variable of each logit, in nats."""
     return F.softplus(logits) - logits * logits.sigmoid()
+
+
+def divergence_from_share(logits: Tensor, share: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a Bernoulli variable of each logit from one of probability
+    `share` (0-d, between 0 and 1), in nats.
+
+    Entropy alone, the divergence from one half, would pull the share towards one half.
+    """
+    wanted = share.logit()
+    return F.softplus(wanted) - logits.sigmoid() * wanted - entropy(logits)
