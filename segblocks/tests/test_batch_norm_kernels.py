@@ -78,6 +78,25 @@ def check_batch_norm(rows, channels, dtype, device, addend, relu, affine=True):
         assert torch.equal(again[0], found[0])
 
 
+def check_join(operations, channels, dtype, device, affine=True):
+    """Of processes with 2, 300 and 21 rows: the batch norm of all rows."""
+    (x, *_), (weight, bias, *running) = make(323, channels, dtype, device, affine)
+    given, parts = (weight, bias), x.split([2, 300, 21])
+    tables = torch.stack([operations.batch_statistics(p, *[None] * 4, 0.0, EPS) for p in parts])
+    tables[:, 3] = tables.new_tensor([len(p) for p in parts])[:, None]
+    expected = [t.clone() for t in running]
+    table = operations.batch_statistics(x, *given, *expected, MOMENTUM, EPS)
+    for part in parts:
+        moved = [t.clone() for t in running]
+        versions = [t._version for t in moved]
+        found, share = operations.batch_join(tables, len(part), *given, *moved, MOMENTUM, EPS)
+        assert all(t._version > before for t, before in zip(moved, versions))
+        assert found.dtype == share.dtype == tables.dtype
+        assert float(share) == pytest.approx(len(part) / len(x))
+        for one, two in zip((found, *moved), (table, *expected)):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
 def check_blockpad(kind, channels, dtype, sides, relu, device, block=16):
     grid = BlockGrid.from_mask(make_grid(kind, (2, 2, 3)).to(device))
     where = (grid.slot, grid.cells, grid.n_high, block)
@@ -91,7 +110,7 @@ def check_blockpad(kind, channels, dtype, sides, relu, device, block=16):
 
 @pytest.fixture
 def _emulated(monkeypatch):
-    plans = (batch_norm._columns, batch_norm._pointwise, blockpad._plan)
+    plans = (batch_norm._columns, batch_norm._join, batch_norm._pointwise, blockpad._plan)
     for plan in plans:
         plan.cache_clear()
     for module in (batch_norm, blockpad):
@@ -113,6 +132,14 @@ def test_the_arithmetic_of_the_kernels(rows, channels):
     for i, (addend, relu) in enumerate(((False, True), (True, True), (True, False))):
         dtype = (torch.float32, torch.bfloat16)[(rows + i) % 2]
         check_batch_norm(rows, channels, dtype, "cpu", addend, relu, affine=i != 2)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_emulated")
+@pytest.mark.parametrize("channels", [8, 19, 264])
+def test_the_arithmetic_of_joining(channels):
+    for affine in (True, False):
+        check_join(cuda, channels, torch.float32, "cpu", affine)
 
 
 @needs_compiler
@@ -264,3 +291,8 @@ def test_the_reference_is_batch_norm(relu, addend):
     pairs = [(out, expected), (running[0], mean), (running[1], variance), (found[0], x.grad)]
     pairs += [(sums[0], bias.grad), (sums[1], weight.grad)] + [(found[1], more.grad)] * addend
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in pairs)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_reference_joins_processes(affine):
+    check_join(batch_reference, 3, torch.float64, "cpu", affine)

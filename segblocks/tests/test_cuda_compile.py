@@ -263,6 +263,14 @@ def test_batch_norm_compiles(file, architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_joining_batch_norms_compiles(architecture, tmp_path):
+    options = module.defines(dtype=geometry.DTYPES[torch.float32], vector=1, index64=0)
+    ptx = compile_ptx(module.source("batch_join.cu"), options, architecture, tmp_path)
+    assert ".entry batch_join(" in ptx
+    check_follows(ptx, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_turning_weights_compiles(architecture, tmp_path):
     for dtype in SIZES:
         for last in (0, 1):
@@ -273,7 +281,14 @@ def test_turning_weights_compiles(architecture, tmp_path):
 
 
 def test_sources_stand_alone():
-    for file in ("turn_weight.cu", *KERNELS, *LOSS_KERNELS, *NORM_KERNELS, *HALF_KERNELS):
+    for file in (
+        "turn_weight.cu",
+        "batch_join.cu",
+        *KERNELS,
+        *LOSS_KERNELS,
+        *NORM_KERNELS,
+        *HALF_KERNELS,
+    ):
         text = module.source(file)
         assert "#include" not in text, "a header would escape CuPy's cache key"
         assert text.lstrip().startswith("//"), "the shape contract comes first"

@@ -139,6 +139,8 @@ def test_registration_of_batch_norm(kind):
     segblocks, row = torch.ops.segblocks, torch.ones(2, dtype=torch.float64)
     for given in ((row, row, row.clone(), row.clone()), (None,) * 4):
         torch.library.opcheck(segblocks.batch_statistics.default, (pixels, *given, 0.1, 1e-5))
+        tables = torch.ones(3, 4, 2, dtype=torch.float64)
+        torch.library.opcheck(segblocks.batch_join.default, (tables, 1, *given, 0.1, 1e-5))
     table = segblocks.batch_statistics(pixels, row, row, None, None, 0.1, 1e-5)
     torch.library.opcheck(segblocks.batch_normalise.default, (pixels, table, pixels + 1, True))
     output = segblocks.batch_normalise(pixels, table, None, True)

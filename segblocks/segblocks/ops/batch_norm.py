@@ -25,6 +25,10 @@ def _fake_statistics(pixels, weight, bias, running_mean, running_var, momentum, 
     return pixels.new_empty((4, pixels.shape[1]), dtype=_table_dtype(pixels))
 
 
+def _fake_join(tables, rows, weight, bias, running_mean, running_var, momentum, eps):
+    return tables.new_empty(tables.shape[1:]), tables.new_empty(())
+
+
 def _fake_normalise(pixels, table, addend, relu):
     return torch.empty_like(pixels)
 
@@ -47,6 +51,13 @@ _statistics = define(
     "(Tensor pixels, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
     "Tensor(b!)? running_var, float momentum, float eps) -> Tensor",
     _fake_statistics,
+    batch_reference,
+)
+_join = define(
+    "batch_join",
+    "(Tensor tables, int rows, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+    "Tensor(b!)? running_var, float momentum, float eps) -> (Tensor, Tensor)",
+    _fake_join,
     batch_reference,
 )
 _normalise = define(
@@ -97,6 +108,30 @@ def batch_statistics(
         every time.
     """
     return _statistics(pixels, weight, bias, running_mean, running_var, momentum, eps)
+
+
+def batch_join(
+    tables: Tensor,
+    rows: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """One table from those of several processes' pixels; no autograd.
+
+    Args:
+        tables: (W, 4, C) contiguous, of `batch_statistics` with the same eps and without weight and
+            bias; but the last row holds how many rows of pixels each process has.
+        rows: those of this process.
+
+    Returns:
+        The table (4, C) of the pixels of all processes, and this one's share of them, 0-d; in the
+        dtype of the tables. The same bits in every process.
+    """
+    return _join(tables, rows, weight, bias, running_mean, running_var, momentum, eps)
 
 
 def batch_normalise(pixels: Tensor, table: Tensor, addend: Tensor | None, relu: bool) -> Tensor:

@@ -20,10 +20,31 @@ def batch_statistics(
 ) -> Tensor:
     moments = torch.var_mean(_accumulate(pixels), 0, correction=0)
     settings = (running_mean, running_var, momentum, eps)
-    return make_table(*moments, pixels.shape[0], weight, bias, *settings)
+    return _make_table(*moments, pixels.shape[0], weight, bias, *settings)
 
 
-def make_table(
+def batch_join(
+    tables: Tensor,
+    rows: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    means, invstds, _, counts = tables.double().unbind(1)  # W,C each
+    total = counts.sum(0)
+    shares = counts / total
+    mean = (shares * means).sum(0)
+    variances = invstds**-2 - eps + (means - mean) ** 2
+    variance = (shares * variances).sum(0).clamp(min=0)
+    settings = (running_mean, running_var, momentum, eps)
+    table = _make_table(variance, mean, total, weight, bias, *settings)
+    return table.to(tables.dtype), (rows / total[0]).to(tables.dtype)
+
+
+def _make_table(
     variance: Tensor,
     mean: Tensor,
     rows: int | Tensor,

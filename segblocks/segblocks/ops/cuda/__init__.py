@@ -5,6 +5,7 @@ Importing this needs neither CuPy nor a GPU; the first launch does.
 
 from .batch_norm import (
     batch_gradient_sums,
+    batch_join,
     batch_normalise,
     batch_normalise_backward,
     batch_statistics,
@@ -21,6 +22,7 @@ from .windows import gather_windows, sum_windows
 
 __all__ = [
     "batch_gradient_sums",
+    "batch_join",
     "batch_normalise",
     "batch_normalise_backward",
     "batch_statistics",

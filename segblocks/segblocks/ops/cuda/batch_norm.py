@@ -1,4 +1,5 @@
-"""Launchers of `batch_statistics.cu`, `batch_gradient_sums.cu` and `batch_normalise*.cu`."""
+"""Launchers of `batch_statistics.cu`, `batch_join.cu`, `batch_gradient_sums.cu` and
+`batch_normalise*.cu`."""
 
 import functools
 import itertools
@@ -15,6 +16,7 @@ _THREADS, _STREAMS, _TILES = 256, 64, 512  # of columns.cuh
 # Bytes of a row that a thread block takes. The fewer its columns, the more threads join each in the
 # end, which nobody else can help with; less than this would waste parts of memory transactions.
 _ACROSS = 64
+_JOINED = 64  # threads of a thread block of batch_join, a channel each
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 NO_MASK, FROM_INPUT, FROM_OUTPUT = 0, 1, 2  # SB_MASK
 
@@ -49,7 +51,6 @@ def batch_statistics(
     name = "batch_statistics"
     kernel, parts = _columns(name, index, pixels.dtype, rows, channels, aligned, NO_MASK, settings)
     partials = torch.empty(2 * parts * channels, dtype=torch.float32, device=pixels.device)
-    changed = [tensor for tensor in (running_mean, running_var) if tensor is not None]
     kernel.enqueue(
         index,
         pixels.data_ptr(),
@@ -58,9 +59,42 @@ def batch_statistics(
         partials.data_ptr(),
         _stream(pixels),
     )
-    if changed:
-        torch.autograd.graph.increment_version(changed)
+    _changed(running_mean, running_var)
     return table
+
+
+def batch_join(
+    tables: Tensor,
+    rows: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Tables (W, 4, C) float32 → that of all their pixels (4, C), and the share of `rows`, 0-d.
+
+    Raises:
+        ValueError: dtypes, shapes or layouts that do not fit.
+    """
+    processes, _, channels = tables.shape
+    check_row(tables, tables, (processes, 4, channels))
+    given = (weight, bias, running_mean, running_var)
+    for tensor in given:
+        check_row(tensor, tables, (channels,))
+    table, share = tables.new_empty((4, channels)), tables.new_empty(())
+    index = tables.get_device()
+    kernel = _join(index, processes, channels, (float(rows), float(momentum), float(eps)))
+    kernel.enqueue(
+        index,
+        tables.data_ptr(),
+        *(_address(tensor) for tensor in given),
+        table.data_ptr(),
+        share.data_ptr(),
+    )
+    _changed(running_mean, running_var)
+    return table, share
 
 
 def batch_normalise(pixels: Tensor, table: Tensor, addend: Tensor | None, relu: bool) -> Tensor:
@@ -186,6 +220,12 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _changed(*tensors: Tensor | None) -> None:
+    changed = [tensor for tensor in tensors if tensor is not None]
+    if changed:
+        torch.autograd.graph.increment_version(changed)
+
+
 def _stream(x: Tensor) -> int:
     """A number below _STREAMS; not a pointer, but as wide as one."""
     index = x.get_device()
@@ -228,6 +268,16 @@ def _columns(
         f"{name}.cu", name, options, device, parts, _THREADS, record, pointers, rows=tiles
     )
     return kernel, parts
+
+
+@functools.lru_cache(maxsize=2048)
+def _join(
+    device: int, processes: int, channels: int, settings: tuple[float, float, float]
+) -> Kernel:
+    record = struct.pack("2i3d", processes, channels, *settings)
+    options = defines(dtype=geo.DTYPES[torch.float32], vector=1, index64=0, mask=NO_MASK)
+    blocks = -(-channels // _JOINED)
+    return prepare("batch_join.cu", "batch_join", options, device, blocks, _JOINED, record, 7)
 
 
 @functools.lru_cache(maxsize=2048)

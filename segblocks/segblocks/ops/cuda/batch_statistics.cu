@@ -4,6 +4,7 @@
 //
 // Means and squared distances from them are joined as by Chan, Golub and LeVeque, "Updating formulae and
 // a pairwise algorithm for computing sample variances" (1979): nothing is lost where the mean is large.
+#include "batch_table.cuh"
 #include "columns.cuh"
 
 struct Params {
@@ -75,23 +76,6 @@ INLINE Moments moments_of_thread(const Params& p, const Part& part) {
     return m;
 }
 
-INLINE void finish_column(const Params& p, int column, double mean, double squares) {
-    const Columns& c = p.columns;
-    const float invstd = (float)(1 / sqrt(squares / c.rows + p.eps));
-    const float scale = p.weight ? p.weight[column] * invstd : invstd;
-    float* table = p.table + column;
-    table[MEAN * (long long)c.channels] = (float)mean;
-    table[INVSTD * (long long)c.channels] = invstd;
-    table[SCALE * (long long)c.channels] = scale;
-    table[SHIFT * (long long)c.channels] = fmaf(-(float)mean, scale, p.bias ? p.bias[column] : 0);
-    const double stay = 1 - p.momentum;
-    if (p.running_mean)
-        p.running_mean[column] = (float)(stay * p.running_mean[column] + p.momentum * mean);
-    if (p.running_var)
-        p.running_var[column] =
-            (float)(stay * p.running_var[column] + p.momentum * (squares / (c.rows - 1)));
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 3) batch_statistics(const Params p) {
     __shared__ float means[VECTOR][THREADS], squares[VECTOR][THREADS];
     __shared__ int counts[THREADS];
@@ -133,6 +117,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3) batch_statistics(const 
         },
         [&](int column, float first, const double (&sums)[2]) {
             const double moved = sums[0] / c.rows, left = sums[1] - sums[0] * moved;
-            finish_column(p, column, first + moved, left < 0 ? 0 : left);
+            const double variance = left < 0 ? 0 : left / c.rows;
+            write_column(p, c.channels, column, c.rows, first + moved, variance);
         });
 }
