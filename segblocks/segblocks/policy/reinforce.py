@@ -120,25 +120,20 @@ class ReinforcePolicy(Policy):
         own, and the gradient is that of its own probabilities all the same.
         """
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
-        task_advantage = self._centred(task, known) / self._scale(task, known)
-        replicas = self.replicas
-        share = replicas.total(result.share) / replicas.count
+        task_advantage = self._centred(task, known)
+        if self.normalise_advantage:
+            task_advantage = task_advantage / self._spread(task_advantage, known)
+        share = self.replicas.total(result.share) / self.replicas.count
         sparsity = self._sparsity(share)
         advantage = task_advantage + sparsity
         merit = result.log_probs * torch.where(result.sampled, advantage, -advantage)
         loss = -self._part_of_mean(merit, result.grid == result.sampled)
-        stats = {}
+        logits = result.scores.float()
+        stats = self._averages(advantage, task_advantage, logits.detach())
         if self.entropy_weight:
-            logits = result.scores.float()
-            stats["entropy"] = entropy(logits).mean() / replicas.count
             divergence = divergence_from_share(logits, self._wanted_share(result)).mean()
-            loss = loss + self.entropy_weight * divergence / replicas.count
-        return loss, {
-            "share": share,
-            "sparsity_reward": sparsity,
-            **self._averages(advantage, task_advantage, result.probs.detach()),
-            **{name: replicas.total(value) for name, value in stats.items()},
-        }
+            loss = loss + self.entropy_weight * divergence / self.replicas.count
+        return loss, {"share": share, "sparsity_reward": sparsity, **stats}
 
     def _wanted_share(self, result) -> Tensor:
         """The target, or the budget of this batch; never none or all of an image's blocks."""
@@ -149,25 +144,26 @@ class ReinforcePolicy(Policy):
         return share.clamp(least, 1 - least)
 
     def _averages(
-        self, advantage: Tensor, task_advantage: Tensor, probs: Tensor
+        self, advantage: Tensor, task_advantage: Tensor, logits: Tensor
     ) -> dict[str, Tensor]:
-        """To log, over the blocks of all processes."""
-        total, count = self.replicas.total, self.replicas.count
-        means = torch.stack([advantage.abs().mean(), task_advantage.abs().mean(), probs.mean()])
-        advantage_mean, task_mean, prob_mean = total(means) / count
-        variance = total((probs - prob_mean).square().mean()) / count
-        return {
-            "advantage": advantage_mean,
-            "task_advantage": task_mean,
-            "prob_mean": prob_mean,
-            "prob_std": variance.sqrt(),
+        """To log, over the blocks of all processes, which hold equally many."""
+        probs = logits.sigmoid()
+        values = {
+            "advantage": advantage.abs(),
+            "task_advantage": task_advantage.abs(),
+            "prob_mean": probs,
+            "prob_square": probs.square(),
         }
+        if self.entropy_weight:
+            values["entropy"] = entropy(logits)
+        means = torch.stack([value.mean() for value in values.values()])
+        stats = dict(zip(values, self.replicas.total(means) / self.replicas.count))
+        variance = stats.pop("prob_square") - stats["prob_mean"].square()
+        return stats | {"prob_std": variance.clamp(min=0).sqrt()}
 
-    def _scale(self, task: Tensor, known: Tensor) -> Tensor | float:
-        """What task rewards are divided by."""
-        if not self.normalise_advantage:
-            return 1.0
-        return self._mean(self._centred(task, known).square(), known).sqrt().clamp(min=1e-6)
+    def _spread(self, centred: Tensor, known: Tensor) -> Tensor:
+        """Standard deviation of what is centred already."""
+        return self._mean(centred.square(), known).sqrt().clamp(min=1e-6)
 
     def _sparsity(self, share: Tensor) -> Tensor:
         """What the share earns every high block: nothing where the budget is imposed, and nothing
