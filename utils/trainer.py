@@ -3,7 +3,9 @@
 import copy
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -115,10 +117,14 @@ class Trainer:
                 self.saver.settle(log)
                 raise
             finally:
-                if self._graphs is not None:
-                    self._graphs.release()  # before ranks part
-                for loader in (self.train_loader, self.val_loader):
-                    stop_workers(loader)
+                self.close()
+
+    def close(self) -> None:
+        """After the last step, before ranks part."""
+        if self._graphs is not None:
+            self._graphs.release()
+        for loader in (self.train_loader, self.val_loader):
+            stop_workers(loader)
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args
@@ -141,6 +147,14 @@ class Trainer:
             if not last:
                 self._stop_if_asked()
         return evaluation
+
+    def train_on(self, batch: Sequence[torch.Tensor], steps: int) -> None:
+        """So many optimiser steps on one batch of the training loader, which are neither counted
+        nor logged; what is to be timed."""
+        self.model.train()
+        self._batches, means = repeat(batch), Means()
+        for _ in range(steps):
+            self._step(means)
 
     def _train_epoch(self, log: RunLog) -> None:
         at, args = self.progress, self.args
