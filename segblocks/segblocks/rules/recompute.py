@@ -8,8 +8,9 @@ which a halo is the larger part, are one matrix product instead (`product.py`). 
 raises.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from .product import multiplies, multiply, multiply_backward
 from .setting import Setting
 from .window import join_blocks
 
+T = TypeVar("T")
 _NONE = (0, 0)
 
 
@@ -128,9 +130,9 @@ def _convolve(
         else:
             target.copy_(F.conv2d(part, weight, bias, *window))
 
-    parts = zip(setting.blocks(setting.padded(pixels, norm)), setting.outputs(out))
-    calls = [partial(convolve_one, *pair) for pair in parts if pair[0].shape[0]]
-    side_by_side(pixels.device, *calls)
+    _each_resolution(
+        convolve_one, setting.blocks(setting.padded(pixels, norm)), setting.outputs(out)
+    )
     return out.add_(bias) if in_place and bias is not None else out
 
 
@@ -144,14 +146,13 @@ def _convolve_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of pixels and weight, as far as wanted."""
     window = (setting.stride, _NONE, setting.dilation, False, _NONE, setting.groups)
-    differentiate = torch.ops.aten.convolution_backward
-    parts = zip(setting.outputs(grad), setting.blocks(setting.padded(pixels, norm)))
-    calls = [
-        partial(differentiate, *pair, weight, None, *window, (*wanted, False))
-        for pair in parts
-        if pair[0].shape[0]
-    ]
-    pixel_grads, weight_grads, _ = zip(*side_by_side(grad.device, *calls))
+
+    def differentiate(grad: Tensor, part: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        given = (grad, part, weight, None, *window, (*wanted, False))
+        return torch.ops.aten.convolution_backward(*given)
+
+    parts = setting.outputs(grad), setting.blocks(setting.padded(pixels, norm))
+    pixel_grads, weight_grads, _ = zip(*_each_resolution(differentiate, *parts))
     return (
         setting.gradient(join_blocks(pixel_grads)) if wanted[0] else None,
         reduce(Tensor.add_, weight_grads) if wanted[1] else None,
@@ -166,14 +167,19 @@ def _full_correlation(grad: Tensor, weight: Tensor, setting: Setting) -> tuple[T
     turned = turn_weight(weight)
     around = tuple(d * (k - 1) for d, k in zip(setting.dilation, weight.shape[2:]))
     padded = setting.new_padded(grad, weight.shape[1])
-    parts = zip(setting.blocks(padded), setting.outputs(grad))
-    calls = [
-        partial(convolve_into, *pair, turned, (1, 1), around, setting.dilation)
-        for pair in parts
-        if pair[0].shape[0]
-    ]
-    side_by_side(grad.device, *calls)
+
+    def convolve_one(target: Tensor, part: Tensor) -> None:
+        convolve_into(target, part, turned, (1, 1), around, setting.dilation)
+
+    _each_resolution(convolve_one, setting.blocks(padded), setting.outputs(grad))
     return setting.gradient(padded), None
+
+
+def _each_resolution(call: Callable[[Tensor, Tensor], T], *maps: tuple[Tensor, Tensor]) -> list[T]:
+    """What `call` returns for the high blocks of all maps and for the low ones, where there are
+    any, side by side."""
+    calls = [partial(call, *parts) for parts in zip(*maps) if parts[0].shape[0]]
+    return side_by_side(maps[0][0].device, *calls)
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
