@@ -261,8 +261,8 @@ def _blocks(group) -> None:
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
     add("--segblocks-policy-epochs", type=WHOLE, default=0, metavar="EPOCHS",
-        help="epochs in which the policy learns, by a cosine of its own; then it stays as it is, "
-        "before it knows the training images by heart (default: 0, in all of them)")
+        help="epochs in which the policy learns, by a cosine of its own; then its weights stay as "
+        "they are, before it knows the training images by heart (default: 0, in all of them)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")

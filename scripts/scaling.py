@@ -3,12 +3,14 @@
     python scripts/scaling.py --processes 1 2 4 --json scaling.json -- \\
         --segblocks-policy reinforce --segblocks-percent-target 0.4 --amp bf16
 
-What follows `--` are flags of train.py; without any, SwiftNet-RN18 trains dense, from random
-weights, on synthetic crops of 1024×1024. GPUs are used where there are any, one a process.
+What follows `--` are flags of train.py, but for --batch-size; without any, SwiftNet-RN18 trains
+dense, from random weights, on synthetic crops of 1024×1024. GPUs are used where there are any, one
+a process.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -18,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 FLAGS = (
-    "--dataset synthetic --synthetic-size 1024 2048 --synthetic-train-images 64 "
-    "--synthetic-val-images 2 --res 2048 --crop-res 1024 --num-workers 0 --pretrain-backbone no"
+    "--dataset synthetic --synthetic-size 1024 2048 --synthetic-val-images 2 --res 2048 "
+    "--crop-res 1024 --num-workers 0 --pretrain-backbone no"
 )
 
 
@@ -38,15 +40,23 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(own)
     if min(args.images, args.steps, *args.processes) < 1 or args.warm_up < 0:
         parser.error("--processes, --images and --steps are at least 1, --warm-up at least 0")
+    if any(flag.startswith("--batch-size") for flag in flags):
+        parser.error("--batch-size is what --images make of all processes: give --images")
     if args.worker is not None:
         return work(args, flags)
-    runs = [started(args, count, flags) for count in args.processes]
-    for line in table(runs):
-        print(line)
-    if args.json is not None:
+    runs = []
+    for count in args.processes:
+        figures = started(args, count, flags)
+        if figures is None:
+            print(f"scaling: {count} processes failed, see above", file=sys.stderr)
+            break
+        runs.append(figures)
+    if runs:
+        print("\n".join(table(runs)))
+    if runs and args.json is not None:
         figures = {"command": ["python", "scripts/scaling.py", *argv], "flags": FLAGS, "runs": runs}
         args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return 0
+    return int(len(runs) < len(args.processes))
 
 
 def split_at_dashes(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -54,24 +64,24 @@ def split_at_dashes(argv: list[str]) -> tuple[list[str], list[str]]:
     return argv[:at], argv[at + 1 :]
 
 
-def started(args: argparse.Namespace, count: int, flags: list[str]) -> dict:
-    """The figures of so many processes. Raises SystemExit where they fail."""
+def started(args: argparse.Namespace, count: int, flags: list[str]) -> dict | None:
+    """The figures of so many processes; None where they fail."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder, "figures.json")
         own = ["--images", args.images, "--warm-up", args.warm_up, "--steps", args.steps]
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
         command = [*torchrun, __file__, "--worker", found, *own, "--", *flags]
         done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT)
-        if done.returncode:
-            raise SystemExit(f"{count} processes ended with exit status {done.returncode}")
-        return json.loads(found.read_text(encoding="utf-8"))
+        return None if done.returncode else json.loads(found.read_text(encoding="utf-8"))
 
 
 def work(args: argparse.Namespace, flags: list[str]) -> int:
     """In each process of torchrun."""
     from utils.scaling import measure
 
-    figures = measure([*FLAGS.split(), *flags], args.images, args.warm_up, args.steps)
+    scenes = ["--synthetic-train-images", str(args.images * int(os.environ["WORLD_SIZE"]))]
+    given = [*FLAGS.split(), *scenes, *flags]
+    figures = measure(given, args.images, args.warm_up, args.steps)
     if figures is not None:
         args.worker.write_text(json.dumps(figures), encoding="utf-8")
     return 0

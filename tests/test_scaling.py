@@ -64,6 +64,22 @@ def test_senseless_numbers_are_refused(scaling, wrong, capsys):
     assert "at least" in capsys.readouterr().err
 
 
-def test_what_fails_in_a_process_ends_the_script(scaling):
-    with pytest.raises(SystemExit, match="1 processes ended with exit status"):
-        scaling.main(["--processes", "1", "--", "--no-such-flag"])
+def test_the_batch_size_follows_from_the_images(scaling, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        scaling.main(["--", "--batch-size", "8"])
+    assert "give --images" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_a_failure_is_kept(scaling, tmp_path, monkeypatch, capsys):
+    one = {"processes": 1, "images_per_second": 9.0, "reserved_memory_mib": None}
+    monkeypatch.setattr(scaling, "started", lambda args, count, flags: one if count == 1 else None)
+    assert scaling.main(["--processes", "1", "2", "4", "--json", str(tmp_path / "s.json")]) == 1
+    assert json.loads((tmp_path / "s.json").read_text())["runs"] == [one]
+    told = capsys.readouterr()
+    assert "2 processes failed" in told.err
+    assert len(told.out.splitlines()) == 2
+
+
+def test_a_process_that_fails_is_noticed(scaling, capfd):
+    assert scaling.main(["--processes", "1", "--", "--no-such-flag"]) == 1
+    assert "1 processes failed" in capfd.readouterr().err

@@ -120,7 +120,9 @@ def evaluate(
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size)
     macs = MacCounter(known_macs)
-    policy_metrics = PolicyMetrics(info, args.segblocks_block_size) if args.policy_metrics else None
+    policy_metrics = None
+    if args.policy_metrics:
+        policy_metrics = PolicyMetrics(info, args.segblocks_block_size, device)
     with user_errors():
         criterion = task_loss(args, info).to(device)
     shown: list[tuple[int, torch.Tensor]] = []

@@ -53,9 +53,10 @@ class PolicyFigures:
 class PolicyMetrics:
     """Gathers `PolicyFigures` over a validation of one image at a time."""
 
-    def __init__(self, info: DatasetInfo, block_size: int):
+    def __init__(self, info: DatasetInfo, block_size: int, device: torch.device | str = "cpu"):
         self.info, self.block_size = info, block_size
-        self.boundary = SegmentationMetrics(info.num_classes, info.ignore_index)
+        # There from the start: a rank without images joins in the exchange at the end.
+        self.boundary = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
         self.pixels: Tensor | int = 0  # (2, classes): of low and of high blocks
         self.ranked: dict[int, tuple[Tensor, Tensor]] = {}  # by image: scores and gains, (K,) each
 
@@ -69,7 +70,7 @@ class PolicyMetrics:
         """
         ignore = self.info.ignore_index
         band = near_boundary(label, ignore, TRIMAP_PIXELS)
-        self.boundary.to(label.device).update(prediction, label.masked_fill(~band, ignore))
+        self.boundary.update(prediction, label.masked_fill(~band, ignore))
         self.pixels = self.pixels + self._pixels(label, result.grid)
         if gain is not None and result.scores is not None:
             valid = label != ignore

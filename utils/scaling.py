@@ -14,7 +14,7 @@ import torch
 import train
 from argparser import parse_args
 from utils.data import build_train_set, build_val_set, train_loader, val_loader
-from utils.ranks import leave
+from utils.ranks import leave, ranks_of_environment
 from utils.seeding import seed_everything
 from utils.trainer import Trainer
 from utils.versions import versions
@@ -31,10 +31,11 @@ def measure(flags: Sequence[str], images: int, warm_up: int, steps: int) -> dict
     Returns:
         Figures for JSON, by the clock of the first process; None in all others.
     """
-    args = parse_args(["--mode", "train", *flags])
+    ranks = ranks_of_environment()
+    whole = ["--batch-size", str(images * ranks.count)]
+    args = parse_args(["--mode", "train", *flags, *whole])
     seed_everything(args.seed, args.deterministic)
     device, ranks = train.place(args)
-    args.batch_size = images * ranks.count
     train_set, val_set = build_train_set(args, device), build_val_set(args)
     model = train.build(args, train_set).to(device)
     loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)

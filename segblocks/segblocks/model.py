@@ -20,6 +20,10 @@ from .reading import Reading
 from .structure import map_structure
 from .tensor import DualResTensor, cut_image, to_blocks
 
+# Methods of a policy that settle the number of high blocks. Where a policy has its own, it is asked
+# as everywhere; else the number is read when all that does not need it has been launched.
+_DECIDING = ("forward", "settle")
+
 
 def no_blocks(function: Callable) -> Callable:
     """Let `function` see dense tensors: combine its block arguments, call it, split its results.
@@ -143,12 +147,12 @@ class SegBlocksModel(nn.Module):
         padded = pad_to_blocks(image, self.policy.block_size)
         if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
-        if objective is None:
-            decision = self.policy(padded, budget, block_gain)
-            logits = self._run(padded, decision.grid, decision.n_high)
-            return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
-        decision = self.policy(padded, budget, block_gain, settled=False)
-        return self._judge(padded, decision, size, objective, targets)
+        if objective is not None:
+            decision = self._decide(padded, budget, block_gain)
+            return self._judge(padded, decision, size, objective, targets)
+        decision = self.policy(padded, budget, block_gain)
+        logits = self._run(padded, decision.grid, decision.n_high)
+        return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
 
     @property
     def is_dense(self) -> bool:
@@ -168,6 +172,18 @@ class SegBlocksModel(nn.Module):
             return self.net(padded)
         grid = BlockGrid.from_mask(mask, n_high, self.legacy_upsample)
         return execute_with_grid(self.net, padded, grid)
+
+    def _decide(
+        self, padded: Tensor, budget: float | int | None, block_gain: Tensor | None
+    ) -> Decision:
+        """The policy's decision, without the number of high blocks if that can be had later."""
+        kind = type(self.policy)
+        if all(getattr(kind, name) is getattr(Policy, name) for name in _DECIDING):
+            return self.policy(padded, budget, block_gain, settled=False)
+        decision = self.policy(padded, budget, block_gain)
+        if decision.n_high is None:
+            decision = replace(decision, n_high=int(decision.grid.sum()))
+        return decision
 
     def _judge(
         self,

@@ -79,9 +79,9 @@ def check_batch_norm(rows, channels, dtype, device, addend, relu, affine=True):
 
 
 def check_join(operations, channels, dtype, device, affine=True):
-    """Of processes with 2, 300 and 21 rows: the batch norm of all rows."""
+    """Of processes with 1, 301 and 21 rows: the batch norm of all rows."""
     (x, *_), (weight, bias, *running) = make(323, channels, dtype, device, affine)
-    given, parts = (weight, bias), x.split([2, 300, 21])
+    given, parts = (weight, bias), x.split([1, 301, 21])
     tables = torch.stack([operations.batch_statistics(p, *[None] * 4, 0.0, EPS) for p in parts])
     tables[:, 3] = tables.new_tensor([len(p) for p in parts])[:, None]
     expected = [t.clone() for t in running]
@@ -253,8 +253,10 @@ def test_what_does_not_fit_is_refused():
     x, table = torch.zeros(8, 4), torch.zeros(4, 4)
     with pytest.raises(TypeError, match="no CUDA kernel"):
         cuda.batch_normalise(x.double(), table, None, False)
-    with pytest.raises(ValueError, match="at least two rows"):
-        cuda.batch_normalise(x[:1], table, None, False)
+    with pytest.raises(ValueError, match="at least a row"):
+        cuda.batch_normalise(x[:0], table, None, False)
+    with pytest.raises(ValueError, match="no unbiased variance"):
+        cuda.batch_statistics(x[:1], None, None, None, torch.ones(4), 0.1, 0.0)
     with pytest.raises(ValueError, match="do not go with"):
         cuda.batch_normalise(x, table, x[:4], False)
     with pytest.raises(ValueError, match="must be float32"):

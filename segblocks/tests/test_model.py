@@ -18,6 +18,7 @@ from segblocks import (
     execute_with_grid,
 )
 from segblocks.borders import crop_output
+from segblocks.policy import Decision, Policy, ReinforcePolicy
 
 BLOCK = 16
 Pyramid = namedtuple("Pyramid", ["fine", "coarse"])
@@ -191,3 +192,34 @@ def test_gradients_reach_net_and_image():
     model(x).logits.square().sum().backward()
     assert (x.grad.abs().sum((1, 2, 3)) > 0).all()
     assert all(p.grad.abs().sum() > 0 for p in model.net.parameters())
+
+
+# -- policies of one's own -----------------------------------------------------------------------
+
+
+class Upper(Policy):
+    """The upper rows of blocks; says no more than where."""
+
+    def forward(self, image, budget=None, block_gain=None):
+        grid = torch.zeros(self.grid_shape(image), dtype=torch.bool)
+        grid[:, :2] = True
+        return Decision(grid, grid)
+
+
+class Generous(ReinforcePolicy):
+    """Rounds up to all blocks."""
+
+    def settle(self, decision):
+        return self.promote(decision, decision.grid.numel())
+
+
+@pytest.mark.parametrize(("kind", "high"), [(Upper, 2 / 3), (Generous, 1)])
+def test_policies_that_decide_in_their_own_way_do_so_with_an_objective(kind, high):
+    torch.manual_seed(0)
+    model = SegBlocksModel(net(2), kind(BLOCK)).float()
+    x = image(48, 64).float()
+    result = model(x)
+    assert float(result.share) == pytest.approx(high)
+    again = model(x, objective=lambda output: output)
+    assert torch.equal(again.grid, result.grid)
+    assert again.n_high == result.grid.sum()

@@ -285,6 +285,8 @@ def test_disabled_is_the_dense_network():
     assert result.log_probs is None
     with pytest.raises(ValueError, match="budget"):
         SegBlocksModel(net, build_policy("disabled", BLOCK))(image, budget=0.5)
+    with pytest.raises(ValueError, match="no budgets"):
+        build_policy("disabled", BLOCK, budgets=(0.1, 0.2))
 
 
 @pytest.mark.parametrize("name", ["random", "middle", "heuristic", "disabled"])

@@ -26,7 +26,13 @@ def _norm(momentum: float | None) -> nn.BatchNorm2d:
 
 
 def _pass(
-    rank: int, count: int, blocks: bool, momentum: float | None, put_off: bool = False
+    rank: int,
+    count: int,
+    blocks: bool,
+    momentum: float | None,
+    put_off: bool = False,
+    mask: torch.Tensor = GRID,
+    block: int = 8,
 ) -> dict[str, torch.Tensor]:
     """Two passes of this process's images, and what they leave behind.
 
@@ -40,10 +46,10 @@ def _pass(
     if count > 1:
         layer = convert_sync_batchnorm(nn.Sequential(layer))[0]
         assert isinstance(layer, SyncBatchNorm)
-    image = (make_image(GRID, 4) * 3 + 1)[rank::count].clone().requires_grad_()
-    weight = torch.linspace(1, 2, len(GRID), dtype=torch.float64)[rank::count].view(-1, 1, 1, 1)
+    image = (make_image(mask, 4, block) * 3 + 1)[rank::count].clone().requires_grad_()
+    weight = torch.linspace(1, 2, len(mask), dtype=torch.float64)[rank::count].view(-1, 1, 1, 1)
     for _ in range(2):
-        x = to_blocks(image, GRID[rank::count]) if blocks else image
+        x = to_blocks(image, mask[rank::count]) if blocks else image
         looks = put_off and rank == count - 1
         if looks:
             x.grid.later.expose()
@@ -68,8 +74,17 @@ def _passes(*args) -> dict[str, torch.Tensor]:
 )
 def test_sync_batch_norm_equals_one_process(tmp_path, count, blocks, momentum, put_off):
     """Processes hold 2 or 1 images, with unequally many high blocks, none and all included."""
-    whole = _pass(0, 1, blocks, momentum)
-    parts = run_together(_passes, count, tmp_path, blocks, momentum, put_off)
+    compare_with_one_process(tmp_path, count, blocks, momentum, put_off)
+
+
+def test_a_process_may_hold_a_single_pixel(tmp_path):
+    mask = torch.tensor([[[True]], [[False]]])
+    compare_with_one_process(tmp_path, 2, True, 0.3, True, mask, 2)
+
+
+def compare_with_one_process(tmp_path, count, blocks, momentum, put_off, *where):
+    whole = _pass(0, 1, blocks, momentum, False, *where)
+    parts = run_together(_passes, count, tmp_path, blocks, momentum, put_off, *where)
     for name, value in whole.items():
         for rank, part in enumerate(parts):
             own = value[rank::count] if name in ("out", "image_grad") else value

@@ -70,6 +70,9 @@ def test_every_policy_trains_within_its_budgets(name):
 def test_budgets_have_few_distinct_counts():
     policy = build_policy("reinforce", BLOCK, budgets=(0.0, 1.0), quantize_percentage=0.25)
     assert {policy.draw_budget(48) for _ in range(100)} == {0, 12, 24, 36, 48}
+    for low, high in ((0.05, 0.1), (0.1, 0.12), (0.3, 0.35)):
+        narrow = build_policy("random", BLOCK, budgets=(low, high), quantize_percentage=1 / 4)
+        assert all(low <= narrow.draw_budget(64) / 64 <= high for _ in range(20))
     fixed = build_policy("reinforce", BLOCK, budgets=(0.4, 0.4), quantize_percentage=0.25)
     assert {fixed.draw_budget(48) for _ in range(10)} == {19}
 

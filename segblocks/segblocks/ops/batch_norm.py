@@ -99,7 +99,8 @@ def batch_statistics(
     """The table (4, C) of a batch norm of all pixels; no autograd.
 
     Args:
-        pixels: (P, C) contiguous, P at least 2. On CUDA float16, bfloat16 or float32.
+        pixels: (P, C) contiguous; P at least 2 with `running_var`. On CUDA float16, bfloat16 or
+            float32.
         weight, bias, running_mean, running_var: (C) or None, on CUDA float32. The running
             statistics are moved by `momentum` towards the mean and the unbiased variance.
 

@@ -146,14 +146,17 @@ class Policy(nn.Module):
     def draw_budget(self, blocks: int) -> int:
         """Blocks per image for one training batch.
 
-        Drawn on the host, so that nothing is read back, and a multiple of the quantisation step
-        where several counts occur, so that few distinct shapes do.
+        Drawn on the host, so that nothing is read back, and a multiple of the quantisation step, so
+        that few distinct shapes occur; but within `budgets`, if any count is.
         """
         share = self.draw_share()
         step = max(1, round(blocks * self.quantize_percentage))
-        if self.budgets[0] == self.budgets[1] == share:
-            step = 1
-        return min(blocks, round(share * blocks / step) * step)
+        # A warm-up may draw shares beyond the two.
+        least = math.ceil(min(share, self.budgets[0]) * blocks)
+        most = math.floor(max(share, self.budgets[1]) * blocks)
+        if least > most:
+            return round(share * blocks)
+        return min(max(round(share * blocks / step) * step, least), most)
 
     def draw_share(self) -> float:
         """A share between the two `budgets`, from torch's CPU generator."""

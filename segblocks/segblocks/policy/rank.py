@@ -11,7 +11,12 @@ from .base import Decision, Policy, block_mean, budget_count
 class DisabledPolicy(Policy):
     """The dense network: every block at full resolution."""
 
-    def forward(self, image, budget=None, block_gain=None, settled=True) -> Decision:
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        if self.budgets is not None:
+            raise ValueError("the 'disabled' policy has no budgets: it runs the dense network")
+
+    def forward(self, image, budget=None, block_gain=None) -> Decision:
         if budget is not None:
             raise ValueError("the 'disabled' policy has no budget: it runs the dense network")
         n, height, width = image.shape[0], *image.shape[2:]

@@ -168,7 +168,11 @@ def put_off(
     pixels, given = x.stored, (weight, bias, running_mean, running_var)
     if not takes_kernels(pixels) or type(pixels) is not Tensor or not pixels.is_contiguous():
         return None
-    if pixels.shape[0] < 2 or pixels.shape[1] > _MOST_CHANNELS or pixels.is_inference():
+    if (
+        (pixels.shape[0] < 2 and not joint)
+        or pixels.shape[1] > _MOST_CHANNELS
+        or pixels.is_inference()
+    ):
         return None
     wide = torch.float64 if pixels.dtype == torch.float64 else torch.float32
     if not all(t is None or _suits(t, pixels, wide) for t in given):

@@ -41,6 +41,8 @@ def batch_statistics(
         TypeError, ValueError: dtypes, shapes or layouts that do not fit.
     """
     rows, channels = _check(pixels)
+    if rows < 2 and running_var is not None:
+        raise ValueError("one row has no unbiased variance to move running_var towards")
     given = (weight, bias, running_mean, running_var)
     for tensor in given:
         check_row(tensor, pixels, (channels,))
@@ -178,9 +180,9 @@ def _check(pixels: Tensor, *others: Tensor | None) -> tuple[int, int]:
     """P and C."""
     if pixels.dtype not in _DTYPES:
         raise TypeError(f"no CUDA kernel for {pixels.dtype}; use float16, bfloat16 or float32")
-    if pixels.dim() != 2 or pixels.shape[0] < 2 or not pixels.shape[1]:
+    if pixels.dim() != 2 or not pixels.numel():
         raise ValueError(
-            f"pixels must be (P, C) with at least two rows and a channel; got {tuple(pixels.shape)}"
+            f"pixels must be (P, C) with at least a row and a channel; got {tuple(pixels.shape)}"
         )
     for tensor in (pixels, *others):
         if tensor is None:
