@@ -248,9 +248,10 @@ def _blocks(group) -> None:
     add("--segblocks-policy", choices=POLICIES, default="disabled",
         help="what decides which blocks run at full resolution (default: %(default)s, dense)")
     add("--segblocks-block-size", type=COUNT, default=128, metavar="PIXELS",
-        help="side of a block (default: %(default)s)")
+        help="side of a block, a multiple of 64 (default: %(default)s)")
     add("--segblocks-percent-target", type=SHARE, default=0.5, metavar="SHARE",
-        help="share of full-resolution blocks to aim for, 0 to 1 (default: %(default)s)")
+        help="share of full-resolution blocks to aim for, 0 to 1; for heuristic and oracle what a "
+        "block's score has to exceed: a share of theirs is --budget (default: %(default)s)")
     add("--segblocks-quantize-percentage", type=SHARE, default=1 / 16, metavar="SHARE",
         help="round the number of full-resolution blocks up to a multiple of this share (default: "
         "1/16; 0: no rounding)")
@@ -296,9 +297,9 @@ def _evaluation(group) -> None:
         help="validate and time on CUDA in half precision, on a copy of the weights; the CPU "
         "always uses float32 (default: yes)")
     add("--budget", type=budget, nargs="+", default=None, metavar="SHARE|N",
-        help="val, speed: run exactly this share (0.4, 40%%) or number (51) of blocks at full "
-        "resolution, whatever the policy was trained for; with several, one after the other, val "
-        "makes a curve of them: curve.json, curve.png")
+        help="val, speed: run exactly this share (0.4, 40%%, 1.0 for all) or number (51, 1 for a "
+        "single one) of blocks at full resolution, whatever the policy was trained for; with "
+        "several, one after the other, val makes a curve of them: curve.json, curve.png")
     add("--policy-metrics", type=boolean, default=False, metavar="YES/NO",
         help="in validation too: share of full resolution by class, how the policy's scores rank "
         "blocks beside the oracle's, mIoU near label boundaries; some three times the work "
@@ -365,6 +366,8 @@ def _conflict(args: argparse.Namespace) -> str | None:
         return "--profiler is for --mode train and speed"
     if args.policy_metrics and args.mode == "speed":
         return "--policy-metrics is for --mode train and val: speed mode does not validate"
+    if len({type(b) for b in args.budgets if b == 1 or isinstance(b, float)}) > 1:
+        return "--budget 1 beside shares: 1 is one block; give 1.0 or 100% for all of them"
     if args.budgets and policy == "disabled":
         return "--budget needs blocks: choose a --segblocks-policy other than disabled"
     problem = _policy_conflict(args)

@@ -42,13 +42,15 @@ from utils.data import (
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
 from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
-from utils.published import settle_upsampling
+from utils.published import other_blocks, settle_upsampling
 from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
 from utils.resume import find_checkpoint, folder_of, is_auto, resume
 from utils.seeding import seed_everything
 from utils.signals import Stopped
 from utils.trainer import Trainer
 from utils.versions import versions
+
+SMALLEST_BLOCK = 64  # twice the stride of a backbone's deepest features
 
 
 def train(args: Namespace) -> None:
@@ -129,7 +131,8 @@ def trained(
         val_set = build_val_set(args)
         model = build(args, val_set)
         path = find_checkpoint(args)
-        told = settle_upsampling(model, args, load_weights(model, path))
+        checkpoint = load_weights(model, path)
+        told = settle_upsampling(model, args, checkpoint) + other_blocks(args, checkpoint)
         model = model.to(device)
         log = RunLog(folder_of(args), quiet=not ranks.main)
     log.command()
@@ -182,7 +185,12 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
     if args.segblocks_policy != "disabled":
         try:
             check_block_size(net, args.segblocks_block_size)
-        except NotImplementedError as error:
+        except (NotImplementedError, ValueError) as error:
+            if args.segblocks_block_size % SMALLEST_BLOCK:
+                raise ValueError(
+                    f"--segblocks-block-size {args.segblocks_block_size}: features at a stride of "
+                    f"{SMALLEST_BLOCK // 2} need a multiple of {SMALLEST_BLOCK}"
+                ) from error
             raise NotImplementedError(
                 f"--backbone {args.backbone} cannot run on blocks ({error}); choose another, or "
                 "--segblocks-policy disabled"
@@ -240,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     who = f" (process {rank})" if rank != "0" else ""
     try:
         MODES[args.mode](args)
-    except (UserError, DataError, torch.OutOfMemoryError) as error:
+    except (UserError, DataError, segblocks.BudgetError, torch.OutOfMemoryError) as error:
         if args.debug:
             raise
         memory = isinstance(error, torch.OutOfMemoryError)

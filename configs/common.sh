@@ -4,7 +4,14 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -z "${PYTHON:-}" ]]; then
     PYTHON="$ROOT/.venv/bin/python"
-    [[ -x "$PYTHON" ]] || PYTHON=python3
+    if [[ ! -x "$PYTHON" ]]; then
+        PYTHON=python3
+        "$PYTHON" -c 'import importlib.util as u; exit(not u.find_spec("torch"))' 2>/dev/null || {
+            echo "$(basename "$0"): $PYTHON has no PyTorch: run scripts/setup.sh, which makes .venv," \
+                "or set PYTHON" >&2
+            exit 1
+        }
+    fi
 fi
 
 # Experiments land in the repository's exp/ from wherever the script is called; other paths on the

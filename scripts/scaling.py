@@ -31,13 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--images", type=int, default=8, help="in a batch, of each process")
-    parser.add_argument("--warm-up", type=int, default=60, help="optimiser steps before timing")
-    parser.add_argument("--steps", type=int, default=20, help="in each of five rounds")
-    parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)  # its figures go there
-    args = parser.parse_args(own)
+    add = parser.add_argument
+    add("--processes", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
+    add("--images", type=int, default=8, metavar="N", help="a process in a batch (default: 8)")
+    add(
+        "--warm-up",
+        type=int,
+        default=60,
+        metavar="N",
+        help="optimiser steps before anything is timed (default: 60)",
+    )
+    add("--steps", type=int, default=20, metavar="N", help="in each of five rounds (default: 20)")
+    add("--json", type=Path, metavar="FILE", help="for the figures")
+    add("--worker", type=Path, help=argparse.SUPPRESS)  # its figures go there
+    args = parser.parse_args(own)  # fmt: skip
     if min(args.images, args.steps, *args.processes) < 1 or args.warm_up < 0:
         parser.error("--processes, --images and --steps are at least 1, --warm-up at least 0")
     if any(flag.startswith("--batch-size") for flag in flags):
@@ -51,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"scaling: {count} processes failed, see above", file=sys.stderr)
             break
         runs.append(figures)
+        print(f"{count} processes: {figures['images_per_second']:.1f} images/s", flush=True)
     if runs:
         print("\n".join(table(runs)))
     if runs and args.json is not None:

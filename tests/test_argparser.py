@@ -111,6 +111,7 @@ def test_shares_may_be_fractions(text):
 
 
 REFUSED = {
+    "--mode val --segblocks-policy random --budget 0.2 1": "1 is one block; give 1.0",
     "--profiler maybe": "neither yes",
     "--mode val --profiler yes": "--mode train and speed",
     "--epochs 0": "at least 1",

@@ -1,6 +1,9 @@
 """Every experiment script: says what it should, and runs, train then val then speed."""
 
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from experiments import EXPERIMENTS, MODES, ROOT, SCRIPTS, called, command_line, label, run_script
@@ -129,6 +132,24 @@ def test_scripts_run(experiment, tmp_path, monkeypatch):
     engines = [row["engine"] for row in timed[-1]["rows"]]
     blocks = [] if experiment.name == "baseline" else ["all high", "blocks eager", "blocks fast"]
     assert engines == ["dense eager", "dense best", *blocks]
+
+
+def test_a_script_says_that_there_is_no_torch_yet(tmp_path):
+    """A clone without .venv, and a python3 without packages."""
+    script = "configs/camvid/swiftnet_rn18/baseline_val.sh"
+    for name in (script, "configs/common.sh"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    bare = tmp_path / "bin" / "python3"
+    bare.parent.mkdir()
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    environment = {"PATH": f"{bare.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", tmp_path / script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "python3 has no PyTorch: run scripts/setup.sh" in done.stderr
 
 
 def test_a_script_runs_from_anywhere_in_a_process_of_its_own(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -158,11 +159,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(whole, tmp_path, damag
 
 def test_two_damaged_checkpoints_are_an_error(tmp_path, capsys):
     folder = run(tmp_path, *SETTING, "--max-steps", "2", *EVERY_STEP)
-    for path in folder.glob("checkpoint*.pth"):
-        _truncate(path)
+    for name in ("checkpoint.pth", "checkpoint_previous.pth"):
+        _truncate(folder / name)
     assert train.main(arguments(tmp_path, *SETTING)) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "checkpoint.pth is not a checkpoint, or is truncated" in line
     assert "checkpoint_previous.pth is not a checkpoint, or is truncated" in line
+    (way_out,) = re.findall(r"--resume (\S*checkpoint_best.pth)", line)
+    assert train.main(arguments(tmp_path, *SETTING, "--resume", way_out)) == 0
 
 
 def test_a_named_damaged_checkpoint_is_an_error(tmp_path, capsys):

@@ -107,7 +107,28 @@ def test_a_finished_run_is_left_alone(tmp_path):
     before = (folder / "checkpoint.pth").read_bytes()
     run(tmp_path, "--epochs", "1")
     assert (folder / "checkpoint.pth").read_bytes() == before
-    assert "nothing left to train" in (folder / "run.log").read_text()
+    log = (folder / "run.log").read_text()
+    assert "checkpoint.pth, of a run that has had its 1 epochs" in log
+    assert "nothing left to train" in log
+
+
+def test_validation_says_that_a_policy_was_trained_for_other_blocks(tmp_path):
+    run(tmp_path, *REINFORCE, "--max-steps", "1", "--name", "learned")
+    evaluated = [*REINFORCE, "--name", "learned", "--mode", "val"]
+    log = tmp_path / "learned" / "run.log"
+    run(tmp_path, *evaluated)
+    assert "trained for blocks" not in log.read_text()
+    run(tmp_path, *evaluated, "--segblocks-block-size", "128")
+    assert "warning: the policy was trained for blocks of 64 pixels, not of 128" in log.read_text()
+
+
+@pytest.mark.parametrize("mode", ["val", "speed"])
+def test_a_budget_of_more_blocks_than_there_are_is_an_error(tmp_path, capsys, mode):
+    run(tmp_path, *REINFORCE, "--max-steps", "1")
+    capsys.readouterr()
+    assert train.main(arguments(tmp_path, *REINFORCE, "--mode", mode, "--budget", "40")) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]  # after warnings of the compiler
+    assert line.startswith("error: budget of 40 blocks: an image has 2; give 0 to 2, or a share")
 
 
 def test_changed_flags_are_pointed_out_when_a_run_goes_on(tmp_path):

@@ -31,7 +31,9 @@ def budget_text(budget: float | int | None) -> str:
     """40 % for a share, 51 blocks for a count."""
     if budget is None:
         return "own"
-    return f"{budget} blocks" if isinstance(budget, int) else f"{100 * budget:g} %"
+    if isinstance(budget, int):
+        return "1 block" if budget == 1 else f"{budget} blocks"
+    return f"{100 * budget:g} %"
 
 
 def write_curve(

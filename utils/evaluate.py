@@ -74,10 +74,9 @@ class Evaluation:
             f"full-resolution blocks: {100 * self.share:.1f} %",
         ]
         if self.share_small == self.share_small:
-            lines[-1] += (
-                f"; {100 * self.share_small:.1f} % where small classes are, "
-                f"{100 * self.share_plain:.1f} % elsewhere"
-            )
+            lines[-1] += f"; {100 * self.share_small:.1f} % where small classes are"
+        if self.share_plain == self.share_plain:
+            lines[-1] += f"; {100 * self.share_plain:.1f} % elsewhere"
         modules = ", ".join(f"{name} {macs:.2f}" for name, macs in self.gmacs_per_module.items())
         lines.append(f"GMACs per image: {self.gmacs:.2f} ({modules})")
         return lines + (self.policy_metrics.lines() if self.policy_metrics else [])
@@ -155,6 +154,8 @@ def evaluate(
                 if log.tensorboard:
                     together = viz.side_by_side(list(pictures.values()))
                     shown.append((index, together.cpu()))
+    if args.viz and args.num_viz_images:
+        log.info(f"pictures: {log.folder / 'viz'}")
     everyones = ranks.everyones((blocks.counts_on_host(), macs, shown))
     for index, picture in sorted(chain(*(part[2] for part in everyones)), key=itemgetter(0)):
         log.picture(step, f"val/{index}", picture)

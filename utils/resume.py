@@ -10,6 +10,7 @@ from utils.download import is_url
 from utils.published import settle_upsampling
 
 LATEST = "checkpoint.pth"
+BEST = "checkpoint_best.pth"
 
 # None leaves these to the backbone or to the checkpoint.
 LEFT_OPEN = frozenset(("num_features", "segblocks_legacy_upsample"))
@@ -55,7 +56,7 @@ def find_checkpoint(args: Namespace) -> Path | str | None:
     Raises FileNotFoundError for a file that must be there.
     """
     if args.resume_best:
-        path = folder_of(args) / "checkpoint_best.pth"
+        path = folder_of(args) / BEST
     elif is_auto(args):
         path = folder_of(args) / LATEST
         if args.mode == "train" and not (path.exists() or previous(path).exists()):
@@ -107,7 +108,13 @@ def resume(trainer: Any, args: Namespace) -> Told:
             raise DamagedCheckpoint(
                 f"{error}; --resume names another file, --resume none starts afresh"
             ) from error
-        told = trainer.load(before)
+        try:
+            told = trainer.load(before)
+        except DamagedCheckpoint as second:
+            raise DamagedCheckpoint(
+                f"{error}; and so is the one before it: {second}; --resume none starts afresh, "
+                f"--resume {folder_of(args) / BEST} goes on from there, if it is good"
+            ) from second
         told.warnings.insert(0, f"{error}: going on from the one before it, {before}")
         return told
 

@@ -86,6 +86,8 @@ class Trainer:
         told = self.run.load(path)
         self.progress.step = min(self.progress.step, self.steps_per_epoch)
         told.lines[0] += f" of {self.steps_per_epoch}"
+        if self.progress.epoch >= self.args.epochs:
+            told.lines[0] = f"found {path}, of a run that has had its {self.args.epochs} epochs"
         # A checkpoint.pth that could not be used must not push out the good one before it.
         self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told

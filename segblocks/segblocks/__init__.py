@@ -12,7 +12,7 @@ from .fast.compile import FastModel, compile
 from .graphs import TrainingGraphs
 from .grid import BlockGrid
 from .model import SegBlocksModel, SegBlocksOutput, execute_with_grid, no_blocks
-from .policy import Decision, Policy, build_policy
+from .policy import BudgetError, Decision, Policy, build_policy
 from .replicas import Replicas
 from .sync import SyncBatchNorm, convert_sync_batchnorm
 from .tensor import DualResTensor, to_blocks
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BlockGrid",
+    "BudgetError",
     "Decision",
     "DualResTensor",
     "FastModel",

@@ -104,6 +104,8 @@ def test_refuses_what_it_cannot_serve():
         segblocks.compile(model, image, torch.float16)
     with pytest.raises(ValueError, match="eval"):
         segblocks.compile(build("cpu").train(), image)
+    with pytest.raises(TypeError, match="takes a SegBlocksModel, got SmallSwiftNet"):
+        segblocks.compile(SmallSwiftNet(), image)
 
 
 @pytest.mark.parametrize(("policy", "reason"), [("disabled", "dense"), ("oracle", "labels")])

@@ -14,6 +14,7 @@ import argparse
 import os
 import shlex
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -113,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         chains = all_steps(plan, args, flags, out)
         if args.list:
             left = [step for chain in chains for step in chain if not step.is_done()]
-            print("\n".join(shlex.join(step.command) for step in left))
+            with suppress(BrokenPipeError):  # of `head`, say
+                print("\n".join(shlex.join(step.command) for step in left), flush=True)
             return 0
         finished = count_left(chains) == 0 if args.report_only else run(chains, args)
     except ValueError as error:

@@ -52,6 +52,11 @@ class FastModel:
         image_dtype: torch.dtype,
         dtype: torch.dtype | None = None,
     ):
+        if not isinstance(model, SegBlocksModel):
+            raise TypeError(
+                f"compile takes a SegBlocksModel, got {type(model).__name__}: put the network "
+                "under a policy first, SegBlocksModel(network, build_policy(...))"
+            )
         if model.training:
             raise ValueError("compile is for inference: call model.eval() first")
         if model.is_dense:

@@ -1,6 +1,6 @@
 """Policies: which blocks of an image run at full resolution."""
 
-from .base import Decision, Policy
+from .base import BudgetError, Decision, Policy
 from .build import POLICIES, build_policy
 from .network import PolicyNet
 from .rank import HeuristicPolicy, MiddlePolicy, OraclePolicy, RandomPolicy
@@ -8,6 +8,7 @@ from .reinforce import ReinforcePolicy
 
 __all__ = [
     "POLICIES",
+    "BudgetError",
     "Decision",
     "HeuristicPolicy",
     "MiddlePolicy",

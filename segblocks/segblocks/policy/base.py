@@ -221,11 +221,15 @@ class Policy(nn.Module):
         return loss_map.new_zeros(()), {"share": share}
 
 
+class BudgetError(ValueError):
+    """A budget that no image can have, or not this one."""
+
+
 def budget_count(budget: float | int, blocks: int) -> int:
     """Blocks per image that a budget stands for.
 
     Raises:
-        ValueError: a share outside 0 to 1, or a count outside 0 to `blocks`.
+        BudgetError: a share outside 0 to 1, or a count outside 0 to `blocks`.
         TypeError: neither a float nor an int.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float)):
@@ -234,13 +238,13 @@ def budget_count(budget: float | int, blocks: int) -> int:
         )
     if isinstance(budget, int):
         if not 0 <= budget <= blocks:
-            raise ValueError(
+            raise BudgetError(
                 f"budget of {budget} blocks: an image has {blocks}; give 0 to {blocks}, or a share "
                 "as a float (0.4 for 40 %)"
             )
         return budget
     if not 0 <= budget <= 1:
-        raise ValueError(f"budget as a share must lie between 0 and 1, got {budget}")
+        raise BudgetError(f"budget as a share must lie between 0 and 1, got {budget}")
     return round(budget * blocks)
 
 
