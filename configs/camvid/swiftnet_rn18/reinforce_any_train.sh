@@ -6,6 +6,5 @@ run --mode train --name camvid/swiftnet_rn18/reinforce_any \
     --pretrain-backbone no --res 480 --crop-res 384 512 --scale-min 0.5 --scale-max 1.667 \
     --epochs 110 --val-every 10 --batch-size 8 \
     --segblocks-policy reinforce --segblocks-percent-target 0.4 --segblocks-block-size 64 \
-    --segblocks-budgets 0.1 1.0 --segblocks-reward balanced --segblocks-normalise-advantage y \
-    --segblocks-entropy-weight 0.5 \
+    --segblocks-budgets 0.1 1.0 \
     "$@"

@@ -6,7 +6,6 @@ run --mode train --name synthetic/swiftnet_rn18/reinforce_any \
     --synthetic-train-images 400 --pretrain-backbone no --res 512 --crop-res 256 \
     --scale-min 0.75 --scale-max 1.25 --epochs 4 --batch-size 4 --lr 1e-3 --val-every 0 \
     --segblocks-policy reinforce --segblocks-percent-target 0.4 --segblocks-block-size 64 \
-    --segblocks-budgets 0.1 1.0 --segblocks-reward balanced --segblocks-normalise-advantage y \
-    --segblocks-entropy-weight 0.5 \
+    --segblocks-budgets 0.1 1.0 \
     --segblocks-policy-lr-factor 2 \
     "$@"
