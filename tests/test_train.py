@@ -355,3 +355,15 @@ def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch, loss):
         torch.use_deterministic_algorithms(False)
     assert same(found[0]["state_dict"], found[1]["state_dict"])
     assert len(captured) >= 2  # the network and the policy
+
+
+def test_a_run_too_short_for_a_profile_says_so(tmp_path):
+    short, long = (
+        run(tmp_path / steps, "--profiler", "yes", "--epochs", "2", "--max-steps", steps)
+        for steps in ("2", "4")
+    )
+    assert (
+        "no profile: that begins after 3 steps, and there were 2" in (short / "run.log").read_text()
+    )
+    assert not (short / "profile.json").exists()
+    assert (long / "profile.json").is_file()

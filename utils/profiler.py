@@ -46,3 +46,8 @@ def profiler(args: Namespace, log: RunLog) -> Iterator[Profile]:
         activities=activities, schedule=schedule, on_trace_ready=report
     ) as profile:
         yield profile
+        if profile.step_num <= WAIT + WARM_UP:
+            log.warning(
+                f"warning: no profile: that begins after {WAIT + WARM_UP} steps, and there were "
+                f"{profile.step_num}"
+            )
