@@ -76,7 +76,7 @@ def test_placements_spend_the_same(tmp_path):
             assert found.budget == 0.4
 
 
-def test_recipes_are_one_idea_each(tmp_path):
+def test_recipes_are_one_idea_each_and_some_together(tmp_path):
     seen = {}
     for experiment in experiments("camvid", "published"):
         if "recipe" in experiment.groups:
@@ -97,6 +97,7 @@ def test_recipes_are_one_idea_each(tmp_path):
         "exact": ("val", False, 0, "loss", 0, None, [0.4, 0.4], 1, 0),
         "short": ("val", False, 0, "loss", 0, None, None, 1, 15),
         "balanced": ("val", False, 0, "balanced", 0, None, None, 30, 0),
+        "soft": ("val", True, 0.5, "balanced", 0, None, None, 30, 8),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected

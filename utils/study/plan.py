@@ -30,17 +30,20 @@ SETUPS = {
     ),
 }
 
-# How the learned policy is trained: as published, with a threshold that is fitted, and that with
-# one idea more each.
+# How the learned policy is trained: as published, with a threshold that is fitted, that with one
+# idea more each, and with those together that make probabilities soft.
 _FITTED = "--segblocks-calibrate val"
+_NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
+_BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
 RECIPES = {
     "published": "",
     "calibrated": _FITTED,
-    "normalised": f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5",
+    "normalised": _NORMALISED,
     "warmup": f"{_FITTED} --segblocks-warmup-epochs {{tenth}} --segblocks-warmup-share 1",
     "exact": f"{_FITTED} --segblocks-budgets {{target}} {{target}}",
     "short": f"{_FITTED} --segblocks-policy-epochs {{quarter}}",
-    "balanced": f"{_FITTED} --segblocks-reward balanced --segblocks-policy-wd-factor 30",
+    "balanced": f"{_FITTED} {_BALANCED}",
+    "soft": f"{_NORMALISED} {_BALANCED} --segblocks-policy-epochs {{seventh}}",
 }
 
 
@@ -75,6 +78,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
 
     def learned(recipe: str, target: str) -> str:
         parts = {"tenth": f"{epochs / 10:g}", "quarter": max(1, epochs // 4)}
+        parts["seventh"] = max(1, epochs // 7)
         flags = RECIPES[recipe].format(**parts, target=target)
         return f"--segblocks-policy reinforce --segblocks-percent-target {target} {blocks} {flags}"
 
