@@ -42,9 +42,9 @@ from utils.data import (
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
 from utils.evaluate import evaluate
 from utils.logger import RunLog, command_line
-from utils.published import other_blocks, settle_upsampling
+from utils.published import settle_upsampling
 from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
-from utils.resume import find_checkpoint, folder_of, is_auto, resume
+from utils.resume import find_checkpoint, folder_of, is_auto, other_blocks, resume
 from utils.seeding import seed_everything
 from utils.signals import Stopped
 from utils.trainer import Trainer

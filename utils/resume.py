@@ -132,5 +132,19 @@ def changed_flags(saved: dict[str, Any], args: Namespace) -> list[str]:
     ]
 
 
+def other_blocks(args: Namespace, checkpoint: dict[str, Any]) -> list[str]:
+    """What to tell where a policy that has learned is to choose blocks of another size."""
+    flags = checkpoint.get("args")
+    if args.segblocks_policy != "reinforce" or not isinstance(flags, dict):
+        return []
+    trained, now = flags.get("segblocks_block_size"), args.segblocks_block_size
+    if trained in (None, now) or flags.get("segblocks_policy") != "reinforce":
+        return []
+    return [
+        f"warning: the policy was trained for blocks of {trained} pixels, not of {now}: "
+        f"--segblocks-block-size {trained} is what it knows"
+    ]
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
