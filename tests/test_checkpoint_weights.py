@@ -113,23 +113,25 @@ def test_policy_network_is_dropped_for_a_policy_without_parameters(tmp_path, cap
     assert "its policy network is not used" in caplog.text
 
 
-def test_threshold_of_a_policy_comes_along_and_is_0_where_there_is_none(tmp_path):
+@pytest.mark.parametrize("name", ["threshold", "place"])
+def test_what_published_policies_lack_comes_along_and_is_0_where_there_is_none(tmp_path, name):
     source, target = (
         segblocks.SegBlocksModel(Segmenter(), segblocks.build_policy("reinforce", 64))
         for _ in range(2)
     )
-    source.policy.threshold.fill_(0.7)
+    ours, found = (getattr(model.policy, name) for model in (source, target))
+    ours.fill_(0.7)
     weights = source.state_dict()
     save_checkpoint(tmp_path / "own.pth", {"model": weights})
-    published = without(weights, "policy.threshold")
+    published = without(weights, f"policy.{name}")
     save_checkpoint(tmp_path / "published.pth", {"model": published})
     load_weights(target, tmp_path / "own.pth")
-    assert target.policy.threshold == source.policy.threshold
+    assert torch.equal(found, ours)
     load_weights(target, tmp_path / "published.pth")
-    assert target.policy.threshold == 0
-    target.policy.threshold.fill_(0.7)
+    assert not found.any()
+    found.fill_(0.7)
     target.load_state_dict(published)
-    assert target.policy.threshold == 0
+    assert not found.any()
 
 
 def test_policy_of_another_shape_is_an_error(tmp_path):

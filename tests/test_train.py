@@ -339,9 +339,18 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("loss", ["crossentropy", "bootstrap_ce", "ohem"])
-def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch, loss):
-    flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", "--loss", loss]
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--loss", "crossentropy"),
+        ("--loss", "bootstrap_ce"),
+        ("--loss", "ohem"),
+        ("--segblocks-distil", "0.5", "--segblocks-place-weight", "2"),
+    ],
+    ids=["crossentropy", "bootstrap_ce", "ohem", "distilled"],
+)
+def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch, flags):
+    flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", *flags]
     captured = []
     monkeypatch.setattr(
         "segblocks.graphs.capture", lambda *given: captured.append(capture(*given)) or captured[-1]

@@ -38,7 +38,6 @@ DAMAGE = (
 PLAIN_TYPES = (bool, int, float, str, bytes, type(None), torch.Size, torch.dtype, torch.device)
 WEIGHT_ENTRIES = ("model", "state_dict")
 POLICY_PREFIX = "policy."
-POLICY_THRESHOLD = "policy.threshold"
 LOGITS_WEIGHT = "logits.conv.weight"
 NAMES_SHOWN = 10
 
@@ -171,7 +170,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     "model" or "state_dict" (as published), or be a bare state dict. Every name and shape must
     agree, else ValueError is raised and the model is left as it was. Dropped are the unused
     ImageNet classifier of published EfficientNet-Lite checkpoints, and a policy network if the
-    model's policy has no parameters. A policy without a threshold (published ones) has threshold 0.
+    model's policy has no parameters. What published policies lack (a threshold) is 0.
     Published weights were trained with the `legacy_upsample` of SegBlocksModel, which is not set
     here.
     """
@@ -183,8 +182,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
         log.warning(
             "%s: its policy network is not used; this model's policy has no parameters", path
         )
-    if POLICY_THRESHOLD in own:
-        weights.setdefault(POLICY_THRESHOLD, torch.zeros_like(own[POLICY_THRESHOLD]))
+    for name in getattr(getattr(model, "policy", None), "SINCE_PUBLISHED", ()):
+        weights.setdefault(POLICY_PREFIX + name, torch.zeros_like(own[POLICY_PREFIX + name]))
     _check_fit(own, weights, path)
     model.load_state_dict(weights)
     return checkpoint

@@ -107,9 +107,11 @@ def test_splits_into_an_extended_buffer(kind, dtype):
 
 
 @HALF
-@pytest.mark.parametrize("block", [32, 64, 128])
-def test_the_policy(block, dtype):
+@pytest.mark.parametrize(("block", "by_place"), [(32, False), (64, True), (128, True)])
+def test_the_policy(block, by_place, dtype):
     model = build("cuda", policy="reinforce", block=block)
+    if by_place:
+        model.policy.place.uniform_(-3, 3)
     kernels = FastModel(model, torch.device("cuda", 0), torch.float32, dtype)._engine.policy_kernels
     for n, rows, columns in ((1, 3, 5), (2, 5, 7), (4, 1, 1)):
         image = picture("cuda", rows * block, columns * block, n, dtype=dtype)

@@ -7,6 +7,7 @@ from torch import nn
 
 from segblocks import SegBlocksModel, build_policy
 from segblocks.policy.base import block_mean
+from segblocks.policy.place import PLACES, at_blocks, mean_by_place
 
 BLOCK = 16
 
@@ -40,13 +41,13 @@ KEYS = {
     "policy.policy_net.layers.9.weight": (1, 64, 5, 5),
     "policy.policy_net.layers.9.bias": (1,),
 }  # fmt: skip
-THRESHOLD = {"policy.threshold": ()}  # ours
+OURS = {"policy.threshold": (), "policy.place": PLACES}
 
 
 def test_parameter_names_are_the_published_ones():
     policy = build_policy("reinforce")
     model = SegBlocksModel(nn.Identity(), policy)
-    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == KEYS | THRESHOLD
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == KEYS | OURS
     assert sum(p.numel() for p in policy.parameters()) == 216_193
     momenta = {m.momentum for m in policy.modules() if isinstance(m, nn.BatchNorm2d)}
     assert momenta == {0.02}
@@ -86,6 +87,45 @@ def test_record_of_the_decision():
     assert decision.log_probs.requires_grad
     with pytest.raises(AttributeError):
         decision.grid = None
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 4), (16, 16), (6, 20), (1, 1)])
+def test_a_mean_by_place_is_that_of_pictures_of_any_size(rows, columns):
+    scores = torch.randn(5, rows, columns, generator=torch.Generator().manual_seed(0))
+    mean = scores.mean(0)
+    found = at_blocks(mean_by_place(scores), rows, columns)
+    if (rows, columns) == PLACES:
+        assert torch.equal(found, mean)
+    assert float(found.min()) >= float(mean.min()) - 1e-6
+    assert float(found.max()) <= float(mean.max()) + 1e-6
+    flat = mean_by_place(torch.full((2, rows, columns), 0.5))
+    assert torch.allclose(at_blocks(flat, 7, 9), torch.full((7, 9), 0.5))
+    rising = mean_by_place(torch.arange(rows).view(1, rows, 1).expand(1, rows, columns).float())
+    assert (at_blocks(rising, 2 * rows, columns).diff(dim=0) >= -1e-6).all()
+
+
+def test_evaluation_draws_scores_towards_the_mean_of_their_place():
+    policy = build_policy("reinforce", BLOCK, place_weight=2.0)
+    model = SegBlocksModel(Fixed(), policy)
+    expected, x = torch.zeros(PLACES), images()
+    for _ in range(3):
+        result = model(x)
+        policy.loss(result, torch.rand(2, 48, 64), torch.ones(2, 48, 64, dtype=torch.bool))
+        expected = torch.lerp(expected, 2.0 * mean_by_place(result.scores), 0.02)
+    assert torch.allclose(policy.place, expected)
+    assert policy.place.any()
+    assert torch.equal(result.scores, policy.policy_net(x)), "training samples by the network alone"
+    policy.eval()
+    with torch.no_grad():
+        added = policy.scores(x, None) - policy.policy_net(x)
+    assert torch.allclose(added, at_blocks(expected, 3, 4).expand(2, 3, 4), atol=1e-6)
+
+
+def test_without_a_weight_nothing_is_added():
+    policy = build_policy("reinforce", BLOCK)
+    model = SegBlocksModel(Fixed(), policy)
+    policy.loss(model(images()), torch.rand(2, 48, 64), torch.ones(2, 48, 64, dtype=torch.bool))
+    assert not policy.place.any()
 
 
 def reinforce_step(loss_map, valid=None, target=0.5, weight=0.0, quantize=0.0, seed=0):

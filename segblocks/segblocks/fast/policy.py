@@ -33,9 +33,12 @@ class PolicyKernels:
 
     Args:
         net: as from `of`, which says whether it fits.
+        place: see `ReinforcePolicy`.
     """
 
-    def __init__(self, net: PolicyNet, convolutions: list[nn.Conv2d], dtype: torch.dtype):
+    def __init__(
+        self, net: PolicyNet, convolutions: list[nn.Conv2d], place: Tensor, dtype: torch.dtype
+    ):
         first, second, third, last = convolutions
         device = first.weight.device
         self.dtype = dtype
@@ -51,6 +54,7 @@ class PolicyKernels:
         ]
         self.last = last.weight[0].permute(1, 2, 0).reshape(25, 64).to(dtype).contiguous()
         self.last_bias = last.bias.detach().float().clone()
+        self.place = place.float().clone() if place.any() else None
         self.arrived = torch.zeros(1, dtype=torch.int32, device=device)
 
     @classmethod
@@ -75,7 +79,7 @@ class PolicyKernels:
             wanted = ((stride,) * 2, (shape[2] // 2,) * 2, (1, 1), "zeros")
             if tuple(layer.weight.shape) != shape or window != wanted or layer.bias is None:
                 return None
-        return cls(net, convolutions, dtype)
+        return cls(net, convolutions, policy.place, dtype)
 
     def for_another_stream(self) -> "PolicyKernels":
         """The same weights, for launches that may run while those of this one do."""
@@ -151,10 +155,13 @@ class PolicyKernels:
             -(-total // 8),
             256,
             struct.pack("8i", *choice, *x.shape[1:3], *scores.shape[1:]),
-            pointers=8,
+            pointers=9,
         ).launch(
             x.device,
-            *(t.data_ptr() for t in (x, self.last, self.last_bias, scores, self.arrived)),
+            *(t.data_ptr() for t in (x, self.last, self.last_bias)),
+            0 if self.place is None else self.place.data_ptr(),
+            scores.data_ptr(),
+            self.arrived.data_ptr(),
             *pointers,
         )
 

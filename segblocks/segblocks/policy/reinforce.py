@@ -9,6 +9,7 @@ from torch import Tensor
 from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
 from .network import PolicyNet
+from .place import PLACES, at_blocks, follow_mean, mean_by_place
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
 
@@ -28,10 +29,16 @@ class ReinforcePolicy(Policy):
             probability.
         warmup_share: share of the grids at random while `exploration` is above 0; None for
             `percent_target`.
+        place_weight: evaluation adds to a block's score so many times the mean score of its place
+            in training (see `place`).
 
     Attributes:
         threshold: 0-d float buffer; 0, as published, until `calibrate` has set it.
+        place: (16, 16) float buffer, what evaluation adds to scores; 0 with `place_weight` 0.
+        SINCE_PUBLISHED: buffers that published weights lack; 0, they change nothing.
     """
+
+    SINCE_PUBLISHED = ("threshold", "place")
 
     learns = True
     stochastic = True
@@ -47,6 +54,7 @@ class ReinforcePolicy(Policy):
         normalise_advantage: bool = False,
         entropy_weight: float = 0.0,
         warmup_share: float | None = None,
+        place_weight: float = 0.0,
     ):
         super().__init__(block_size, percent_target, quantize_percentage, budgets)
         if warmup_share is not None and not 0 <= warmup_share <= 1:
@@ -55,8 +63,10 @@ class ReinforcePolicy(Policy):
         self.normalise_advantage = normalise_advantage
         self.entropy_weight = entropy_weight
         self.warmup_share = percent_target if warmup_share is None else warmup_share
+        self.place_weight = place_weight
         self.policy_net = PolicyNet(block_size)
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("place", torch.zeros(PLACES))
         # `exploration` on the device: the loss may be part of a CUDA graph, which keeps numbers.
         self.register_buffer("_explored", torch.zeros(()), persistent=False)
 
@@ -74,7 +84,8 @@ class ReinforcePolicy(Policy):
         self.policy_net.graphs = graphs
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
-        return self.policy_net(image)
+        logits = self.policy_net(image)
+        return logits if self.training else logits + at_blocks(self.place, *logits.shape[1:])
 
     def choose(self, scores: Tensor) -> Tensor:
         if not self.training:
@@ -130,6 +141,9 @@ class ReinforcePolicy(Policy):
         loss = -self._part_of_mean(merit, result.grid == result.sampled)
         logits = result.scores.float()
         stats = self._averages(advantage, task_advantage, logits.detach())
+        if self.place_weight:
+            mean = self.replicas.total(mean_by_place(logits)) / self.replicas.count
+            follow_mean(self.place, self.place_weight * mean)
         if self.entropy_weight:
             divergence = divergence_from_share(logits, self._wanted_share(result)).mean()
             loss = loss + self.entropy_weight * divergence / self.replicas.count
@@ -188,8 +202,8 @@ class ReinforcePolicy(Policy):
         return torch.where(known, values - self._mean(values, known), 0)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # Published weights have no threshold: they were trained for 0.
-        state_dict.setdefault(f"{prefix}threshold", torch.zeros(()))
+        for name in self.SINCE_PUBLISHED:
+            state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

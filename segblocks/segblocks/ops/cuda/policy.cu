@@ -8,6 +8,7 @@
 //   policy_scores  5×5, stride 2, padding 2 to one channel; the last thread block to finish then
 //              chooses the blocks, as choose_slots does
 //     x        (N, h, w, 64), weights (25, 64), bias (1) float32
+//     place    (PLACES, PLACES) float32, what is added by place in the picture; null for nothing
 //     scores   (N, out_h, out_w) float32; grid, slot, cells: as from choose_slots
 //     arrived  one int32 that is zero before and after
 #include "choose.cuh"
@@ -102,11 +103,31 @@ struct ScoreArguments {
     const scalar* x;
     const scalar* weights;
     const float* bias;
+    const float* place;
     float* scores;
     int* arrived;
     Choice choice;  // without a grid: scores only
     int height, width, out_h, out_w;
 };
+
+// Two of PLACES values and what the second counts: bilinear, at the centre of block i of n.
+constexpr int PLACES = 16;
+INLINE int2 between(int i, int n, float& part) {
+    const float at = fmaxf((i + 0.5f) * PLACES / n - 0.5f, 0.f);
+    const int first = min((int)at, PLACES - 1);
+    part = at - first;
+    return make_int2(first, min(first + 1, PLACES - 1));
+}
+
+INLINE float of_place(const float* place, int y, int rows, int x, int columns) {
+    float down, right;
+    const int2 ys = between(y, rows, down), xs = between(x, columns, right);
+    const float* upper = place + ys.x * PLACES;
+    const float* lower = place + ys.y * PLACES;
+    const float above = upper[xs.x] + right * (upper[xs.y] - upper[xs.x]);
+    const float below = lower[xs.x] + right * (lower[xs.y] - lower[xs.x]);
+    return above + down * (below - above);
+}
 
 INLINE float dot_eight(const uint4& a, const uint4& b, float sum) {
     const unsigned v[4] = {a.x, a.y, a.z, a.w}, w[4] = {b.x, b.y, b.z, b.w};
@@ -134,7 +155,8 @@ extern "C" __global__ void __launch_bounds__(256)
     follow();
     if (cell < p.choice.cells_in_all) {
         const int line = cell / p.out_w, n = line / p.out_h;
-        const int y0 = (line - n * p.out_h) * 2 - 2, x0 = (cell - line * p.out_w) * 2 - 2;
+        const int row = line - n * p.out_h, of_row = cell - line * p.out_w;
+        const int y0 = row * 2 - 2, x0 = of_row * 2 - 2;
 #pragma unroll
         for (int i = 0; i < 7; i++) {
             const int tap = lane / 8 + 4 * i, y = y0 + tap / 5, x = x0 + tap % 5;
@@ -149,7 +171,9 @@ extern "C" __global__ void __launch_bounds__(256)
         for (int i = 0; i < 7; i++) sum = dot_eight(a[i], b[i], sum);
         for (int step = 1; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
         if (lane == 0) {
-            p.scores[cell] = sum + __ldg(p.bias);
+            sum += __ldg(p.bias);
+            if (p.place) sum += of_place(p.place, row, p.out_h, of_row, p.out_w);
+            p.scores[cell] = sum;
             __threadfence();
         }
     }
