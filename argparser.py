@@ -285,10 +285,6 @@ def _blocks(group) -> None:
         help="training keeps so many times the policy's mean score of each place in the picture, "
         "which evaluation adds to its scores: what a policy says of an image that it does not know "
         "is drawn towards what it says of such a place (default: 0)")
-    add("--segblocks-distil", type=SHARE, default=0.0, metavar="SHARE",
-        help="share of the training loss that is how far predictions are from those with every "
-        "block at full resolution, by the same network, instead of from the labels; takes one more "
-        "forward pass, in half precision on CUDA as validation (default: 0)")
     add("--segblocks-calibrate", choices=("no", "train", "val"), default=None,
         help="train, val: fit the policy's threshold on images of this split, without their "
         "labels, so that evaluation realises the target share; training keeps it in the checkpoint "
@@ -391,8 +387,6 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
     policy, budgets = args.segblocks_policy, args.segblocks_budgets
     if budgets and budgets[0] > budgets[1]:
         return f"--segblocks-budgets {budgets[0]} {budgets[1]}: the first is larger than the second"
-    if args.segblocks_distil and policy == "disabled":
-        return "--segblocks-distil needs blocks: choose a --segblocks-policy other than disabled"
     if budgets and policy == "disabled":
         return "--segblocks-budgets needs blocks: choose a --segblocks-policy other than disabled"
     learns = {

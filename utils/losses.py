@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataloaders.info import DatasetInfo
@@ -35,18 +34,6 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int = 255)
     """
     _check(logits, target, ignore_index)
     return ops.pixel_cross_entropy(logits, target, ignore_index)
-
-
-def distillation_loss(logits: Tensor, teacher: Tensor) -> Tensor:
-    """What the teacher's classes cost a network that predicts `logits`, beyond what they cost the
-    teacher: the Kullback-Leibler divergence, (N,classes,h,w) each, its mean over the pixels, 0-d.
-
-    Computed with float32; the teacher gets no gradient. (Hinton, Vinyals, Dean: Distilling the
-    knowledge in a neural network, equation 2 at temperature 1.)
-    """
-    own, wanted = logits.float().log_softmax(1), teacher.detach().float().log_softmax(1)
-    divergence = F.kl_div(own, wanted, reduction="sum", log_target=True)
-    return divergence * (logits.shape[1] / logits.numel())
 
 
 class PixelLoss(nn.Module):

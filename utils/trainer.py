@@ -17,10 +17,10 @@ from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import share_batch
-from utils.evaluate import Evaluation, evaluate, forward_options, use_half
+from utils.evaluate import Evaluation, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
-from utils.losses import distillation_loss, task_loss
+from utils.losses import task_loss
 from utils.optim import GraphedStep
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
@@ -223,13 +223,12 @@ class Trainer:
         """See `_objective`."""
         amp = self.args.amp
         options = forward_options(self.args, self.criterion, label)
-        seen = (image,) if self.args.segblocks_distil else ()
-        options |= {"objective": self._objective, "targets": (label, *seen)}
+        options |= {"objective": self._objective, "targets": (label,)}
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             return self.shared.network(image, **options)
 
     def _objective(
-        self, result: SegBlocksOutput, label: torch.Tensor, image: torch.Tensor | None = None
+        self, result: SegBlocksOutput, label: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
         """Task loss plus policy loss, 0-d; names and values of what to log: this rank's part of
         what all add up to. Captured with the network, so nothing here may read the device."""
@@ -237,24 +236,11 @@ class Trainer:
         valid = label != self.dataset.info.ignore_index
         reward = self.reward(loss_map.detach(), label)
         policy, stats = self.model.policy.loss(result, reward, valid)
+        total = task + policy
         stats = {name: value / self.ranks.count for name, value in stats.items()}
-        learned = task
-        if image is not None:
-            distilled = distillation_loss(result.logits, self._teacher(image)) / self.ranks.count
-            learned = torch.lerp(task, distilled, self.args.segblocks_distil)
-            stats["loss_distil"] = distilled
-        total = learned + policy
         stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
         values = torch.stack([value.detach().float() for value in stats.values()])
         return total, tuple(stats), values
-
-    def _teacher(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits of the network itself, with every block at full resolution, as validation runs
-        it."""
-        half = use_half(self.args, self.device)
-        # Weights are cast for each use: in a CUDA graph nothing may be kept for another.
-        with torch.autocast(self.device.type, torch.half, half, cache_enabled=False):
-            return self.model.at_full_resolution(image)
 
     def _validate(self, log: RunLog) -> Evaluation:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""

@@ -225,18 +225,6 @@ class SegBlocksModel(nn.Module):
         return self.graphs.run(prepared, run, setting)
 
     @torch.no_grad()
-    def at_full_resolution(self, image: Tensor) -> Any:
-        """What the network, evaluated, returns where every block is high: as without blocks.
-
-        Args:
-            image: (N, 3, H, W) floating point, as for `forward`.
-        """
-        padded = pad_to_blocks(image, self.policy.block_size)
-        with _evaluating(self.net):
-            output = self.net(padded)
-        return crop_output(output, tuple(padded.shape[2:]), tuple(image.shape[2:]))
-
-    @torch.no_grad()
     def block_gain(self, image: Tensor, pixel_loss: Callable[[Tensor], Tensor]) -> Tensor:
         """What full resolution would save each block: what the oracle ranks by.
 

@@ -35,8 +35,8 @@ SETUPS = {
 }
 
 # How the learned policy is trained: as published, with a threshold that is fitted, that with one
-# idea more each, with those together that make probabilities soft, and these on fewer blocks than
-# it is validated on.
+# idea more each, with those together that make probabilities soft, and these with scores drawn
+# towards the mean of their place.
 _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
@@ -50,7 +50,7 @@ RECIPES = {
     "short": f"{_FITTED} --segblocks-policy-epochs {{quarter}}",
     "balanced": f"{_FITTED} {_BALANCED}",
     "soft": _SOFT,
-    "sparing": f"{_SOFT} --segblocks-budgets 0.1 {{most}} --segblocks-place-weight 2",
+    "place": f"{_SOFT} --segblocks-place-weight 2",
 }
 
 
@@ -85,7 +85,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
 
     def learned(recipe: str, target: str) -> str:
         parts = {"tenth": f"{epochs / 10:g}", "quarter": max(1, epochs // 4)}
-        parts |= {"seventh": max(1, epochs // 7), "most": f"{float(target) + 0.1:.1f}"}
+        parts["seventh"] = max(1, epochs // 7)
         flags = RECIPES[recipe].format(**parts, target=target)
         return f"--segblocks-policy reinforce --segblocks-percent-target {target} {blocks} {flags}"
 
