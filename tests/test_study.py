@@ -90,7 +90,8 @@ def test_recipes_are_one_idea_each_and_some_together(tmp_path):
     flags = (
         "segblocks_calibrate", "segblocks_normalise_advantage", "segblocks_entropy_weight",
         "segblocks_reward", "segblocks_warmup_epochs", "segblocks_warmup_share",
-        "segblocks_budgets", "segblocks_policy_wd_factor", "segblocks_policy_epochs", "segblocks_place_weight",
+        "segblocks_budgets", "segblocks_policy_wd_factor", "segblocks_policy_epochs",
+        "segblocks_place_weight",
     )  # fmt: skip
     expected = {
         "normalised": ("val", True, 0.5, "loss", 0, None, None, 1, 0, 0),
