@@ -5,7 +5,10 @@ from torch import Tensor
 
 from ..ops import select_budget
 
-_HALVINGS = 24  # the shift is then known to 2⁻²⁴ of the range of the logits
+# The shift is sought in so many rounds among as many parts: it is then known to 2⁻²⁴ of the range of
+# the logits. By halvings it would be as well, but a launch on small tensors takes its time whatever
+# it does.
+_ROUNDS, _PARTS = 3, 256
 
 
 def shift_to_count(logits: Tensor, count: int) -> Tensor:
@@ -27,13 +30,15 @@ def shift_to_count(logits: Tensor, count: int) -> Tensor:
     wanted = min(max(count, 0.5), blocks - 0.5)
     # sigmoid(reach) is the mean that is wanted, so the answer is between these two.
     reach = torch.logit(torch.tensor(wanted / blocks, dtype=torch.float64)).item()
-    low = flat.amin(1, keepdim=True) - reach
-    high = flat.amax(1, keepdim=True) - reach
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        too_many = (flat - middle).sigmoid().sum(1, keepdim=True) > wanted
-        low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
-    return ((low + high) / 2)[:, :, None]
+    low = flat.amin(1, keepdim=True) - reach  # N,1
+    width = flat.amax(1, keepdim=True) - reach - low
+    parts = torch.arange(1, _PARTS, device=flat.device)
+    for _ in range(_ROUNDS):
+        width = width / _PARTS
+        shifts = low + width * parts  # N,255
+        too_many = (flat[:, None] - shifts[:, :, None]).sigmoid().sum(2) > wanted
+        low = low + width * too_many.sum(1, keepdim=True)
+    return (low + width / 2)[:, :, None]
 
 
 def sample_count(logits: Tensor, count: int, uniform: Tensor) -> Tensor:
