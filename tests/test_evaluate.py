@@ -72,9 +72,9 @@ def test_blocks_with_small_classes():
     label = torch.zeros(1, 6, 8, dtype=torch.int64)
     label[0, 5, 7] = 3
     label[0, 0, 0] = 255
-    found = blocks_with(label, [3, 255], block_size=4)
+    found = blocks_with(label, torch.tensor([3, 255]), block_size=4)
     assert found.tolist() == [[[True, False], [False, True]]]
-    assert not blocks_with(label, [], block_size=4).any()
+    assert not blocks_with(label, torch.tensor([], dtype=torch.int64), block_size=4).any()
 
 
 def test_block_shares_by_hand():
@@ -86,7 +86,7 @@ def test_block_shares_by_hand():
 
     label = torch.zeros(1, 2, 8, dtype=torch.int64)
     label[0, 0, [0, 2]] = 3  # blocks 0 and 1 of size 2
-    shares = BlockShares(Info(), block_size=2)
+    shares = BlockShares(Info(), 2, torch.device("cpu"))
     shares.update(Result(), label)
     assert block_shares([shares.counts_on_host()]) == {
         "share": 0.75,

@@ -117,7 +117,7 @@ def evaluate(
     model = inference_copy(model, half)
     info = loader.dataset.dataset.info
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
-    blocks = BlockShares(info, args.segblocks_block_size)
+    blocks = BlockShares(info, args.segblocks_block_size, device)
     macs = MacCounter(known_macs)
     policy_metrics = None
     if args.policy_metrics:
@@ -196,9 +196,10 @@ def high_blocks(result: Any) -> int:
 class BlockShares:
     """Share of full-resolution blocks, over all blocks and with and without small classes."""
 
-    def __init__(self, info: Any, block_size: int):
+    def __init__(self, info: Any, block_size: int, device: torch.device):
         self.block_size = block_size
-        self.small = list(info.small_ids)
+        # Made once: copied from the host for each image, it would wait for the device each time.
+        self.small = torch.tensor(list(info.small_ids), dtype=torch.int64, device=device)
         self.counts: dict[str, torch.Tensor | int] = defaultdict(int)
 
     def update(self, result: Any, label: torch.Tensor) -> None:
@@ -224,9 +225,9 @@ def block_shares(parts: list[dict[str, int]]) -> dict[str, float]:
     }
 
 
-def blocks_with(label: torch.Tensor, classes: list[int], block_size: int) -> torch.Tensor:
-    """Which blocks show any of `classes`: label int64 (N,H,W) -> bool (N,Gh,Gw)."""
-    wanted = torch.isin(label, torch.tensor(classes, dtype=label.dtype, device=label.device))
+def blocks_with(label: torch.Tensor, classes: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Which blocks show any of `classes`: label and ids (n,), int64 -> bool (N,Gh,Gw)."""
+    wanted = torch.isin(label, classes)
     height, width = label.shape[-2:]
     wanted = F.pad(wanted.float(), (0, -width % block_size, 0, -height % block_size))
     return F.max_pool2d(wanted[:, None], block_size)[:, 0] > 0

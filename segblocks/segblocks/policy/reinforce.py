@@ -128,7 +128,7 @@ class ReinforcePolicy(Policy):
         sparsity_weight · (target - realised share); a low block by the negative of that. Ignored
         pixels take no part in a block's mean, blocks without valid pixels have no task reward, and
         blocks promoted by rounding earn no gradient. While exploring, grids are not the policy's
-        own, and the gradient is that of its own probabilities all the same.
+        own, and the gradient is that of its own probabilities all the same. `place` moves.
         """
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
         task_advantage = self._centred(task, known)
