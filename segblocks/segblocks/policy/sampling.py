@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..ops import select_budget
 
-# The shift is sought in so many rounds among as many parts: it is then known to 2⁻²⁴ of the range of
+# The shift is sought in so many rounds among so many parts, and then known to 2⁻²⁴ of the range of
 # the logits. By halvings it would be as well, but a launch on small tensors takes its time whatever
 # it does.
 _ROUNDS, _PARTS = 3, 256
