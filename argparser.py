@@ -281,6 +281,9 @@ def _blocks(group) -> None:
         help="epochs over which training goes from random grids to the policy's own (default: 0)")
     add("--segblocks-warmup-share", type=SHARE, default=None, metavar="SHARE",
         help="share of full-resolution blocks with which the warm-up begins (default: the target)")
+    add("--segblocks-recolour", type=boolean, default=False, metavar="YES/NO",
+        help="let the policy see each training image in other colours, which it would know the few "
+        "that it learns from by (default: no)")
     add("--segblocks-place-weight", type=NOT_NEGATIVE, default=0.0, metavar="W",
         help="training keeps so many times the policy's mean score of each place in the picture, "
         "which evaluation adds to its scores: what a policy says of an image that it does not know "
@@ -393,6 +396,7 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
         "--segblocks-reward balanced": args.segblocks_reward != "loss",
         "--segblocks-normalise-advantage yes": args.segblocks_normalise_advantage,
         "--segblocks-entropy-weight": args.segblocks_entropy_weight,
+        "--segblocks-recolour yes": args.segblocks_recolour,
         "--segblocks-place-weight": args.segblocks_place_weight,
         "--segblocks-policy-epochs": args.segblocks_policy_epochs,
         "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,

@@ -179,6 +179,7 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         normalise_advantage=args.segblocks_normalise_advantage,
         entropy_weight=args.segblocks_entropy_weight,
         warmup_share=args.segblocks_warmup_share,
+        recolour=args.segblocks_recolour,
         place_weight=args.segblocks_place_weight,
     )
     legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it

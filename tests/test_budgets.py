@@ -31,7 +31,8 @@ WIDE = (*REINFORCE, "--synthetic-size", "128", "256", "--res", "256", "--crop-re
 LEARNING = (
     *("--segblocks-reward", "balanced", "--segblocks-normalise-advantage", "yes"),
     *("--segblocks-entropy-weight", "0.01", "--segblocks-warmup-epochs", "1.5"),
-    *("--segblocks-warmup-share", "1"),
+    *("--segblocks-warmup-share", "1", "--segblocks-place-weight", "1"),
+    *("--segblocks-recolour", "yes"),
 )
 SHORT = ("--epochs", "2", "--val-every", "0")
 

@@ -345,7 +345,7 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
         ("--loss", "crossentropy"),
         ("--loss", "bootstrap_ce"),
         ("--loss", "ohem"),
-        ("--segblocks-place-weight", "2"),
+        ("--segblocks-place-weight", "2", "--segblocks-recolour", "yes"),
     ],
     ids=["crossentropy", "bootstrap_ce", "ohem", "by-place"],
 )

@@ -8,6 +8,8 @@ from torch import nn
 from segblocks import SegBlocksModel, build_policy
 from segblocks.policy.base import block_mean
 from segblocks.policy.place import PLACES, at_blocks, mean_by_place
+from segblocks.policy.recolour import recoloured
+from segblocks.replicas import Replicas
 
 BLOCK = 16
 
@@ -119,6 +121,34 @@ def test_evaluation_draws_scores_towards_the_mean_of_their_place():
     with torch.no_grad():
         added = policy.scores(x, None) - policy.policy_net(x)
     assert torch.allclose(added, at_blocks(expected, 3, 4).expand(2, 3, 4), atol=1e-6)
+
+
+def test_training_may_see_other_colours_and_evaluation_sees_its_own():
+    torch.manual_seed(0)
+    policy = build_policy("reinforce", BLOCK, recolour=True)
+    plain = build_policy("reinforce", BLOCK)
+    plain.load_state_dict(policy.state_dict())
+    x = images()
+    assert not torch.equal(policy(x).scores, policy(x).scores)
+    assert torch.equal(plain(x).scores, plain(x).scores)
+    plain.load_state_dict(policy.state_dict())
+    assert torch.equal(policy.eval()(x).scores, plain.eval()(x).scores)
+
+
+def test_other_colours_by_hand():
+    """Each pixel's new colour depends on its old one alone, by one affine map an image."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 5, dtype=torch.float64)
+    found = recoloured(x, Replicas()).flatten(2)
+    ones = torch.cat((x.flatten(2), torch.ones(4, 1, 30)), 1)
+    affine = torch.linalg.lstsq(ones.mT, found.mT).solution.mT  # N,3,4
+    assert torch.allclose(affine @ ones, found, atol=1e-6)
+    mix, shift = affine.split((3, 1), 2)
+    assert (mix >= -1e-9).all()
+    assert (mix.sum(2) >= 0.5 * 0.8 - 1e-6).all()
+    assert (mix.sum(2) <= 1.5 * 1.2 + 1e-6).all()
+    assert shift.abs().max() <= 0.75 + 0.3 + 1e-6
+    assert len(shift.unique()) == 12
 
 
 def test_without_a_weight_nothing_is_added():

@@ -145,7 +145,7 @@ def test_a_batch_norm_of_its_own_is_refused():
 LEARNING = {
     "published": {},
     "normalised": {"normalise_advantage": True, "entropy_weight": 0.1},
-    "budgets": {"budgets": (0.1, 0.9), "place_weight": 2.0},
+    "budgets": {"budgets": (0.1, 0.9), "place_weight": 2.0, "recolour": True},
 }
 
 

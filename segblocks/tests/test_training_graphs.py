@@ -21,7 +21,7 @@ POLICIES = {
     "disabled": {},
     "random": {},
     "reinforce": {"quantize_percentage": 1 / 8},
-    "reinforce entropy": {"quantize_percentage": 1 / 8, "entropy_weight": 0.1},
+    "reinforce entropy": {"quantize_percentage": 1 / 8, "entropy_weight": 0.1, "recolour": True},
     "reinforce budgets": {"budgets": (0.2, 0.8), "quantize_percentage": 1 / 4},
 }
 gpu = [

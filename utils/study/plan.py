@@ -35,8 +35,8 @@ SETUPS = {
 }
 
 # How the learned policy is trained: as published, with a threshold that is fitted, that with one
-# idea more each, with those together that make probabilities soft, and these with scores drawn
-# towards the mean of their place.
+# idea more each, with those together that make probabilities soft, these with scores drawn towards
+# the mean of their place, and these with other colours.
 _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
@@ -51,6 +51,7 @@ RECIPES = {
     "balanced": f"{_FITTED} {_BALANCED}",
     "soft": _SOFT,
     "place": f"{_SOFT} --segblocks-place-weight 2",
+    "recolour": f"{_SOFT} --segblocks-place-weight 2 --segblocks-recolour yes",
 }
 
 

@@ -24,6 +24,7 @@ def build_policy(
     normalise_advantage: bool = False,
     entropy_weight: float = 0.0,
     warmup_share: float | None = None,
+    recolour: bool = False,
     place_weight: float = 0.0,
 ) -> Policy:
     """A policy by name, with the published defaults.
@@ -36,9 +37,9 @@ def build_policy(
             their score is compared with).
         quantize_percentage: the number of high blocks is rounded up to a multiple of this share.
         budgets: lowest and highest share; every batch in training gets a budget between the two.
-        sparsity_weight, normalise_advantage, entropy_weight, warmup_share, place_weight: how
-            `reinforce` learns, see `ReinforcePolicy`; the other policies do not learn and take no
-            notice.
+        sparsity_weight, normalise_advantage, entropy_weight, warmup_share, recolour, place_weight:
+            how `reinforce` learns, see `ReinforcePolicy`; the other policies do not learn and take
+            no notice.
 
     Raises:
         ValueError: unknown name, or a value out of range.
@@ -57,6 +58,7 @@ def build_policy(
             "normalise_advantage": normalise_advantage,
             "entropy_weight": entropy_weight,
             "warmup_share": warmup_share,
+            "recolour": recolour,
             "place_weight": place_weight,
         }
     return POLICIES[name](**settings)

@@ -1,5 +1,7 @@
 """The small network that looks at an image and says something of each block."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -32,13 +34,15 @@ class PolicyNet(nn.Module):
             nn.Conv2d(64, 1, 5, stride=2, padding=2),
         )
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """`change` is applied to the small image that the layers look at."""
         step, rest = divmod(self.block_size, NET_STRIDE)
         if rest == 0:
             small = image[:, :, ::step, ::step]  # what "nearest" picks, without reading the rest
         else:
             sides = [length // self.block_size * NET_STRIDE for length in image.shape[2:]]
             small = F.interpolate(image, size=sides, mode="nearest")
+        small = small if change is None else change(small)
         if self.graphs is None:
             return self.layers(small)[:, 0]
         return self.graphs(self.layers, self.layers, (small,))[:, 0]

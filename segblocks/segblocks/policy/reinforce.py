@@ -1,6 +1,7 @@
 """The learned policy: a small network, trained with REINFORCE (paper section 3.4)."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
 from .network import PolicyNet
 from .place import PLACES, at_blocks, follow_mean, mean_by_place
+from .recolour import recoloured
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
 
@@ -29,6 +31,7 @@ class ReinforcePolicy(Policy):
             probability.
         warmup_share: share of the grids at random while `exploration` is above 0; None for
             `percent_target`.
+        recolour: in training the policy sees each image in other colours.
         place_weight: evaluation adds to a block's score so many times the mean score of its place
             in training (see `place`).
 
@@ -54,6 +57,7 @@ class ReinforcePolicy(Policy):
         normalise_advantage: bool = False,
         entropy_weight: float = 0.0,
         warmup_share: float | None = None,
+        recolour: bool = False,
         place_weight: float = 0.0,
     ):
         super().__init__(block_size, percent_target, quantize_percentage, budgets)
@@ -63,6 +67,7 @@ class ReinforcePolicy(Policy):
         self.normalise_advantage = normalise_advantage
         self.entropy_weight = entropy_weight
         self.warmup_share = percent_target if warmup_share is None else warmup_share
+        self.recolour = recolour
         self.place_weight = place_weight
         self.policy_net = PolicyNet(block_size)
         self.register_buffer("threshold", torch.zeros(()))
@@ -84,8 +89,11 @@ class ReinforcePolicy(Policy):
         self.policy_net.graphs = graphs
 
     def scores(self, image: Tensor, block_gain: Tensor | None) -> Tensor:
+        if self.training:
+            change = partial(recoloured, replicas=self.replicas) if self.recolour else None
+            return self.policy_net(image, change)
         logits = self.policy_net(image)
-        return logits if self.training else logits + at_blocks(self.place, *logits.shape[1:])
+        return logits + at_blocks(self.place, *logits.shape[1:])
 
     def choose(self, scores: Tensor) -> Tensor:
         if not self.training:
