@@ -14,20 +14,19 @@ class Setup:
 
     block_size: int
     epochs: int
-    target: str = "0.4"  # of policies that learn, in the experiments at 40 %
     data_flags: str = ""
     train_flags: str = ""
+    target: str = TARGET  # of policies that learn, in the experiments at 40 %
 
 
 SETUPS = {
     # Of small images the policy's own operations are 1.4 % of the dense network's: at this share
     # they and those of the blocks are 55 % of it.
-    "camvid": Setup(64, 110, "0.381"),
+    "camvid": Setup(64, 110, target="0.381"),
     "cityscapes": Setup(128, 60),
     "synthetic": Setup(
         128,
         12,
-        "0.4",
         "--synthetic-size 1024 2048 --synthetic-val-images 60",
         "--synthetic-train-images 320 --res 2048 --crop-res 512 1024 --scale-min 0.5 "
         "--scale-max 1.0 --batch-size 4 --lr 4e-4",
@@ -41,6 +40,7 @@ _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
 _SOFT = f"{_NORMALISED} {_BALANCED} --segblocks-policy-epochs {{seventh}}"
+_PLACE = f"{_SOFT} --segblocks-place-weight 2"
 RECIPES = {
     "published": "",
     "calibrated": _FITTED,
@@ -50,8 +50,8 @@ RECIPES = {
     "short": f"{_FITTED} --segblocks-policy-epochs {{quarter}}",
     "balanced": f"{_FITTED} {_BALANCED}",
     "soft": _SOFT,
-    "place": f"{_SOFT} --segblocks-place-weight 2",
-    "recolour": f"{_SOFT} --segblocks-place-weight 2 --segblocks-recolour yes",
+    "place": _PLACE,
+    "recolour": f"{_PLACE} --segblocks-recolour yes",
 }
 
 
@@ -85,8 +85,11 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
     spent = f"--budget {TARGET}"
 
     def learned(recipe: str, target: str) -> str:
-        parts = {"tenth": f"{epochs / 10:g}", "quarter": max(1, epochs // 4)}
-        parts["seventh"] = max(1, epochs // 7)
+        parts = {
+            "tenth": f"{epochs / 10:g}",
+            "seventh": max(1, epochs // 7),
+            "quarter": max(1, epochs // 4),
+        }
         flags = RECIPES[recipe].format(**parts, target=target)
         return f"--segblocks-policy reinforce --segblocks-percent-target {target} {blocks} {flags}"
 

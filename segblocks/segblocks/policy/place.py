@@ -8,7 +8,7 @@ as the estimators of James and Stein are; street scenes have their detail in muc
 import torch.nn.functional as F
 from torch import Tensor
 
-PLACES = (16, 16)  # rows and columns, over a picture of any size
+PLACES = (16, 16)  # rows and columns, over a picture of any size; policy.cu knows them, too
 _MOMENTUM = 0.02  # of a batch, as in the policy's batch norms
 
 
