@@ -62,7 +62,7 @@ def train(args: Namespace) -> None:
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
         trainer = Trainer(model, *loaders, args, device, ranks)
         if args.segblocks_calibrate != "no":
-            trainer.calibration_set = build_calibration_set(args)
+            trainer.calibration_set = build_calibration_set(args, ranks)
         told = resume(trainer, args)
         check_same_start(trainer, ranks)
         log = RunLog(folder_of(args), tensorboard=True, quiet=not ranks.main)

@@ -16,7 +16,8 @@ from torch import nn
 from dataloaders import SegmentationDataset
 from utils.engines import Engine, build_engines, can_compile, padding
 from utils.errors import UserError
-from utils.evaluate import high_blocks, inference_copy, use_half
+from utils.evaluate import high_blocks
+from utils.inference import inference_copy, use_half
 from utils.logger import RunLog, progress
 from utils.macs import MacCounter
 from utils.profiler import profiler

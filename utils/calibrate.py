@@ -7,7 +7,7 @@ from torch import nn
 
 from dataloaders import SegmentationDataset
 from segblocks.borders import pad_to_blocks
-from utils.evaluate import inference_copy, use_half
+from utils.inference import inference_copy, use_half
 from utils.logger import progress
 
 CALIBRATION_IMAGES = 128  # of a split, evenly spaced: the policy network alone sees them

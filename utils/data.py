@@ -52,10 +52,13 @@ def build_val_set(args: Namespace) -> SegmentationDataset:
     return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
-def build_calibration_set(args: Namespace) -> SegmentationDataset:
+def build_calibration_set(args: Namespace, ranks: Ranks = ALONE) -> SegmentationDataset:
     """The split that --segblocks-calibrate names as validation sees it, without augmentation."""
     transform, split = val_transform(args.val_res or None), args.segblocks_calibrate
-    return build_dataset(args.dataset, split, transform=transform, **_source(args, split))
+    dataset = build_dataset(args.dataset, split, transform=transform, **_source(args, split))
+    if args.mode == "train":  # else each is used once
+        _keep_decoded(dataset, args, ranks)
+    return dataset
 
 
 def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:

@@ -1,6 +1,5 @@
 """Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
-import copy
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from dataloaders.base import derive_seed
 from utils import viz
 from utils.data import one_by_one
 from utils.errors import user_errors
+from utils.inference import KeptCopy, use_half
 from utils.logger import RunLog, progress
 from utils.losses import task_loss
 from utils.macs import MacCounter
@@ -82,15 +82,12 @@ class Evaluation:
         return lines + (self.policy_metrics.lines() if self.policy_metrics else [])
 
 
-def inference_copy(model: nn.Module, half: bool) -> nn.Module:
-    """A frozen copy in eval mode, in half precision or its own: the original is never touched."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    return model.half() if half else model
+class Kept:
+    """What one validation of a network leaves to the next: its copy, and counts of operations."""
 
-
-def use_half(args: Namespace, device: torch.device) -> bool:
-    """--fp16 is for CUDA: on a CPU half precision saves nothing."""
-    return args.fp16 and device.type == "cuda"
+    def __init__(self, args: Namespace, device: torch.device):
+        self.copy = KeptCopy(use_half(args, device), device.type == "cuda" and args.cuda_graphs)
+        self.macs: dict = {}
 
 
 def evaluate(
@@ -101,11 +98,11 @@ def evaluate(
     log: RunLog,
     step: int = 0,
     ranks: Ranks = ALONE,
-    known_macs: dict | None = None,
+    kept: Kept | None = None,
 ) -> Evaluation:
     """Validate a copy of `model` on a `val_loader` and log pictures at `step`.
 
-    `known_macs` keeps the counts of operations for the next validation of this network.
+    `kept` makes the next validation of this network faster.
 
     Logits are resized bilinearly to the label, as published, which may be larger than the image
     (--val-res); blocks and pictures are of the image. Random numbers, which only the random policy
@@ -113,12 +110,12 @@ def evaluate(
     `ranks` take turns on the images (see `val_loader`); counts are added up, so every rank returns
     the figures of one.
     """
-    half = use_half(args, device)
-    model = inference_copy(model, half)
+    kept = kept or Kept(args, device)
+    model, half = kept.copy.of(model), kept.copy.half
     info = loader.dataset.dataset.info
     metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
     blocks = BlockShares(info, args.segblocks_block_size, device)
-    macs = MacCounter(known_macs)
+    macs = MacCounter(kept.macs)
     policy_metrics = None
     if args.policy_metrics:
         policy_metrics = PolicyMetrics(info, args.segblocks_block_size, device)

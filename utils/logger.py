@@ -6,7 +6,9 @@ import logging
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +34,9 @@ class RunLog:
         self.tensorboard = tensorboard
         self._logger = logging.Logger("run", logging.INFO)
         self._writer = None
+        self._one_at_a_time = threading.Lock()
+        self._packer = ThreadPoolExecutor(1, "pictures")  # its thread begins with the first one
+        self._packed: list[Future] = []
         if quiet:
             self._logger.addHandler(logging.NullHandler())
             return
@@ -66,22 +71,27 @@ class RunLog:
         self._to_tensorboard(write)
 
     def picture(self, step: int, tag: str, picture: torch.Tensor) -> None:
-        """`picture` uint8 (3,H,W)."""
-        self._to_tensorboard(
-            lambda writer: writer.file_writer.add_summary(_as_summary(tag, picture), step)
-        )
+        """`picture` uint8 (3,H,W), which is packed and written while training goes on."""
+
+        def write() -> None:
+            summary = _as_summary(tag, picture)
+            self._to_tensorboard(lambda writer: writer.file_writer.add_summary(summary, step))
+
+        if self._writer is not None:
+            self._packed.append(self._packer.submit(write))
 
     def _to_tensorboard(self, write: Callable[[SummaryWriter], None]) -> None:
         """Without room for its files training goes on without them."""
-        if self._writer is None:
-            return
-        try:
-            write(self._writer)
-        except OSError as error:
-            self._writer, writer = None, self._writer
-            with suppress(OSError):
-                writer.close()
-            self.warning(f"warning: TensorBoard files end here: {one_line(error)}")
+        with self._one_at_a_time:
+            if self._writer is None:
+                return
+            try:
+                write(self._writer)
+            except OSError as error:
+                self._writer, writer = None, self._writer
+                with suppress(OSError):
+                    writer.close()
+                self.warning(f"warning: TensorBoard files end here: {one_line(error)}")
 
     def json(self, name: str, values: Mapping[str, Any]) -> Path:
         """Write `values` to the experiment's folder, whole or not at all; NaN becomes null. Raises
@@ -95,6 +105,10 @@ class RunLog:
         return path
 
     def close(self) -> None:
+        packed, self._packed = self._packed, []
+        for picture in packed:
+            picture.result()
+        self._packer.shutdown()
         self._to_tensorboard(SummaryWriter.close)
         for handler in list(self._logger.handlers):
             handler.close()

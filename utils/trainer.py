@@ -17,7 +17,7 @@ from segblocks import SegBlocksOutput, TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import share_batch
-from utils.evaluate import Evaluation, evaluate, forward_options
+from utils.evaluate import Evaluation, Kept, evaluate, forward_options
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
@@ -66,7 +66,7 @@ class Trainer:
         self._graphed_step = GraphedStep(self.run.optimizer) if graphed else None
         # Images as validation sees them, where the policy's threshold is fitted on some.
         self.calibration_set: SegmentationDataset | None = None
-        self.known_macs: dict = {}
+        self.kept = Kept(args, device)
         self.finite = FiniteGuard(self.dataset, ranks)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
@@ -269,7 +269,7 @@ class Trainer:
         if self.calibration_set is not None:
             log.info(f"  {calibrate(model, self.calibration_set, args, self.device)}")
         evaluation = evaluate(
-            model, self.val_loader, args, self.device, log, step, self.ranks, self.known_macs
+            model, self.val_loader, args, self.device, log, step, self.ranks, self.kept
         )
         what = {"val": "weights", "ema_val": "average of weights"}[tag]
         log.info(f"  {what} ({time.monotonic() - started:.0f} s):")

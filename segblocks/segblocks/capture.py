@@ -1,4 +1,4 @@
-"""One forward and one backward pass of a network as CUDA graphs; see `graphs` for when."""
+"""A forward pass of a network as CUDA graphs, and its backward pass; see `graphs` for when."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +64,7 @@ class Captured:
 
     Attributes:
         forward: its graphs, in order.
+        backward: None: captured without gradient.
         inputs: what they read, held here as long as they may.
         constant: numbers of the outputs without gradient.
         output_gradients: what the backward pass reads.
@@ -74,7 +75,7 @@ class Captured:
     """
 
     forward: tuple[torch.cuda.CUDAGraph, ...]
-    backward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph | None
     inputs: list[Tensor]
     outputs: list[Tensor]
     constant: list[int]
@@ -88,13 +89,17 @@ class Captured:
     def reset(self) -> None:
         """Destroy the graphs. A backward pass that is to come raises."""
         for graph in (*self.forward, self.backward):
-            graph.reset()
+            if graph is not None:
+                graph.reset()
 
     def run(self, inputs: tuple[Tensor, ...], ticket: Ticket) -> Any:
         """What the network returns for other inputs of the same layout, which `Buffers.place` has
         placed, with its gradient."""
         for graph in self.forward:  # first, as the device waits
             graph.replay()
+        if self.backward is None:
+            copies = (x.clone() for x in self.outputs)  # the buffers are for the next pass
+            return map_structure(self.structure, Place, lambda _: next(copies))
         given = (*(inputs[i] for i in self.differentiable), *self.parameters)
         outputs = iter(_Replay.apply(self, ticket, *given))
         return map_structure(self.structure, Place, lambda _: next(outputs))
@@ -103,8 +108,8 @@ class Captured:
 def capture(
     net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
 ) -> Captured:
-    """Capture `function(*inputs)` and the gradient of its outputs in the parameters of `net` and in
-    those inputs that require it.
+    """Capture `function(*inputs)` and, where gradients are recorded, the gradient of its outputs in
+    the parameters of `net` and in those inputs that require it.
 
     Raises:
         CaptureFailed: something in it waits for the device, or is no part of a graph otherwise;
@@ -118,11 +123,12 @@ def capture(
 def _capture(
     net: nn.Module, function: Callable, inputs: tuple[Tensor, ...], buffers: Buffers, kept: Any
 ) -> Captured:
+    learns = torch.is_grad_enabled()
     fixed = buffers.inputs(inputs)
-    differentiable = [i for i, x in enumerate(inputs) if x.requires_grad]
+    differentiable = [i for i, x in enumerate(inputs) if learns and x.requires_grad]
     # Of the same memory, but leaves of what autograd records here.
     own_inputs = [x.detach().requires_grad_(i in differentiable) for i, x in enumerate(fixed)]
-    parameters = [p for p in net.parameters() if p.requires_grad]
+    parameters = [p for p in net.parameters() if learns and p.requires_grad]
     gradients = [buffers.like(fixed[i], "input gradient", i) for i in differentiable]
     gradients += [buffers.like(p, "gradient", id(p)) for p in parameters]
     forward, leave, backward = (torch.cuda.CUDAGraph() for _ in range(3))
@@ -132,24 +138,26 @@ def _capture(
     tensors = find(result, Tensor)
     check_outputs(result, tensors, [*own_inputs, *stand_ins.values()])
     outputs = [buffers.like(t, "output", i) for i, t in enumerate(tensors)]
-    output_gradients = [buffers.like(t, "output gradient", i) for i, t in enumerate(tensors)]
     with into(leave):  # apart from `forward`, as shapes were not known before
         for target, source in zip(outputs, tensors):
             target.copy_(source.detach())
-    roots = [(t, g) for t, g in zip(tensors, output_gradients) if t.requires_grad]
-    # As in a training loop, no autocast for the backward pass: it follows what forward cast.
-    with into(backward), torch.autocast("cuda", enabled=False):
-        found = torch.autograd.grad(
-            [t for t, _ in roots],
-            [own_inputs[i] for i in differentiable] + [stand_ins[p] for p in parameters],
-            [g for _, g in roots],
-            allow_unused=True,
-        )
-        used = [(g, f) for g, f in zip(gradients, found) if f is not None]
-        torch._foreach_copy_([g for g, _ in used], [f for _, f in used])
+    output_gradients, found = [], []
+    if learns:
+        output_gradients = [buffers.like(t, "output gradient", i) for i, t in enumerate(tensors)]
+        roots = [(t, g) for t, g in zip(tensors, output_gradients) if t.requires_grad]
+        # As in a training loop, no autocast for the backward pass: it follows what forward cast.
+        with into(backward), torch.autocast("cuda", enabled=False):
+            found = torch.autograd.grad(
+                [t for t, _ in roots],
+                [own_inputs[i] for i in differentiable] + [stand_ins[p] for p in parameters],
+                [g for _, g in roots],
+                allow_unused=True,
+            )
+            used = [(g, f) for g, f in zip(gradients, found) if f is not None]
+            torch._foreach_copy_([g for g, _ in used], [f for _, f in used])
     return Captured(
         forward=(forward, leave),
-        backward=backward,
+        backward=backward if learns else None,
         inputs=fixed,
         outputs=outputs,
         constant=[i for i, t in enumerate(tensors) if not t.requires_grad],
@@ -174,6 +182,8 @@ def check_outputs(result: Any, tensors: list[Tensor], leaves_known: list[Tensor]
                 f"it returns a {type(value).__name__}; tensors in tuples, lists and dicts can be "
                 "captured"
             )
+    if not torch.is_grad_enabled():
+        return
     if not any(t.requires_grad for t in tensors):
         raise CaptureFailed("it returns no tensor that depends on its parameters")
     known, seen = {id(t) for t in leaves_known}, set()

@@ -2,7 +2,8 @@
 
 On blocks a layer is several small launches, and Python between them takes longer than the GPU
 does. A pass is captured for each setting that occurs (shape, number of high blocks, precision, …)
-and replayed from then on, with the same results to rounding.
+and replayed from then on, with the same results to rounding. Passes without gradient, those of
+validation, are captured too.
 """
 
 import warnings
@@ -40,8 +41,10 @@ class TrainingGraphs:
     Gradients of parameters lie in buffers that the next backward pass overwrites; it first copies
     those that are still the `.grad` of a parameter, so accumulating works as ever.
 
-    All graphs of a network share one pool of memory, as large as the largest of them needs. While
-    a forward pass waits for its backward pass, others of that network run without graphs.
+    All graphs of a network share one pool of memory, as large as the largest of them needs, and
+    those without gradient another one. While a forward pass waits for its backward pass, others
+    with gradient run without graphs. Without gradient a setting is captured when it occurs for the
+    second time, as images of validation may be of many sizes.
 
     What several processes exchange inside a pass, over NCCL (as SyncBatchNorm does), is part of
     the graphs. One of them may replay what another one runs as written, if all exchange the same in
@@ -50,12 +53,15 @@ class TrainingGraphs:
     would wait for them.
 
     Args:
-        most: settings to keep graphs of; a network in which more occur runs without.
+        most: settings to keep graphs of; a network in which more occur trains without, and the
+            others of them run without where no gradient is wanted.
     """
 
     def __init__(self, most: int = 64):
         self.most = most
         self._of_net: weakref.WeakKeyDictionary[nn.Module, _Graphs] = weakref.WeakKeyDictionary()
+        self._without_gradient: weakref.WeakKeyDictionary[nn.Module, _Graphs]
+        self._without_gradient = weakref.WeakKeyDictionary()
 
     def __reduce__(self):
         return TrainingGraphs, (self.most,)  # the copy of a network captures for itself
@@ -101,11 +107,12 @@ class TrainingGraphs:
             captured = graphs.find(prepared, function, setting)
         except CaptureFailed as failure:
             failed = True
-            for other in self._of_net.values():  # they draw from a generator that is now replaced
+            for other in self._all():  # they draw from a generator that is now replaced
                 other.drop()
             if graphs.given_up:  # else a library set itself up: the pass as written sees to that
+                does = "trains" if graphs.learns else "is evaluated"
                 warnings.warn(
-                    f"{type(graphs.parts.net).__name__} trains without CUDA graphs: {failure}",
+                    f"{type(graphs.parts.net).__name__} {does} without CUDA graphs: {failure}",
                     stacklevel=4,
                 )
         if failed:
@@ -113,22 +120,27 @@ class TrainingGraphs:
         return function(*inputs) if captured is None else graphs.replay(captured, prepared)
 
     def _graphs_of(self, net: nn.Module) -> "_Graphs":
-        graphs = self._of_net.get(net)
+        learns = torch.is_grad_enabled()
+        known = self._of_net if learns else self._without_gradient
+        graphs = known.get(net)
         if graphs is None:
-            graphs = self._of_net[net] = _Graphs(net, self.most)
+            graphs = known[net] = _Graphs(net, self.most, learns)
         return graphs
+
+    def _all(self) -> "list[_Graphs]":
+        return [*self._of_net.values(), *self._without_gradient.values()]
 
     def release(self) -> None:
         """Destroy all graphs, whoever refers to them; what occurs again is captured anew."""
-        for graphs in self._of_net.values():
+        for graphs in self._all():
             for captured in graphs.captured.values():
                 captured.reset()
             graphs.drop()
 
     def captured(self, net: nn.Module) -> int:
         """Number of settings that `net` has graphs of."""
-        graphs = self._of_net.get(net)
-        return 0 if graphs is None else len(graphs.captured)
+        found = (self._of_net.get(net), self._without_gradient.get(net))
+        return sum(len(graphs.captured) for graphs in found if graphs is not None)
 
 
 @dataclass(frozen=True)
@@ -148,10 +160,10 @@ class Prepared:
 
 
 class _Graphs:
-    """Of one network."""
+    """Of one network: those with gradient (`learns`), or those without."""
 
-    def __init__(self, net: nn.Module, most: int):
-        self.most = most
+    def __init__(self, net: nn.Module, most: int, learns: bool):
+        self.most, self.learns = most, learns
         self.parts = Parts(net)
         self.passed: set[Hashable] = set()  # settings that ran as written
         self.captured: dict[Hashable, Captured] = {}
@@ -165,7 +177,7 @@ class _Graphs:
         if self.given_up or (waiting is not None and not waiting.done):
             return Prepared(inputs)
         parts = self.parts.state()
-        if parts is None:
+        if parts is None or (self.learns and not self.parts.requires_grad):
             return Prepared(inputs)
         key = (parts, *((layout(x), x.requires_grad) for x in inputs), _modes())
         if not self.captured:
@@ -182,10 +194,13 @@ class _Graphs:
         key = (setting, prepared.key)
         if key in self.captured:
             return self.captured[key]
-        if key not in self.passed and (torch.backends.cudnn.benchmark or not self.passed):
+        often = self.learns and not torch.backends.cudnn.benchmark
+        if key not in self.passed and not (often and self.passed):
             # Libraries set themselves up, and cuDNN tries algorithms out, outside a capture. Not
-            # for every setting: the memory of such a pass comes on top of the graphs' own.
+            # for every setting of training: the memory of such a pass comes on top of the graphs'.
             self.passed.add(key)
+            return None
+        if len(self.captured) >= self.most and not self.learns:
             return None
         try:
             if len(self.captured) >= self.most:
@@ -205,7 +220,8 @@ class _Graphs:
 
     def replay(self, captured: Captured, prepared: Prepared) -> Any:
         ticket = Ticket()
-        self.waiting = weakref.ref(ticket)
+        if self.learns:
+            self.waiting = weakref.ref(ticket)
         if prepared.placed is not self.buffers:
             self.buffers.place(prepared.inputs)
         return captured.run(prepared.inputs, ticket)
@@ -230,6 +246,7 @@ class Parts:
         self._last: list[Any] = []
         self._numbers: dict[Hashable, int] = {}
         self._number = -1
+        self.requires_grad = False
 
     @property
     def net(self) -> nn.Module:
@@ -238,7 +255,8 @@ class Parts:
         return net
 
     def state(self) -> Hashable | None:
-        """Equal for equal parts in equal modes; None where nothing can be captured."""
+        """Equal for equal parts in equal modes; None where nothing can be captured. Whether any of
+        them requires a gradient is then `requires_grad`."""
         net = self.net
         modules = [net, *self._below]
         if list(map(_identities, modules)) != self._children:
@@ -256,8 +274,7 @@ class Parts:
             if t is not None
         ]
         wanted = list(map(_requires_grad, tensors))
-        if True not in wanted:
-            return None
+        self.requires_grad = True in wanted
         addresses, shapes = map(Tensor.data_ptr, tensors), map(Tensor.size, tensors)
         now = [*map(_trains, modules), *wanted, *map(id, tensors), *addresses, *shapes]
         if now != self._last:
@@ -280,7 +297,7 @@ def _identities(module: nn.Module) -> tuple[int, ...]:
 def _can_be_captured(inputs: tuple[Tensor, ...]) -> bool:
     return (
         inputs[0].is_cuda
-        and torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
         and not torch.compiler.is_compiling()
         and _get_current_dispatch_mode() is None
         and current_recorder() is None

@@ -101,6 +101,16 @@ def objective_of(model, result):
     return loss
 
 
+@torch.no_grad()
+def _evaluated(model, seed, budget):
+    torch.manual_seed(seed)
+    return model(images(seed), budget=None if model.is_dense else budget)
+
+
+def _leaves(result):
+    return [result.logits["logits"], *result.logits["features"]]
+
+
 def train(model, steps=8, amp=None, accumulate=1, loss_of=loss_of):
     """-> losses, numbers of high blocks."""
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
@@ -423,12 +433,54 @@ class TestOnCuda:
         assert len(found) == 1
         assert graphs.captured(net) == 1
 
-    def test_evaluation_is_not_captured(self):
-        model = make(True)
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_passes_without_gradient(self, policy):
+        """Captured when a setting occurs again, and what they are without graphs."""
+        models = [make(graphs, policy, **POLICIES[policy]).eval() for graphs in (False, True)]
+        for seed in range(6):
+            plain, graphed = (_evaluated(m, seed, 5) for m in models)
+            assert torch.equal(plain.grid, graphed.grid)
+            for one, two in zip(_leaves(plain), _leaves(graphed)):
+                torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-6)
+                assert not two.requires_grad
+        assert captured(models[1]) >= 1
+
+    def test_passes_without_gradient_follow_weights(self):
+        model = make(True).eval()
+        first = [_leaves(_evaluated(model, 0, 5))[0] for _ in range(4)]
+        assert captured(model) == 1
+        assert all(torch.equal(first[0], x) for x in first)  # and none is another's memory
         with torch.no_grad():
-            for i in range(3):
-                model(images(i))
-        assert captured(model) == 0
+            for p in model.parameters():
+                p.mul_(1.5)
+        changed = _leaves(_evaluated(model, 0, 5))[0]
+        model.train_from_graphs(None)
+        torch.testing.assert_close(changed, _leaves(_evaluated(model, 0, 5))[0])
+        assert not torch.allclose(changed, first[0])
+
+    def test_passes_without_gradient_between_others(self):
+        """They neither wait for a backward pass nor disturb it."""
+        models = [make(graphs) for graphs in (False, True)]
+        for _ in range(3):
+            for model in models:
+                loss = loss_of(model, images(1))[0]
+                model.eval()
+                for _ in range(3):
+                    _evaluated(model, 2, 5)
+                model.train()
+                loss.backward()
+        assert captured(models[1]) == 2
+        for one, two in zip(*(m.net.parameters() for m in models)):
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-5, atol=1e-6)
+
+    def test_without_gradient_more_settings_than_are_kept_run_as_written(self):
+        model = make(True).eval()
+        model.train_from_graphs(TrainingGraphs(most=2))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for count in (1, 2, 3, 4) * 3:
+                _evaluated(model, 0, count)
+        assert captured(model) == 2
 
     def test_settings_share_memory(self):
         """Ten counts of high blocks need hardly more than the largest."""
