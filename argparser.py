@@ -285,14 +285,15 @@ def _blocks(group) -> None:
         help="let the policy see each training image in other colours, which it would know the few "
         "that it learns from by (default: no)")
     add("--segblocks-place-weight", type=NOT_NEGATIVE, default=0.0, metavar="W",
-        help="training keeps so many times the policy's mean score of each place in the picture, "
-        "which evaluation adds to its scores: what a policy says of an image that it does not know "
-        "is drawn towards what it says of such a place (default: 0)")
+        help="with --segblocks-calibrate: evaluation adds to the policy's scores so many times "
+        "their mean at each place in the picture, over the images that calibration looks at; what "
+        "a policy says of an image that it does not know is drawn towards what it says of such a "
+        "place (default: 0)")
     add("--segblocks-calibrate", choices=("no", "train", "val"), default=None,
         help="train, val: fit the policy's threshold on images of this split, without their "
-        "labels, so that evaluation realises the target share; training keeps it in the checkpoint "
-        "(default: train in training with --segblocks-budgets, else no: threshold 0 or the "
-        "checkpoint's)")
+        "labels, so that evaluation realises the target share, and what PLACE_WEIGHT adds; "
+        "training keeps both in the checkpoint (default: train in training with "
+        "--segblocks-budgets, else no: threshold 0 or the checkpoint's)")
     add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
         help="resize each block on its own, as the published weights were trained (default: as the "
         "checkpoint was trained, else no)")
@@ -407,6 +408,8 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
         return f"{given} is for a policy that learns: give --segblocks-policy reinforce"
     if args.segblocks_warmup_share is not None and not args.segblocks_warmup_epochs:
         return "--segblocks-warmup-share needs --segblocks-warmup-epochs above 0"
+    if args.segblocks_place_weight and args.segblocks_calibrate == "no":
+        return "--segblocks-place-weight adds what --segblocks-calibrate train or val has found"
     if args.segblocks_calibrate != "no" and args.mode == "speed":
         return "--segblocks-calibrate is for train and val; speed uses the checkpoint's threshold"
     if args.segblocks_calibrate != "no" and args.mode == "val" and args.budgets:

@@ -18,6 +18,7 @@ from tiny import (  # noqa: F401
 
 import train
 from argparser import parse_args
+from dataloaders import to_network
 from segblocks.policy import ReinforcePolicy
 from utils.calibrate import calibrate
 from utils.curve import budget_text, each_budget
@@ -31,8 +32,7 @@ WIDE = (*REINFORCE, "--synthetic-size", "128", "256", "--res", "256", "--crop-re
 LEARNING = (
     *("--segblocks-reward", "balanced", "--segblocks-normalise-advantage", "yes"),
     *("--segblocks-entropy-weight", "0.01", "--segblocks-warmup-epochs", "1.5"),
-    *("--segblocks-warmup-share", "1", "--segblocks-place-weight", "1"),
-    *("--segblocks-recolour", "yes"),
+    *("--segblocks-warmup-share", "1", "--segblocks-recolour", "yes"),
 )
 SHORT = ("--epochs", "2", "--val-every", "0")
 
@@ -40,7 +40,7 @@ SHORT = ("--epochs", "2", "--val-every", "0")
 @pytest.mark.parametrize(
     "flags",
     [
-        (*LEARNING, "--segblocks-calibrate", "train"),
+        (*LEARNING, "--segblocks-calibrate", "train", "--segblocks-place-weight", "1"),
         (*LEARNING, "--segblocks-budgets", "0.25", "1"),
         ("--segblocks-policy", "random", "--segblocks-budgets", "0", "1"),
     ],
@@ -101,7 +101,8 @@ def test_threshold_is_fitted_on_images_of_a_split_and_kept(tmp_path, split, coun
     assert {n for n in before if not torch.equal(before[n], after[n])} == {"policy.threshold"}
     assert f"50.0 % of the blocks of {count} {split} images, target 50.0 %" in told
     policy.eval()
-    grids = torch.cat([trainer.model(images[i][0][None]).grid for i in range(len(images))])
+    batches = [to_network(*(x[None] for x in images[i]))[0] for i in range(len(images))]
+    grids = torch.cat([trainer.model(batch).grid for batch in batches])
     assert float(grids.float().mean()) == pytest.approx(0.5, abs=0.02)
 
 

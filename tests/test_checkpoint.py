@@ -107,6 +107,19 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, value, where):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_checkpoint_and_its_copy(tmp_path):
+    path, best = tmp_path / "a.pth", tmp_path / "best.pth"
+    save_checkpoint(path, {"epoch": 1}, also=best)
+    assert load_checkpoint(path) == load_checkpoint(best) == {"epoch": 1}
+    save_checkpoint(path, {"epoch": 2})
+    assert load_checkpoint(path) == {"epoch": 2}
+    assert load_checkpoint(best) == {"epoch": 1}
+    save_checkpoint(path, {"epoch": 3}, also=best)
+    path.write_bytes(b"")
+    assert load_checkpoint(best) == {"epoch": 3}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "best.pth"]
+
+
 # ---- reading what is foreign or broken ----
 
 

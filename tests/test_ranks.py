@@ -27,10 +27,6 @@ POLICIES = {
     "middle": [*REINFORCE, "--segblocks-policy", "middle"],
     "random": [*REINFORCE, "--segblocks-policy", "random"],
     "reinforce": [*REINFORCE, "--segblocks-quantize-percentage", "0"],
-    "by place": [
-        *REINFORCE,
-        *"--segblocks-quantize-percentage 0 --segblocks-place-weight 2".split(),
-    ],
 }
 ON_CUDA = ["--device", "cuda", "--deterministic", "yes"]
 SETTING = (
@@ -53,7 +49,6 @@ def job(folder, *flags, **options):
         ("middle", ["--accumulate", "2", "--grad-clip", "1"]),
         ("random", []),
         ("reinforce", []),
-        ("by place", []),
     ],
 )
 def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):

@@ -345,9 +345,9 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
         ("--loss", "crossentropy"),
         ("--loss", "bootstrap_ce"),
         ("--loss", "ohem"),
-        ("--segblocks-place-weight", "2", "--segblocks-recolour", "yes"),
+        ("--segblocks-calibrate", "val", "--segblocks-recolour", "yes"),
     ],
-    ids=["crossentropy", "bootstrap_ce", "ohem", "by-place"],
+    ids=["crossentropy", "bootstrap_ce", "ohem", "recolour"],
 )
 def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch, flags):
     flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", *flags]

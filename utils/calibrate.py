@@ -1,11 +1,11 @@
-"""The policy's threshold, fitted so that evaluation spends what the policy was asked for."""
+"""What a policy adds to each place's scores, and its threshold, from images without labels."""
 
 from argparse import Namespace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dataloaders import SegmentationDataset
+from dataloaders import SegmentationDataset, to_network
 from segblocks.borders import pad_to_blocks
 from utils.inference import inference_copy, use_half
 from utils.logger import progress
@@ -17,7 +17,7 @@ CALIBRATION_IMAGES = 128  # of a split, evenly spaced: the policy network alone 
 def calibrate(
     model: nn.Module, dataset: SegmentationDataset, args: Namespace, device: torch.device
 ) -> str:
-    """Set the threshold of the model's policy, and nothing else; -> what to log.
+    """Set place and threshold of the model's policy, and nothing else; -> what to log.
 
     Sampling in training and a threshold of 0 in evaluation spend different shares: probabilities
     are soft, augmented crops are not whole images, and rounding up adds its part. `dataset` holds
@@ -28,12 +28,13 @@ def calibrate(
     half = use_half(args, device)
     policy = inference_copy(model.policy, half)
     step = max(1, len(dataset) // CALIBRATION_IMAGES)
-    scores = []
+    logits: list[Tensor] = []
     for index in progress(range(0, len(dataset), step), "calibrate", "img"):
-        image = dataset[index][0][None].to(device, torch.half if half else torch.float32)
-        scores.append(policy.scores(pad_to_blocks(image, policy.block_size), None)[0])
-    share, threshold = model.policy.calibrate(scores), float(model.policy.threshold)
+        image, _ = to_network(*(x[None].to(device) for x in dataset[index]))
+        image = image.half() if half else image
+        logits.append(policy.logits(pad_to_blocks(image, policy.block_size))[0])
+    share, threshold = model.policy.calibrate(logits), float(model.policy.threshold)
     return (
-        f"threshold {threshold:.4f}: {100 * share:.1f} % of the blocks of {len(scores)} "
+        f"threshold {threshold:.4f}: {100 * share:.1f} % of the blocks of {len(logits)} "
         f"{args.segblocks_calibrate} images, target {100 * policy.percent_target:.1f} %"
     )

@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import re
+import shutil
 import struct
 import zipfile
 from collections import OrderedDict
@@ -51,14 +52,19 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}_previous{path.suffix}")
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any], keep_previous: bool = False) -> None:
+def save_checkpoint(
+    path: str | Path,
+    state: dict[str, Any],
+    keep_previous: bool = False,
+    also: str | Path | None = None,
+) -> None:
     """Write `state` to `path`, replacing what was there in one step.
 
     The file is complete on disk before it takes the name, so a run that is killed or a disk that
     fills up leaves the previous checkpoint as it was; `keep_previous` keeps it under the name that
-    `previous` gives, too. Raises TypeError if `state` holds anything
-    but tensors, plain values and plain containers, which `load_checkpoint` would refuse, and
-    OSError if the file cannot be written.
+    `previous` gives, too. `also` gets a copy of the new file, first. Raises TypeError if `state`
+    holds anything but tensors, plain values and plain containers, which `load_checkpoint` would
+    refuse, and OSError if the file cannot be written.
     """
     path = Path(path)
     _check_plain(state, "state")
@@ -71,6 +77,8 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep_previous: bool
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
+        if also is not None:
+            _copy(temporary, Path(also))
         if keep_previous and path.exists():
             _replace_by_link(path, previous(path))
         os.replace(temporary, path)
@@ -80,6 +88,20 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], keep_previous: bool
             raise
         reason = error.__context__.strerror
         raise OSError(f"cannot write the checkpoint {path} ({reason}); make room") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy(path: Path, other: Path) -> None:
+    """Put a copy of the file at `path` in place of what was at `other`. No link: where one of the
+    two is damaged, the other one is not."""
+    temporary = other.with_name(f".{other.name}.tmp")
+    try:
+        with open(path, "rb") as source, open(temporary, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 24)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, other)
     finally:
         temporary.unlink(missing_ok=True)
 

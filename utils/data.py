@@ -53,8 +53,10 @@ def build_val_set(args: Namespace) -> SegmentationDataset:
 
 
 def build_calibration_set(args: Namespace, ranks: Ranks = ALONE) -> SegmentationDataset:
-    """The split that --segblocks-calibrate names as validation sees it, without augmentation."""
-    transform, split = val_transform(args.val_res or None), args.segblocks_calibrate
+    """The split that --segblocks-calibrate names as validation sees it, as bytes, for `to_network`,
+    and without augmentation."""
+    transform = val_transform(args.val_res or None, as_bytes=True)
+    split = args.segblocks_calibrate
     dataset = build_dataset(args.dataset, split, transform=transform, **_source(args, split))
     if args.mode == "train":  # else each is used once
         _keep_decoded(dataset, args, ranks)

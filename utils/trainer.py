@@ -24,7 +24,7 @@ from utils.losses import task_loss
 from utils.optim import GraphedStep
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
-from utils.resume import LATEST, Progress, Told
+from utils.resume import BEST, LATEST, Progress, Told
 from utils.reward import build_reward
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
@@ -92,15 +92,15 @@ class Trainer:
         self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told
 
-    def save(self, log: RunLog, name: str = LATEST) -> None:
-        """Begin to write the checkpoint; `saver.wait` waits for it. Raises UserError where weights
-        are not finite, and what `Saver.save` raises."""
+    def save(self, log: RunLog, is_best: bool = False) -> None:
+        """Begin to write the checkpoint, which is the best one, too, if it `is_best`; `saver.wait`
+        waits for it. Raises UserError where weights are not finite, and what `Saver.save`
+        raises."""
         self.finite.check(self.model)
-        keep_previous = name == LATEST and self._keep_previous
-        self.saver.save(log.folder / name, self.run.to_dict(), log, keep_previous)
-        if name == LATEST:
-            self._saved_at = time.monotonic()
-            self._keep_previous = True
+        also = log.folder / BEST if is_best else None
+        self.saver.save(log.folder / LATEST, self.run.to_dict(), log, self._keep_previous, also)
+        self._saved_at = time.monotonic()
+        self._keep_previous = True
 
     # ---- training ----
 
@@ -135,6 +135,7 @@ class Trainer:
             self.train_loader.sampler.set_epoch(at.epoch, start, args.epochs - at.epoch)
             self._batches = iter(self.train_loader)
         while at.epoch < args.epochs and not self._out_of_steps():
+            best_before = at.score_best
             self._train_epoch(log)
             ended = at.step == self.steps_per_epoch
             last = self._out_of_steps() or (ended and at.epoch + 1 == args.epochs)
@@ -145,7 +146,7 @@ class Trainer:
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
-            self.save(log)
+            self.save(log, is_best=at.score_best > best_before)
             if not last:
                 self._stop_if_asked()
         return evaluation
@@ -258,10 +259,8 @@ class Trainer:
                 at.ema_score_best, at.ema_score_best_epoch = score, at.epoch
                 state = {"state_dict": averaged.state_dict(), "args": vars(self.args)}
                 self.saver.save(log.folder / "checkpoint_ema_best.pth", state, log)
-        # Written before checkpoint.pth, which says that it is there.
         if evaluation.miou > at.score_best:
             at.score_best, at.score_best_epoch = evaluation.miou, at.epoch
-            self.save(log, "checkpoint_best.pth")
         return evaluation
 
     def _evaluate(self, log: RunLog, model: nn.Module, args: Namespace, tag: str) -> Evaluation:

@@ -26,13 +26,18 @@ class Saver:
         self.ranks, self.writer = ranks, CheckpointWriter()
 
     def save(
-        self, path: Path, state: dict[str, Any], log: RunLog, keep_previous: bool = False
+        self,
+        path: Path,
+        state: dict[str, Any],
+        log: RunLog,
+        keep_previous: bool = False,
+        also: Path | None = None,
     ) -> None:
         """Begin to write a checkpoint, where the one before could be written or this one can.
         Raises UserError otherwise, with older ones untouched."""
 
         def write() -> None:
-            failure = self.writer.write(path, state, keep_previous)
+            failure = self.writer.write(path, state, keep_previous, also)
             if failure is not None:
                 log.warning(f"warning: {one_line(failure)}; the checkpoint after that was written")
 
@@ -80,9 +85,13 @@ class CheckpointWriter:
         return under_way is not None and not under_way.is_alive() and under_way.error is not None
 
     def write(
-        self, path: Path, state: dict[str, Any], keep_previous: bool = False
+        self,
+        path: Path,
+        state: dict[str, Any],
+        keep_previous: bool = False,
+        also: Path | None = None,
     ) -> OSError | None:
-        """Begin to write `state` to `path`, when the write before has ended.
+        """Begin to write `state` to `path`, and to `also`, when the write before has ended.
 
         If that one failed for its file or its disk, this one is waited for and raises what it
         raises; returns the failure before it if it went well, else None.
@@ -93,7 +102,7 @@ class CheckpointWriter:
         except OSError as error:
             failure = error
         state, copied = self._snapshot(state)
-        self._under_way = _Write(copied, path, state, keep_previous)
+        self._under_way = _Write(copied, path, state, keep_previous, also)
         self._under_way.start()
         if failure is not None:
             self.wait()
@@ -144,15 +153,10 @@ class _Write(threading.Thread):
     """One write. Python waits for it when it ends: a thread that it leaves behind in PyTorch would
     be torn down there, and abort the process."""
 
-    def __init__(
-        self,
-        copied: list[torch.cuda.Event],
-        path: Path,
-        state: dict[str, Any],
-        keep_previous: bool,
-    ):
+    def __init__(self, copied: list[torch.cuda.Event], *given: Any):
+        """`given` is what `save_checkpoint` takes."""
         super().__init__(name="checkpoint")
-        self._copied, self._given = copied, (path, state, keep_previous)
+        self._copied, self._given = copied, given
         self.error: BaseException | None = None
 
     def run(self) -> None:

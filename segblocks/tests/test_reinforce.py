@@ -107,20 +107,29 @@ def test_a_mean_by_place_is_that_of_pictures_of_any_size(rows, columns):
 
 
 def test_evaluation_draws_scores_towards_the_mean_of_their_place():
-    policy = build_policy("reinforce", BLOCK, place_weight=2.0)
-    model = SegBlocksModel(Fixed(), policy)
-    expected, x = torch.zeros(PLACES), images()
-    for _ in range(3):
-        result = model(x)
-        policy.loss(result, torch.rand(2, 48, 64), torch.ones(2, 48, 64, dtype=torch.bool))
-        expected = torch.lerp(expected, 2.0 * mean_by_place(result.scores), 0.02)
-    assert torch.allclose(policy.place, expected)
-    assert policy.place.any()
-    assert torch.equal(result.scores, policy.policy_net(x)), "training samples by the network alone"
+    policy = build_policy("reinforce", BLOCK, percent_target=0.25, place_weight=2.0)
+    x = images(n=6)
+    assert torch.equal(policy(x).scores, policy.logits(x)), "training samples by the network alone"
     policy.eval()
     with torch.no_grad():
-        added = policy.scores(x, None) - policy.policy_net(x)
-    assert torch.allclose(added, at_blocks(expected, 3, 4).expand(2, 3, 4), atol=1e-6)
+        logits = policy.logits(x)
+        assert torch.equal(policy.scores(x, None), logits), "nothing is added before it was fitted"
+        policy.calibrate(list(logits))
+        found = policy(x)
+    added = at_blocks(2.0 * mean_by_place(logits), 3, 4)
+    assert torch.allclose(found.scores, logits + added, atol=1e-6)
+    assert float(found.sampled.float().mean()) == pytest.approx(0.25, abs=1 / 72)
+    policy.place_weight = 0.0
+    policy.calibrate(list(logits))
+    assert not policy.place.any()
+
+
+def test_places_of_images_of_several_sizes():
+    policy = build_policy("reinforce", BLOCK, place_weight=1.0).eval()
+    rising = [torch.arange(n).view(n, 1).expand(n, 5).float() / (n - 1) for n in (3, 4, 8)]
+    policy.calibrate(rising)
+    assert (policy.place.diff(dim=0) >= 0).all()
+    assert float(policy.place.max()) == pytest.approx(1)
 
 
 def test_training_may_see_other_colours_and_evaluation_sees_its_own():
@@ -149,13 +158,6 @@ def test_other_colours_by_hand():
     assert (mix.sum(2) <= 1.5 * 1.2 + 1e-6).all()
     assert shift.abs().max() <= 0.75 + 0.3 + 1e-6
     assert len(shift.unique()) == 12
-
-
-def test_without_a_weight_nothing_is_added():
-    policy = build_policy("reinforce", BLOCK)
-    model = SegBlocksModel(Fixed(), policy)
-    policy.loss(model(images()), torch.rand(2, 48, 64), torch.ones(2, 48, 64, dtype=torch.bool))
-    assert not policy.place.any()
 
 
 def reinforce_step(loss_map, valid=None, target=0.5, weight=0.0, quantize=0.0, seed=0):

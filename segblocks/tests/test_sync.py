@@ -145,7 +145,7 @@ def test_a_batch_norm_of_its_own_is_refused():
 LEARNING = {
     "published": {},
     "normalised": {"normalise_advantage": True, "entropy_weight": 0.1},
-    "budgets": {"budgets": (0.1, 0.9), "place_weight": 2.0, "recolour": True},
+    "budgets": {"budgets": (0.1, 0.9), "recolour": True},
 }
 
 
@@ -172,7 +172,7 @@ def _policy_step(rank: int, count: int, learning: str) -> dict[str, torch.Tensor
     if count > 1:
         for value in found.values():
             dist.all_reduce(value)
-    return found | stats | {"grid": decision.grid, "place": policy.place}
+    return found | stats | {"grid": decision.grid}
 
 
 def _policy_steps() -> dict[str, dict[str, torch.Tensor]]:

@@ -436,7 +436,8 @@ class TestOnCuda:
     @pytest.mark.parametrize("policy", POLICIES)
     def test_passes_without_gradient(self, policy):
         """Captured when a setting occurs again, and what they are without graphs."""
-        models = [make(graphs, policy, **POLICIES[policy]).eval() for graphs in (False, True)]
+        kind, options = policy.split()[0], POLICIES[policy]
+        models = [make(graphs, kind, **options).eval() for graphs in (False, True)]
         for seed in range(6):
             plain, graphed = (_evaluated(m, seed, 5) for m in models)
             assert torch.equal(plain.grid, graphed.grid)

@@ -1,25 +1,20 @@
-"""What a policy says of each place in the picture, on average over what it was trained on.
+"""What a policy says of each place in the picture, on average over some pictures.
 
 Trained on few images, a policy knows them by heart, and what it says of another one is as much
 chance as knowledge. Drawn towards the mean of what it says of such a place it is wrong less often,
 as the estimators of James and Stein are; street scenes have their detail in much the same places.
+Places are those of whole pictures, so of crops in training nothing can be said.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
 PLACES = (16, 16)  # rows and columns, over a picture of any size; policy.cu knows them, too
-_MOMENTUM = 0.02  # of a batch, as in the policy's batch norms
 
 
 def mean_by_place(scores: Tensor) -> Tensor:
-    """Scores (N, Gh, Gw) → their mean over the images at each place, `PLACES`; no gradient."""
-    return _resized(scores.detach().float().mean(0), PLACES)
-
-
-def follow_mean(place: Tensor, mean: Tensor) -> None:
-    """Move the running mean `place`, in place."""
-    place.lerp_(mean.to(place.dtype), _MOMENTUM)
+    """Scores (N, Gh, Gw) → their mean over the images at each place, `PLACES`."""
+    return _resized(scores.float().mean(0), PLACES)
 
 
 def at_blocks(place: Tensor, rows: int, columns: int) -> Tensor:

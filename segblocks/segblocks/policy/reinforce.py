@@ -10,7 +10,7 @@ from torch import Tensor
 from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
 from .network import PolicyNet
-from .place import PLACES, at_blocks, follow_mean, mean_by_place
+from .place import PLACES, at_blocks, mean_by_place
 from .recolour import recoloured
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
@@ -32,12 +32,12 @@ class ReinforcePolicy(Policy):
         warmup_share: share of the grids at random while `exploration` is above 0; None for
             `percent_target`.
         recolour: in training the policy sees each image in other colours.
-        place_weight: evaluation adds to a block's score so many times the mean score of its place
-            in training (see `place`).
+        place_weight: once `calibrate` has looked at images, evaluation adds to a block's score so
+            many times the mean score of its place (see `place`).
 
     Attributes:
         threshold: 0-d float buffer; 0, as published, until `calibrate` has set it.
-        place: (16, 16) float buffer, what evaluation adds to scores; 0 with `place_weight` 0.
+        place: (16, 16) float buffer, what evaluation adds to logits; 0 until then.
         SINCE_PUBLISHED: buffers that published weights lack; 0, they change nothing.
     """
 
@@ -95,6 +95,10 @@ class ReinforcePolicy(Policy):
         logits = self.policy_net(image)
         return logits + at_blocks(self.place, *logits.shape[1:])
 
+    def logits(self, image: Tensor) -> Tensor:
+        """(N, Gh, Gw) float of images (N, 3, H, W): what `calibrate` takes."""
+        return self.policy_net(image)
+
     def choose(self, scores: Tensor) -> Tensor:
         if not self.training:
             return scores > self.threshold
@@ -115,18 +119,29 @@ class ReinforcePolicy(Policy):
     def draw_share(self) -> float:
         return (1 - self.exploration) * super().draw_share() + self.exploration * self.warmup_share
 
-    def calibrate(self, scores: Sequence[Tensor]) -> float:
-        """Set `threshold` so that evaluation realises the target share, rounding up included.
+    @torch.no_grad()
+    def calibrate(self, logits: Sequence[Tensor]) -> float:
+        """Set `place` as `place_weight` says, and `threshold` so that evaluation realises the
+        target share, rounding up included.
 
         Args:
-            scores: (Gh, Gw) float of each of some images, from this policy in evaluation mode.
-                Of images that it was trained on it is surer than of others.
+            logits: (Gh, Gw) float of each of some images, by `logits` in evaluation mode. Of
+                images that it was trained on the policy is surer than of others.
 
         Returns:
             The share of high blocks that these images then have, their mean.
+
+        Raises:
+            ValueError: no images, or logits that are not finite.
         """
+        place = torch.zeros_like(self.place)
+        if self.place_weight and logits:
+            means = [mean_by_place(of_image[None]) for of_image in logits]
+            place += self.place_weight * torch.stack(means).mean(0).to(place)
+        scores = [of_image + at_blocks(place, *of_image.shape).to(of_image) for of_image in logits]
         threshold, share = fit_threshold(scores, self.percent_target, self.rounded_up)
         self.threshold.fill_(threshold)
+        self.place.copy_(place)
         return share
 
     def loss(self, result, loss_map: Tensor, valid: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,7 +151,7 @@ class ReinforcePolicy(Policy):
         sparsity_weight · (target - realised share); a low block by the negative of that. Ignored
         pixels take no part in a block's mean, blocks without valid pixels have no task reward, and
         blocks promoted by rounding earn no gradient. While exploring, grids are not the policy's
-        own, and the gradient is that of its own probabilities all the same. `place` moves.
+        own, and the gradient is that of its own probabilities all the same.
         """
         task, known = block_mean(loss_map.detach().float(), self.block_size, valid)
         task_advantage = self._centred(task, known)
@@ -149,9 +164,6 @@ class ReinforcePolicy(Policy):
         loss = -self._part_of_mean(merit, result.grid == result.sampled)
         logits = result.scores.float()
         stats = self._averages(advantage, task_advantage, logits.detach())
-        if self.place_weight:
-            mean = self.replicas.total(mean_by_place(logits)) / self.replicas.count
-            follow_mean(self.place, self.place_weight * mean)
         if self.entropy_weight:
             divergence = divergence_from_share(logits, self._wanted_share(result)).mean()
             loss = loss + self.entropy_weight * divergence / self.replicas.count
