@@ -264,9 +264,16 @@ def _blocks(group) -> None:
     add("--segblocks-policy-epochs", type=WHOLE, default=0, metavar="EPOCHS",
         help="epochs in which the policy learns, by a cosine of its own; then its weights stay as "
         "they are, before it knows the training images by heart (default: 0, in all of them)")
+    add("--segblocks-refine-epochs", type=WHOLE, default=0, metavar="EPOCHS",
+        help="last epochs, in which the policy learns again, at a quarter of its rate, to rank "
+        "blocks by how much of REWARD full resolution saves them, measured by two more passes of "
+        "the by then trained network (default: 0)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")
+    add("--segblocks-budget-power", type=POSITIVE, default=1.0, metavar="P",
+        help="above 1, budgets near LOW are drawn more often: LOW + (HIGH - LOW) u^P, u uniform "
+        "(default: 1)")
     add("--segblocks-reward", choices=("loss", "balanced"), default="loss",
         help="what full resolution earns a block in training: the loss of its pixels, as "
         "published, or that over the size of their classes, which then count alike, as in mean "
@@ -391,6 +398,8 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
     policy, budgets = args.segblocks_policy, args.segblocks_budgets
     if budgets and budgets[0] > budgets[1]:
         return f"--segblocks-budgets {budgets[0]} {budgets[1]}: the first is larger than the second"
+    if args.segblocks_budget_power != 1 and not budgets:
+        return "--segblocks-budget-power needs --segblocks-budgets LOW HIGH"
     if budgets and policy == "disabled":
         return "--segblocks-budgets needs blocks: choose a --segblocks-policy other than disabled"
     learns = {
@@ -400,6 +409,7 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
         "--segblocks-recolour yes": args.segblocks_recolour,
         "--segblocks-place-weight": args.segblocks_place_weight,
         "--segblocks-policy-epochs": args.segblocks_policy_epochs,
+        "--segblocks-refine-epochs": args.segblocks_refine_epochs,
         "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,
         "--segblocks-calibrate": args.segblocks_calibrate != "no",
     }

@@ -181,6 +181,7 @@ def build(args: Namespace, dataset: SegmentationDataset, pretrained: bool = Fals
         warmup_share=args.segblocks_warmup_share,
         recolour=args.segblocks_recolour,
         place_weight=args.segblocks_place_weight,
+        budget_power=args.segblocks_budget_power,
     )
     legacy = bool(args.segblocks_legacy_upsample)  # if not given, the checkpoint settles it
     model = segblocks.SegBlocksModel(net, policy, legacy_upsample=legacy)

@@ -142,6 +142,7 @@ REFUSED = {
     "--mode val --segblocks-policy reinforce --budget 1.5": "neither a share",
     "--mode val --segblocks-policy reinforce --budget -3": "neither a share",
     "--mode speed --segblocks-policy oracle": "labels",
+    "--segblocks-policy random --segblocks-budget-power 3": "needs --segblocks-budgets",
     "--segblocks-policy reinforce --segblocks-place-weight 2": "--segblocks-calibrate train or val",
     "--dataset camvid": "SEGBLOCKS_CAMVID_DIR",
 }

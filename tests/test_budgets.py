@@ -42,9 +42,10 @@ SHORT = ("--epochs", "2", "--val-every", "0")
     [
         (*LEARNING, "--segblocks-calibrate", "train", "--segblocks-place-weight", "1"),
         (*LEARNING, "--segblocks-budgets", "0.25", "1"),
+        (*LEARNING, "--segblocks-policy-epochs", "1", "--segblocks-refine-epochs", "1"),
         ("--segblocks-policy", "random", "--segblocks-budgets", "0", "1"),
     ],
-    ids=["own-share", "any-budget", "random"],
+    ids=["own-share", "any-budget", "refined", "random"],
 )
 def test_training_stops_and_goes_on_equal_to_the_last_bit(tmp_path, flags):
     whole = checkpoint(run(tmp_path / "whole", *SHORT, *WIDE, *flags))

@@ -17,6 +17,7 @@ ARGS = SimpleNamespace(
     lr=1e-2,
     lr_end=1e-4,
     segblocks_policy_epochs=6,
+    segblocks_refine_epochs=0,
     epochs=8,
     weight_decay=1e-3,
     lr_finetune_factor=0.25,

@@ -23,6 +23,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import train
 from argparser import parse_args
+from segblocks import SegBlocksModel
 from segblocks.capture import capture
 from utils import memory
 from utils.data import build_val_set
@@ -203,6 +204,29 @@ def test_a_policy_that_learns_for_some_epochs_then_stays_as_it_is(tmp_path):
     assert same(weights[1], weights[3])
 
 
+def test_a_policy_learns_again_in_the_last_epochs_from_what_is_measured(tmp_path, monkeypatch):
+    flags = (*REINFORCE, "--epochs", "5", "--synthetic-train-images", "2", "--val-every", "0")
+    flags += ("--segblocks-policy-epochs", "1", "--segblocks-refine-epochs", "2")
+    seen, weights, measured = [], [], []
+    gain = SegBlocksModel.block_gain
+    monkeypatch.setattr(
+        SegBlocksModel, "block_gain", lambda *given: measured.append(gain(*given)) or measured[-1]
+    )
+    for epochs_done in (1, 2, 3, 4, 5):
+        state = checkpoint(run(tmp_path, *flags, "--max-steps", str(epochs_done)))
+        rates = {g["name"]: g["lr"] for g in state["optimizer"]["param_groups"]}
+        seen.append(rates["policy"])
+        assert len(measured) == max(0, epochs_done - 3)
+        parameters = (v for k, v in state["state_dict"].items() if k.startswith("policy.policy"))
+        weights.append([v for v in parameters if v.dim() == 4])
+    # Of the epoch that comes next: half of a cosine over two epochs from a quarter of the rate.
+    assert seen == pytest.approx([0, 0, 1e-4, 1e-6 + (1e-4 - 1e-6) / 2, 1e-6])
+    assert same(weights[0], weights[2])
+    assert not same(weights[2], weights[3])
+    assert not same(weights[3], weights[4])
+    assert all(gain.abs().max() > 0 for gain in measured)
+
+
 def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsys, monkeypatch):
     folder = run(tmp_path, "--max-steps", "1")
     good = (folder / "checkpoint.pth").read_bytes()
@@ -346,8 +370,9 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
         ("--loss", "bootstrap_ce"),
         ("--loss", "ohem"),
         ("--segblocks-calibrate", "val", "--segblocks-recolour", "yes"),
+        ("--segblocks-refine-epochs", "1", "--segblocks-budgets", "0.25", "0.25"),
     ],
-    ids=["crossentropy", "bootstrap_ce", "ohem", "recolour"],
+    ids=["crossentropy", "bootstrap_ce", "ohem", "recolour", "refined"],
 )
 def test_cuda_graphs_change_nothing_but_the_speed(tmp_path, monkeypatch, flags):
     flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", *flags]

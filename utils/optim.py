@@ -11,6 +11,8 @@ from torch.optim import Adam
 
 from segblocks.capturing import without_collection
 
+REFINE_RATE = 0.25  # of a policy that learns again, relative to its rate
+
 
 def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
     """Adam with the published groups, named decoder, backbone and policy.
@@ -60,7 +62,8 @@ def group_of(name: str) -> str:
 
 class CosineSchedule:
     """Cosine annealing, one step per epoch, from each group's rate to --lr-end; a rate of 0 stays.
-    The policy's takes --segblocks-policy-epochs, if they are fewer, and is 0 from then on.
+    The policy's takes --segblocks-policy-epochs, if they are fewer, and is 0 from then on. In the
+    last --segblocks-refine-epochs it begins again, at a quarter of its rate.
 
     In closed form, so that the rates of an epoch follow from the flags alone and not from how the
     run came there, as those of PyTorch's scheduler do.
@@ -69,6 +72,7 @@ class CosineSchedule:
     def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
         self.optimizer, self.epochs, self.end = optimizer, args.epochs, args.lr_end
         self.policy_epochs = min(args.segblocks_policy_epochs or args.epochs, args.epochs)
+        self.refine_from = max(0, args.epochs - args.segblocks_refine_epochs)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.go_to(0)
 
@@ -76,9 +80,13 @@ class CosineSchedule:
         """Set the rates of an epoch, counted from 0."""
         self.epoch = epoch
         for group, rate in zip(self.optimizer.param_groups, self.rates):
-            epochs = self.policy_epochs if group["name"] == "policy" else self.epochs
-            left = (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
-            rests = epochs < self.epochs and epochs <= epoch
+            first, last, rests = 0, self.epochs, False
+            if group["name"] == "policy" and epoch >= self.refine_from < self.epochs:
+                first, rate = self.refine_from, REFINE_RATE * rate
+            elif group["name"] == "policy":
+                last = self.policy_epochs
+                rests = last < self.epochs and last <= epoch
+            left = (1 + math.cos(math.pi * (min(epoch, last) - first) / (last - first))) / 2
             now = self.end + (rate - self.end) * left if rate and not rests else 0.0
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(now)

@@ -226,7 +226,20 @@ class Trainer:
         options = forward_options(self.args, self.criterion, label)
         options |= {"objective": self._objective, "targets": (label,)}
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
+            if self._refines():
+                saving = self._saving(image, label)
+                options |= {"objective": self._refining_objective, "targets": (label, saving)}
             return self.shared.network(image, **options)
+
+    def _refines(self) -> bool:
+        """Whether the policy learns from what is measured, as in the last epochs it may."""
+        return self.progress.epoch >= self.args.epochs - self.args.segblocks_refine_epochs
+
+    def _saving(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """(N,Gh,Gw): how much of what the policy is rewarded for full resolution saves each block,
+        by two passes of the network as it is."""
+        worth = self.reward(torch.ones_like(label, dtype=torch.float32), label)
+        return self.model.block_gain(image, lambda logits: self.criterion(logits, label)[1] * worth)
 
     def _objective(
         self, result: SegBlocksOutput, label: torch.Tensor
@@ -236,7 +249,18 @@ class Trainer:
         task, loss_map = self.criterion(result.logits, label)
         valid = label != self.dataset.info.ignore_index
         reward = self.reward(loss_map.detach(), label)
-        policy, stats = self.model.policy.loss(result, reward, valid)
+        return self._together(task, *self.model.policy.loss(result, reward, valid))
+
+    def _refining_objective(
+        self, result: SegBlocksOutput, label: torch.Tensor, saving: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
+        """The same where it was measured what full resolution saves each block."""
+        task, _ = self.criterion(result.logits, label)
+        return self._together(task, *self.model.policy.refining_loss(result, saving))
+
+    def _together(
+        self, task: torch.Tensor, policy: torch.Tensor, stats: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
         total = task + policy
         stats = {name: value / self.ranks.count for name, value in stats.items()}
         stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}

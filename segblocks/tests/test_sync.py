@@ -11,6 +11,7 @@ from torch import nn
 
 import segblocks
 from segblocks import Replicas, SyncBatchNorm, build_policy, convert_sync_batchnorm, to_blocks
+from segblocks.policy.base import block_mean
 from segblocks.rules import normalised
 from segblocks.rules.normalised import Normalised
 
@@ -146,6 +147,7 @@ LEARNING = {
     "published": {},
     "normalised": {"normalise_advantage": True, "entropy_weight": 0.1},
     "budgets": {"budgets": (0.1, 0.9), "recolour": True},
+    "refining": {"budgets": (0.1, 0.9), "entropy_weight": 0.5},
 }
 
 
@@ -166,7 +168,11 @@ def _policy_step(rank: int, count: int, learning: str) -> dict[str, torch.Tensor
         **{n: getattr(decision, n) for n in names},
         share=decision.grid.float().mean(),
     )
-    loss, stats = policy.loss(result, loss_map[rank::count], valid[rank::count])
+    if learning == "refining":
+        saving = block_mean(loss_map, 32)[0]
+        loss, stats = policy.refining_loss(result, saving[rank::count])
+    else:
+        loss, stats = policy.loss(result, loss_map[rank::count], valid[rank::count])
     loss.backward()
     found = {"loss": loss.detach()} | {n: p.grad for n, p in policy.named_parameters()}
     if count > 1:

@@ -77,6 +77,19 @@ def test_budgets_have_few_distinct_counts():
     assert {fixed.draw_budget(48) for _ in range(10)} == {19}
 
 
+def test_small_budgets_may_come_more_often():
+    torch.manual_seed(0)
+    policy = build_policy("random", BLOCK, budgets=(0.1, 1.0), budget_power=6.0)
+    shares = torch.tensor([policy.draw_share() for _ in range(2000)])
+    assert float(shares.min()) >= 0.1
+    assert float(shares.max()) > 0.9
+    # Of 0.1 + 0.9 u^6: the median, and the mean.
+    assert float(shares.median()) == pytest.approx(0.1 + 0.9 * 0.5**6, abs=0.005)
+    assert float(shares.mean()) == pytest.approx(0.1 + 0.9 / 7, abs=0.02)
+    with pytest.raises(ValueError, match="budget_power"):
+        build_policy("random", BLOCK, budget_power=0.0)
+
+
 def test_drawing_a_budget_leaves_the_policy_random():
     """Different draws, and a record whose probabilities spend the budget."""
     policy = build_policy("reinforce", BLOCK, budgets=(0.5, 0.5))

@@ -55,6 +55,8 @@ class Policy(nn.Module):
             a multiple of this share of all blocks, so that few distinct shapes occur; 0 for none.
         budgets: lowest and highest share; every batch in training then gets a budget of its own,
             drawn between the two and the same for all its images. None: the policy decides.
+        budget_power: how much more often a budget near the lowest is drawn: it is as far from it
+            as a uniform number to this power. 1: all as often.
 
     Attributes:
         exploration: 1 for grids at random, 0 for the policy's own; what lies between mixes. The
@@ -74,6 +76,7 @@ class Policy(nn.Module):
         percent_target: float = 0.5,
         quantize_percentage: float = 1 / 16,
         budgets: tuple[float, float] | None = None,
+        budget_power: float = 1.0,
     ):
         super().__init__()
         if not isinstance(block_size, int) or block_size < 2 or block_size % 2:
@@ -89,7 +92,10 @@ class Policy(nn.Module):
                 f"budgets is {budgets}; give (lowest, highest), shares with 0 <= lowest <= highest "
                 "<= 1"
             )
+        if not budget_power > 0:
+            raise ValueError(f"budget_power must be above 0, got {budget_power}")
         self.budgets = None if budgets is None else tuple(budgets)
+        self.budget_power = budget_power
         self.replicas = Replicas()
         self.block_size = block_size
         self.percent_target = percent_target
@@ -161,7 +167,9 @@ class Policy(nn.Module):
     def draw_share(self) -> float:
         """A share between the two `budgets`, from torch's CPU generator."""
         low, high = self.budgets
-        return low if low == high else low + (high - low) * torch.rand(()).item()
+        if low == high:
+            return low
+        return low + (high - low) * torch.rand(()).item() ** self.budget_power
 
     def default_budget(self, rows: int, columns: int) -> float | int | None:
         """The budget when none is given; None leaves the choice to `choose`."""

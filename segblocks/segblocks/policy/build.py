@@ -26,6 +26,7 @@ def build_policy(
     warmup_share: float | None = None,
     recolour: bool = False,
     place_weight: float = 0.0,
+    budget_power: float = 1.0,
 ) -> Policy:
     """A policy by name, with the published defaults.
 
@@ -37,6 +38,7 @@ def build_policy(
             their score is compared with).
         quantize_percentage: the number of high blocks is rounded up to a multiple of this share.
         budgets: lowest and highest share; every batch in training gets a budget between the two.
+        budget_power: above 1, those near the lowest more often.
         sparsity_weight, normalise_advantage, entropy_weight, warmup_share, recolour, place_weight:
             how `reinforce` learns, see `ReinforcePolicy`; the other policies do not learn and take
             no notice.
@@ -51,6 +53,7 @@ def build_policy(
         "percent_target": percent_target,
         "quantize_percentage": quantize_percentage,
         "budgets": budgets,
+        "budget_power": budget_power,
     }
     if POLICIES[name].learns:
         settings |= {

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
+from .entropy import divergence_from_share, entropy
 from .network import PolicyNet
 from .place import PLACES, at_blocks, mean_by_place
+from .ranking import ranking_loss
 from .recolour import recoloured
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
@@ -59,8 +60,9 @@ class ReinforcePolicy(Policy):
         warmup_share: float | None = None,
         recolour: bool = False,
         place_weight: float = 0.0,
+        budget_power: float = 1.0,
     ):
-        super().__init__(block_size, percent_target, quantize_percentage, budgets)
+        super().__init__(block_size, percent_target, quantize_percentage, budgets, budget_power)
         if warmup_share is not None and not 0 <= warmup_share <= 1:
             raise ValueError(f"warmup_share is a share between 0 and 1, got {warmup_share}")
         self.sparsity_weight = sparsity_weight
@@ -169,6 +171,24 @@ class ReinforcePolicy(Policy):
             loss = loss + self.entropy_weight * divergence / self.replicas.count
         return loss, {"share": share, "sparsity_reward": sparsity, **stats}
 
+    def refining_loss(self, result, saving: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """In place of `loss`, where it was measured what full resolution saves each block (see
+        `ranking`): the policy learns to rank blocks by that, whatever grid was run.
+
+        Args:
+            result: what the model returned in training.
+            saving: (N, Gh, Gw) float, what `SegBlocksModel.block_gain` finds.
+
+        Returns:
+            As `loss`.
+        """
+        known = torch.ones_like(saving, dtype=torch.bool)
+        saving = self._centred(saving.detach().float(), known)
+        saving = saving / self._spread(saving, known)
+        loss = ranking_loss(result.scores.float(), saving, self.entropy_weight)
+        share = self.replicas.total(result.share) / self.replicas.count
+        return loss / self.replicas.count, {"share": share}
+
     def _wanted_share(self, result) -> Tensor:
         """The target, or the budget of this batch; never none or all of an image's blocks."""
         share = result.sampled.float().mean()
@@ -225,18 +245,3 @@ class ReinforcePolicy(Policy):
         for name in self.SINCE_PUBLISHED:
             state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Of a Bernoulli variable of each logit, in nats."""
-    return F.softplus(logits) - logits * logits.sigmoid()
-
-
-def divergence_from_share(logits: Tensor, share: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of a Bernoulli variable of each logit from one of probability
-    `share` (0-d, between 0 and 1), in nats.
-
-    Entropy alone, the divergence from one half, would pull the share towards one half.
-    """
-    wanted = share.logit()
-    return F.softplus(wanted) - logits.sigmoid() * wanted - entropy(logits)

@@ -11,7 +11,7 @@ from ..ops import select_budget
 _ROUNDS, _PARTS = 3, 256
 
 
-def shift_to_count(logits: Tensor, count: int) -> Tensor:
+def shift_to_count(logits: Tensor, count: int | Tensor) -> Tensor:
     """The shift s of each image for which Σ sigmoid(logit - s) over its blocks is `count`.
 
     A policy of independent blocks, moved by one number until it spends the budget on average: it
@@ -20,16 +20,20 @@ def shift_to_count(logits: Tensor, count: int) -> Tensor:
 
     Args:
         logits: (N, Gh, Gw) float32.
-        count: blocks per image, 0 to Gh*Gw.
+        count: blocks per image, 0 to Gh*Gw; of each image, as (N,) float32, or of all.
 
     Returns:
         (N, 1, 1) float32, without gradient.
     """
     flat = logits.detach().flatten(1)  # N,Gh*Gw
     blocks = flat.shape[1]
-    wanted = min(max(count, 0.5), blocks - 0.5)
-    # sigmoid(reach) is the mean that is wanted, so the answer is between these two.
-    reach = torch.logit(torch.tensor(wanted / blocks, dtype=torch.float64)).item()
+    # sigmoid(reach) is the mean that is wanted, so the answer is between low and low + width.
+    if isinstance(count, Tensor):
+        wanted = count[:, None].clamp(0.5, blocks - 0.5)  # N,1
+        reach = torch.logit(wanted / blocks)
+    else:
+        wanted = min(max(count, 0.5), blocks - 0.5)
+        reach = torch.logit(torch.tensor(wanted / blocks, dtype=torch.float64)).item()
     low = flat.amin(1, keepdim=True) - reach  # N,1
     width = flat.amax(1, keepdim=True) - reach - low
     parts = torch.arange(1, _PARTS, device=flat.device)
