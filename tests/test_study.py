@@ -91,22 +91,24 @@ def test_recipes_are_one_idea_each_and_some_together(tmp_path):
         "segblocks_calibrate", "segblocks_normalise_advantage", "segblocks_entropy_weight",
         "segblocks_reward", "segblocks_warmup_epochs", "segblocks_warmup_share",
         "segblocks_budgets", "segblocks_policy_wd_factor", "segblocks_policy_epochs",
-        "segblocks_place_weight", "segblocks_recolour",
+        "segblocks_place_weight", "segblocks_recolour", "segblocks_refine_epochs",
     )  # fmt: skip
     expected = {
-        "normalised": ("val", True, 0.5, "loss", 0, None, None, 1, 0, 0, False),
-        "warmup": ("val", False, 0, "loss", 11, 1, None, 1, 0, 0, False),
-        "exact": ("val", False, 0, "loss", 0, None, [0.381, 0.381], 1, 0, 0, False),
-        "short": ("val", False, 0, "loss", 0, None, None, 1, 27, 0, False),
-        "balanced": ("val", False, 0, "balanced", 0, None, None, 30, 0, 0, False),
-        "soft": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 0, False),
-        "place": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, False),
-        "recolour": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, True),
+        "normalised": ("val", True, 0.5, "loss", 0, None, None, 1, 0, 0, False, 0),
+        "warmup": ("val", False, 0, "loss", 11, 1, None, 1, 0, 0, False, 0),
+        "exact": ("val", False, 0, "loss", 0, None, [0.381, 0.381], 1, 0, 0, False, 0),
+        "short": ("val", False, 0, "loss", 0, None, None, 1, 27, 0, False, 0),
+        "balanced": ("val", False, 0, "balanced", 0, None, None, 30, 0, 0, False, 0),
+        "soft": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 0, False, 0),
+        "place": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, False, 0),
+        "recolour": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, True, 0),
+        "half": ("val", True, 0.5, "balanced", 0, None, [0.1905] * 2, 30, 15, 2, True, 0),
+        "refined": ("val", True, 0.5, "balanced", 0, None, [0.1905] * 2, 30, 15, 2, True, 15),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected
     published = next(args for title, args in seen.items() if "published" in title)
-    expected = ("no", False, 0, "loss", 0, None, None, 1, 0, 0, False)
+    expected = ("no", False, 0, "loss", 0, None, None, 1, 0, 0, False, 0)
     assert tuple(getattr(published, f) for f in flags) == expected
 
 

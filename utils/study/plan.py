@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 MODEL = "swiftnet_rn18"
 CURVE = "--budget 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0"
 TARGET = "0.4"
+ANY = "--segblocks-budgets 0.1 1.0 --segblocks-budget-power 6"
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,16 @@ SETUPS = {
 }
 
 # How the learned policy is trained: as published, with a threshold that is fitted, that with one
-# idea more each, with those together that make probabilities soft, these with scores drawn towards
-# the mean of their place, and these with other colours.
+# idea more each, with those together that make probabilities soft, and these with one more after
+# the other: scores drawn towards the mean of their place, other colours, half of the blocks that
+# are high in use, a policy that learns again at the end.
 _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
 _SOFT = f"{_NORMALISED} {_BALANCED} --segblocks-policy-epochs {{seventh}}"
 _PLACE = f"{_SOFT} --segblocks-place-weight 2"
+_RECOLOUR = f"{_PLACE} --segblocks-recolour yes"
+_HALF = f"{_RECOLOUR} --segblocks-budgets {{half}} {{half}}"
 RECIPES = {
     "published": "",
     "calibrated": _FITTED,
@@ -51,7 +55,9 @@ RECIPES = {
     "balanced": f"{_FITTED} {_BALANCED}",
     "soft": _SOFT,
     "place": _PLACE,
-    "recolour": f"{_PLACE} --segblocks-recolour yes",
+    "recolour": _RECOLOUR,
+    "half": _HALF,
+    "refined": f"{_HALF} --segblocks-refine-epochs {{seventh}}",
 }
 
 
@@ -89,6 +95,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
             "tenth": f"{epochs / 10:g}",
             "seventh": max(1, epochs // 7),
             "quarter": max(1, epochs // 4),
+            "half": f"{float(target) / 2:g}",
         }
         flags = RECIPES[recipe].format(**parts, target=target)
         return f"--segblocks-policy reinforce --segblocks-percent-target {target} {blocks} {flags}"
@@ -142,7 +149,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
         Experiment(
             "any",
             "reinforce, any budget",
-            f"{learned(recipe, setup.target)} --segblocks-budgets 0.1 1.0",
+            f"{learned(recipe, setup.target)} {ANY}",
             {"own": "", "curve": CURVE} | others,
             True,
         )
@@ -151,7 +158,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
         Experiment(
             "random_any",
             "random, any budget",
-            f"--segblocks-policy random {blocks} --segblocks-budgets 0.1 1.0",
+            f"--segblocks-policy random {blocks} {ANY}",
             {"curve": CURVE},
         )
     )
