@@ -40,7 +40,7 @@ from utils.data import (
     val_loader,
 )
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
-from utils.evaluate import evaluate
+from utils.evaluate import Kept, evaluate
 from utils.logger import RunLog, command_line
 from utils.published import settle_upsampling
 from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
@@ -94,8 +94,8 @@ def validate(args: Namespace) -> None:
             with user_errors():
                 log.info(calibrate(model, build_calibration_set(args), args, device))
         if len(args.budgets) > 1:
-            runs = each_budget(args)
-            found = [evaluate(model, loader, one, device, log, ranks=ranks) for one in runs]
+            kept, runs = Kept(args, device), each_budget(args)
+            found = [evaluate(model, loader, x, device, log, ranks=ranks, kept=kept) for x in runs]
             if ranks.main:
                 for line in write_curve(found, args, log, origin(path, device)):
                     log.info(line)

@@ -19,7 +19,7 @@ from tiny import (  # noqa: F401
 import train
 from argparser import parse_args
 from utils.data import build_val_set
-from utils.evaluate import BlockShares, block_shares, blocks_with, evaluate
+from utils.evaluate import BlockShares, Kept, block_shares, blocks_with, evaluate
 from utils.logger import RunLog
 from utils.macs import MacCounter, count
 
@@ -39,6 +39,42 @@ def test_validation_touches_neither_weights_nor_random_numbers(tmp_path):
     assert torch.equal(drawn, torch.get_rng_state())
     assert trainer.model.training
     assert str(first) == str(second)  # random placement included; as text, where NaN equals NaN
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("flags", [(), REINFORCE], ids=["dense", "blocks"])
+def test_a_kept_copy_validates_present_weights(tmp_path, flags, device):
+    """On CUDA from graphs of the second validation on."""
+    trainer = make_trainer(tmp_path, *flags, "--device", device)
+    kept, shared = Kept(trainer.args, trainer.device), {}
+    with RunLog(tmp_path / "log") as log:
+        for step in range(4):
+            given = (trainer.model, trainer.val_loader, trainer.args, trainer.device, log)
+            again, fresh = evaluate(*given, kept=kept), evaluate(*given)
+            # Of images that two passes round differently a pixel may change its class.
+            assert again.miou == pytest.approx(fresh.miou, abs=1e-3)
+            assert again.share == fresh.share
+            assert again.gmacs == fresh.gmacs
+            shared[step] = fresh.miou
+            with torch.no_grad():
+                for i, value in enumerate(trainer.model.state_dict().values()):
+                    if value.is_floating_point():
+                        value.add_(torch.randn_like(value), alpha=0.1 * (i % 3))
+    assert len(set(shared.values())) > 1
+    own = {p.data_ptr() for p in trainer.model.parameters()}
+    assert not own & {p.data_ptr() for p in kept.copy.of(trainer.model).parameters()}
 
 
 @pytest.mark.parametrize("policy", ["random", "middle", "heuristic", "oracle", "reinforce"])
