@@ -265,9 +265,9 @@ def _blocks(group) -> None:
         help="epochs in which the policy learns, by a cosine of its own; then its weights stay as "
         "they are, before it knows the training images by heart (default: 0, in all of them)")
     add("--segblocks-refine-epochs", type=WHOLE, default=0, metavar="EPOCHS",
-        help="last epochs, in which the policy learns again, at a quarter of its rate, to rank "
-        "blocks by how much of REWARD full resolution saves them, measured by two more passes of "
-        "the by then trained network (default: 0)")
+        help="last epochs, in which the policy learns again, to rank blocks by how much of REWARD "
+        "full resolution saves them, measured by two more passes of the by then trained network, "
+        "and by what it said of them before (default: 0)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")

@@ -219,12 +219,14 @@ def test_a_policy_learns_again_in_the_last_epochs_from_what_is_measured(tmp_path
         assert len(measured) == max(0, epochs_done - 3)
         parameters = (v for k, v in state["state_dict"].items() if k.startswith("policy.policy"))
         weights.append([v for v in parameters if v.dim() == 4])
-    # Of the epoch that comes next: half of a cosine over two epochs from a quarter of the rate.
-    assert seen == pytest.approx([0, 0, 1e-4, 1e-6 + (1e-4 - 1e-6) / 2, 1e-6])
+    # Of the epoch that comes next: half of a cosine over two epochs.
+    assert seen == pytest.approx([0, 0, 4e-4, 1e-6 + (4e-4 - 1e-6) / 2, 1e-6])
     assert same(weights[0], weights[2])
     assert not same(weights[2], weights[3])
     assert not same(weights[3], weights[4])
     assert all(gain.abs().max() > 0 for gain in measured)
+    before = state["policy_before"]  # which runs that go on have from the checkpoint
+    assert same([v for v in before.values() if v.dim() == 4], weights[2])
 
 
 def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsys, monkeypatch):

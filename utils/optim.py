@@ -11,8 +11,6 @@ from torch.optim import Adam
 
 from segblocks.capturing import without_collection
 
-REFINE_RATE = 0.25  # of a policy that learns again, relative to its rate
-
 
 def build_optimizer(model: nn.Module, args: Namespace) -> Adam:
     """Adam with the published groups, named decoder, backbone and policy.
@@ -63,7 +61,7 @@ def group_of(name: str) -> str:
 class CosineSchedule:
     """Cosine annealing, one step per epoch, from each group's rate to --lr-end; a rate of 0 stays.
     The policy's takes --segblocks-policy-epochs, if they are fewer, and is 0 from then on. In the
-    last --segblocks-refine-epochs it begins again, at a quarter of its rate.
+    last --segblocks-refine-epochs it begins again.
 
     In closed form, so that the rates of an epoch follow from the flags alone and not from how the
     run came there, as those of PyTorch's scheduler do.
@@ -82,7 +80,7 @@ class CosineSchedule:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             first, last, rests = 0, self.epochs, False
             if group["name"] == "policy" and epoch >= self.refine_from < self.epochs:
-                first, rate = self.refine_from, REFINE_RATE * rate
+                first = self.refine_from
             elif group["name"] == "policy":
                 last = self.policy_epochs
                 rests = last < self.epochs and last <= epoch

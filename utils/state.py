@@ -1,5 +1,6 @@
 """Everything the next optimiser step of a run depends on, saved and restored."""
 
+import copy
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,9 @@ class TrainingState:
     progress and generators.
 
     Nothing of it differs between ranks.
+
+    Attributes:
+        before: what the policy's network was when --segblocks-refine-epochs began; None until then.
     """
 
     def __init__(self, model: nn.Module, args: Namespace, device: torch.device, reward: nn.Module):
@@ -35,6 +39,7 @@ class TrainingState:
         self.schedule = CosineSchedule(self.optimizer, args)
         self.scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")
         self.average = WeightAverage(model, args.ema) if args.ema else None
+        self.before: nn.Module | None = None
         self.progress = Progress()
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,7 +54,17 @@ class TrainingState:
             "rng": rng_state(self.device),
             "args": vars(self.args),
         }
-        return state | {"ema": self.average.state_dict()} if self.average else state
+        if self.average:
+            state["ema"] = self.average.state_dict()
+        if self.before is not None:
+            state["policy_before"] = self.before.state_dict()
+        return state
+
+    def policy_before(self) -> nn.Module:
+        """`before`, the network as it is now if there is none yet."""
+        if self.before is None:
+            self.before = copy.deepcopy(self.model.policy.policy_net).eval().requires_grad_(False)
+        return self.before
 
     def load(self, path: Path | str) -> Told:
         """Continue from a checkpoint of a training run, or begin with published weights.
@@ -80,6 +95,8 @@ class TrainingState:
             self.average.load_state_dict(state["ema"])
         elif self.average:
             self.average.restart()
+        if "policy_before" in state:
+            self.policy_before().load_state_dict(state["policy_before"])
         self.progress = Progress(**state["progress"])
         if is_url(str(path)) or Path(path).resolve().parent != folder_of(self.args).resolve():
             self.progress.forget_best()  # of another experiment, whose folder has those weights

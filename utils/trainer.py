@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from dataloaders import SegmentationDataset, stop_workers, to_network
 from segblocks import SegBlocksOutput, TrainingGraphs
+from segblocks.borders import pad_to_blocks
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import share_batch
@@ -227,8 +228,8 @@ class Trainer:
         options |= {"objective": self._objective, "targets": (label,)}
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             if self._refines():
-                saving = self._saving(image, label)
-                options |= {"objective": self._refining_objective, "targets": (label, saving)}
+                known = (label, self._saving(image, label), self._before(image))
+                options |= {"objective": self._refining_objective, "targets": known}
             return self.shared.network(image, **options)
 
     def _refines(self) -> bool:
@@ -241,6 +242,11 @@ class Trainer:
         worth = self.reward(torch.ones_like(label, dtype=torch.float32), label)
         return self.model.block_gain(image, lambda logits: self.criterion(logits, label)[1] * worth)
 
+    @torch.no_grad()
+    def _before(self, image: torch.Tensor) -> torch.Tensor:
+        """(N,Gh,Gw): what the policy said of each block before it began to refine itself."""
+        return self.run.policy_before()(pad_to_blocks(image, self.model.policy.block_size))
+
     def _objective(
         self, result: SegBlocksOutput, label: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
@@ -252,11 +258,15 @@ class Trainer:
         return self._together(task, *self.model.policy.loss(result, reward, valid))
 
     def _refining_objective(
-        self, result: SegBlocksOutput, label: torch.Tensor, saving: torch.Tensor
+        self,
+        result: SegBlocksOutput,
+        label: torch.Tensor,
+        saving: torch.Tensor,
+        before: torch.Tensor,
     ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
         """The same where it was measured what full resolution saves each block."""
         task, _ = self.criterion(result.logits, label)
-        return self._together(task, *self.model.policy.refining_loss(result, saving))
+        return self._together(task, *self.model.policy.refining_loss(result, saving, before))
 
     def _together(
         self, task: torch.Tensor, policy: torch.Tensor, stats: dict[str, torch.Tensor]

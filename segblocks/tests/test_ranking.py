@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from segblocks import build_policy
 from segblocks.policy.ranking import BUDGETS, ranking_loss
+from segblocks.policy.reinforce import BEFORE_WEIGHT
 from segblocks.policy.sampling import shift_to_count
 
 SHARES = [(i + 0.5) / BUDGETS for i in range(BUDGETS)]
@@ -81,6 +82,22 @@ def test_a_policy_learns_from_savings_of_any_scale(budgets):
         assert stats["share"] == result.grid.float().mean()
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
     assert gradients[0].any()
+
+
+def test_what_a_policy_said_before_counts_too():
+    torch.manual_seed(0)
+    policy = build_policy("reinforce", 32)
+    result = SimpleResult(policy(values(2, 3, 96, 128)))
+    saving, before = values(2, 3, 4, seed=1), values(2, 3, 4, seed=2)
+
+    def gradient(*given):
+        loss, _ = policy.refining_loss(result, *given)
+        return torch.autograd.grad(loss, result.scores, retain_graph=True)[0]
+
+    both = (saving - saving.mean()) / saving.std(correction=0)
+    both = both + BEFORE_WEIGHT * (before - before.mean()) / before.std(correction=0)
+    assert torch.allclose(gradient(saving, 9 * before - 4), gradient(both), atol=1e-6)
+    assert not torch.allclose(gradient(saving, before), gradient(saving), atol=1e-4)
 
 
 class SimpleResult:

@@ -170,7 +170,8 @@ def _policy_step(rank: int, count: int, learning: str) -> dict[str, torch.Tensor
     )
     if learning == "refining":
         saving = block_mean(loss_map, 32)[0]
-        loss, stats = policy.refining_loss(result, saving[rank::count])
+        before = torch.randn(4, 2, 3)
+        loss, stats = policy.refining_loss(result, saving[rank::count], before[rank::count])
     else:
         loss, stats = policy.loss(result, loss_map[rank::count], valid[rank::count])
     loss.backward()

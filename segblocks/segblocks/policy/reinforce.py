@@ -16,6 +16,8 @@ from .recolour import recoloured
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
 
+BEFORE_WEIGHT = 0.3  # in standard deviations, to one of savings
+
 
 class ReinforcePolicy(Policy):
     """Samples blocks while training; takes those with a logit above a threshold when evaluated.
@@ -171,21 +173,26 @@ class ReinforcePolicy(Policy):
             loss = loss + self.entropy_weight * divergence / self.replicas.count
         return loss, {"share": share, "sparsity_reward": sparsity, **stats}
 
-    def refining_loss(self, result, saving: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def refining_loss(
+        self, result, saving: Tensor, before: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """In place of `loss`, where it was measured what full resolution saves each block (see
         `ranking`): the policy learns to rank blocks by that, whatever grid was run.
 
         Args:
             result: what the model returned in training.
             saving: (N, Gh, Gw) float, what `SegBlocksModel.block_gain` finds.
+            before: (N, Gh, Gw) float, logits of the policy before it began to learn from savings.
+                It ranks by these, too, `BEFORE_WEIGHT` times as much: of a single block a saving
+                says little.
 
         Returns:
             As `loss`.
         """
-        known = torch.ones_like(saving, dtype=torch.bool)
-        saving = self._centred(saving.detach().float(), known)
-        saving = saving / self._spread(saving, known)
-        loss = ranking_loss(result.scores.float(), saving, self.entropy_weight)
+        worth = self._standardised(saving)
+        if before is not None:
+            worth = self._standardised(worth + BEFORE_WEIGHT * self._standardised(before))
+        loss = ranking_loss(result.scores.float(), worth, self.entropy_weight)
         share = self.replicas.total(result.share) / self.replicas.count
         return loss / self.replicas.count, {"share": share}
 
@@ -214,6 +221,12 @@ class ReinforcePolicy(Policy):
         stats = dict(zip(values, self.replicas.total(means) / self.replicas.count))
         variance = stats.pop("prob_square") - stats["prob_mean"].square()
         return stats | {"prob_std": variance.clamp(min=0).sqrt()}
+
+    def _standardised(self, values: Tensor) -> Tensor:
+        """Less their mean, over their standard deviation, over the blocks of all processes."""
+        known = torch.ones_like(values, dtype=torch.bool)
+        centred = self._centred(values.detach().float(), known)
+        return centred / self._spread(centred, known)
 
     def _spread(self, centred: Tensor, known: Tensor) -> Tensor:
         """Standard deviation of what is centred already."""
