@@ -102,8 +102,8 @@ def test_recipes_are_one_idea_each_and_some_together(tmp_path):
         "soft": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 0, False, 0),
         "place": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, False, 0),
         "recolour": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, True, 0),
-        "half": ("val", True, 0.5, "balanced", 0, None, [0.1905] * 2, 30, 15, 2, True, 0),
-        "refined": ("val", True, 0.5, "balanced", 0, None, [0.1905] * 2, 30, 15, 2, True, 15),
+        "fifth": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 0),
+        "refined": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected

@@ -16,7 +16,7 @@ from .recolour import recoloured
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
 
-BEFORE_WEIGHT = 0.3  # in standard deviations, to one of savings
+BEFORE_WEIGHT = 0.45  # in standard deviations, to one of savings
 
 
 class ReinforcePolicy(Policy):
