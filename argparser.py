@@ -214,8 +214,8 @@ def _training(group) -> None:
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
         help="mixed precision in training; fp16 scales the loss (default: %(default)s)")
     add("--cuda-graphs", type=boolean, default=True, metavar="YES/NO",
-        help="on CUDA: replay training steps from CUDA graphs, which saves the host's time and "
-        "changes results by rounding at most (default: yes)")
+        help="on CUDA: replay training steps and passes of validation from CUDA graphs, which "
+        "saves the host's time and changes results by rounding at most (default: yes)")
     add("--ema", type=_number(float, 0, below=1), default=0.0, metavar="DECAY",
         help="keep an exponential moving average of the weights with this decay a step, such as "
         "0.999, validated and saved beside them (default: 0, none)")
@@ -265,9 +265,9 @@ def _blocks(group) -> None:
         help="epochs in which the policy learns, by a cosine of its own; then its weights stay as "
         "they are, before it knows the training images by heart (default: 0, in all of them)")
     add("--segblocks-refine-epochs", type=WHOLE, default=0, metavar="EPOCHS",
-        help="last epochs, in which the policy learns again, to rank blocks by how much of REWARD "
-        "full resolution saves them, measured by two more passes of the by then trained network, "
-        "and by what it said of them before (default: 0)")
+        help="last epochs, in which the policy learns again, to rank blocks by how much of its "
+        "reward full resolution saves them, measured by two more passes of the by then trained "
+        "network, and by what it said of them before (default: 0)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")
@@ -298,7 +298,8 @@ def _blocks(group) -> None:
         "place (default: 0)")
     add("--segblocks-calibrate", choices=("no", "train", "val"), default=None,
         help="train, val: fit the policy's threshold on images of this split, without their "
-        "labels, so that evaluation realises the target share, and what PLACE_WEIGHT adds; "
+        "labels, so that evaluation realises the target share, and what --segblocks-place-weight "
+        "adds; "
         "training keeps both in the checkpoint (default: train in training with "
         "--segblocks-budgets, else no: threshold 0 or the checkpoint's)")
     add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
@@ -357,8 +358,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _ranks_only(args: argparse.Namespace) -> bool:
-    """A learned policy whose training never asks for a threshold."""
-    return args.segblocks_budgets is not None and args.segblocks_policy == "reinforce"
+    """A learned policy whose training never asks for a threshold, or not at the end."""
+    imposed = args.segblocks_budgets is not None or args.segblocks_refine_epochs > 0
+    return imposed and args.segblocks_policy == "reinforce"
 
 
 def _conflict(args: argparse.Namespace) -> str | None:
@@ -418,8 +420,17 @@ def _policy_conflict(args: argparse.Namespace) -> str | None:
         return f"{given} is for a policy that learns: give --segblocks-policy reinforce"
     if args.segblocks_warmup_share is not None and not args.segblocks_warmup_epochs:
         return "--segblocks-warmup-share needs --segblocks-warmup-epochs above 0"
-    if args.segblocks_place_weight and args.segblocks_calibrate == "no":
-        return "--segblocks-place-weight adds what --segblocks-calibrate train or val has found"
+    if args.mode == "train" and args.segblocks_calibrate == "no":
+        if args.segblocks_place_weight:
+            return "--segblocks-place-weight adds what --segblocks-calibrate train or val has found"
+        if args.segblocks_refine_epochs:
+            return "--segblocks-refine-epochs needs a share: --segblocks-calibrate train or val"
+    before = args.epochs - args.segblocks_refine_epochs
+    if args.segblocks_refine_epochs and before < max(1, args.segblocks_policy_epochs):
+        return (
+            f"--segblocks-refine-epochs {args.segblocks_refine_epochs} leaves too few of the "
+            f"{args.epochs} epochs for the policy to learn in before (--segblocks-policy-epochs)"
+        )
     if args.segblocks_calibrate != "no" and args.mode == "speed":
         return "--segblocks-calibrate is for train and val; speed uses the checkpoint's threshold"
     if args.segblocks_calibrate != "no" and args.mode == "val" and args.budgets:

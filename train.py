@@ -61,8 +61,10 @@ def train(args: Namespace) -> None:
         model = build(args, train_set, pretrained).to(device)
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
         trainer = Trainer(model, *loaders, args, device, ranks)
-        if args.segblocks_calibrate != "no":
-            trainer.calibration_set = build_calibration_set(args, ranks)
+        if args.segblocks_calibrate == "val":
+            trainer.calibration_set = val_set
+        elif args.segblocks_calibrate == "train":
+            trainer.calibration_set = build_calibration_set(args)
         told = resume(trainer, args)
         check_same_start(trainer, ranks)
         log = RunLog(folder_of(args), tensorboard=True, quiet=not ranks.main)

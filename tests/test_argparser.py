@@ -142,6 +142,10 @@ REFUSED = {
     "--mode val --segblocks-policy reinforce --budget 1.5": "neither a share",
     "--mode val --segblocks-policy reinforce --budget -3": "neither a share",
     "--mode speed --segblocks-policy oracle": "labels",
+    "--segblocks-policy reinforce --epochs 9 --segblocks-refine-epochs 9": "too few",
+    "--segblocks-policy reinforce --epochs 9 --segblocks-policy-epochs 5 "
+    "--segblocks-refine-epochs 5": "too few",
+    "--segblocks-policy reinforce --segblocks-refine-epochs 5 --segblocks-calibrate no": "a share",
     "--segblocks-policy random --segblocks-budget-power 3": "needs --segblocks-budgets",
     "--segblocks-policy reinforce --segblocks-place-weight 2": "--segblocks-calibrate train or val",
     "--dataset camvid": "SEGBLOCKS_CAMVID_DIR",

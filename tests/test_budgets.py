@@ -37,22 +37,28 @@ LEARNING = (
 SHORT = ("--epochs", "2", "--val-every", "0")
 
 
+REFINED = (*LEARNING, "--segblocks-policy-epochs", "1", "--segblocks-refine-epochs", "1")
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "steps"),
     [
-        (*LEARNING, "--segblocks-calibrate", "train", "--segblocks-place-weight", "1"),
-        (*LEARNING, "--segblocks-budgets", "0.25", "1"),
-        (*LEARNING, "--segblocks-policy-epochs", "1", "--segblocks-refine-epochs", "1"),
-        ("--segblocks-policy", "random", "--segblocks-budgets", "0", "1"),
+        ((*LEARNING, "--segblocks-calibrate", "train", "--segblocks-place-weight", "1"), 2),
+        ((*LEARNING, "--segblocks-budgets", "0.25", "1"), 2),
+        (REFINED, 2),
+        (REFINED, 4),
+        (("--segblocks-policy", "random", "--segblocks-budgets", "0", "1"), 2),
     ],
-    ids=["own-share", "any-budget", "refined", "random"],
+    ids=["own-share", "any-budget", "before-refining", "refining", "random"],
 )
-def test_training_stops_and_goes_on_equal_to_the_last_bit(tmp_path, flags):
+def test_training_stops_and_goes_on_equal_to_the_last_bit(tmp_path, flags, steps):
     whole = checkpoint(run(tmp_path / "whole", *SHORT, *WIDE, *flags))
-    run(tmp_path / "parts", *SHORT, *WIDE, *flags, "--max-steps", "2")
+    stopped = checkpoint(run(tmp_path / "parts", *SHORT, *WIDE, *flags, "--max-steps", str(steps)))
+    assert ("policy_before" in stopped) == (flags == REFINED and steps == 4)
     parts = checkpoint(run(tmp_path / "parts", *SHORT, *WIDE, *flags))
-    for entry in ("state_dict", "optimizer", "rng", "reward"):
-        assert same(whole[entry], parts[entry]), entry
+    assert ("policy_before" in parts) == (flags == REFINED)
+    for entry in ("state_dict", "optimizer", "rng", "reward", "policy_before"):
+        assert same(whole.get(entry), parts.get(entry)), entry
     assert bool(whole["reward"]) == ("balanced" in flags)
 
 

@@ -1,6 +1,7 @@
 """Validation: what it leaves alone, budgets and placements, shares by block, operations."""
 
 import copy
+from argparse import Namespace
 from functools import partial
 
 import pytest
@@ -56,13 +57,16 @@ DEVICES = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("flags", [(), REINFORCE], ids=["dense", "blocks"])
 def test_a_kept_copy_validates_present_weights(tmp_path, flags, device):
-    """On CUDA from graphs of the second validation on."""
+    """On CUDA from graphs."""
     trainer = make_trainer(tmp_path, *flags, "--device", device)
     kept, shared = Kept(trainer.args, trainer.device), {}
+    written = Namespace(**{**vars(trainer.args), "cuda_graphs": False})
     with RunLog(tmp_path / "log") as log:
         for step in range(4):
-            given = (trainer.model, trainer.val_loader, trainer.args, trainer.device, log)
-            again, fresh = evaluate(*given, kept=kept), evaluate(*given)
+            again, fresh = (
+                evaluate(trainer.model, trainer.val_loader, args, trainer.device, log, kept=copies)
+                for args, copies in ((trainer.args, kept), (written, None))
+            )
             # Of images that two passes round differently a pixel may change its class.
             assert again.miou == pytest.approx(fresh.miou, abs=1e-3)
             assert again.share == fresh.share
@@ -73,8 +77,13 @@ def test_a_kept_copy_validates_present_weights(tmp_path, flags, device):
                     if value.is_floating_point():
                         value.add_(torch.randn_like(value), alpha=0.1 * (i % 3))
     assert len(set(shared.values())) > 1
+    kept_copy = kept.copy.of(trainer.model)
     own = {p.data_ptr() for p in trainer.model.parameters()}
-    assert not own & {p.data_ptr() for p in kept.copy.of(trainer.model).parameters()}
+    assert not own & {p.data_ptr() for p in kept_copy.parameters()}
+    if device == "cuda":
+        assert kept_copy.graphs.captured(kept_copy.net) >= 1
+        kept.copy.release()
+        assert kept_copy.graphs.captured(kept_copy.net) == 0
 
 
 @pytest.mark.parametrize("policy", ["random", "middle", "heuristic", "oracle", "reinforce"])

@@ -27,6 +27,11 @@ POLICIES = {
     "middle": [*REINFORCE, "--segblocks-policy", "middle"],
     "random": [*REINFORCE, "--segblocks-policy", "random"],
     "reinforce": [*REINFORCE, "--segblocks-quantize-percentage", "0"],
+    "refined": [
+        *REINFORCE,
+        *"--segblocks-quantize-percentage 0 --segblocks-reward balanced --epochs 2".split(),
+        *"--segblocks-refine-epochs 1 --segblocks-calibrate val".split(),
+    ],
 }
 ON_CUDA = ["--device", "cuda", "--deterministic", "yes"]
 SETTING = (
@@ -49,6 +54,7 @@ def job(folder, *flags, **options):
         ("middle", ["--accumulate", "2", "--grad-clip", "1"]),
         ("random", []),
         ("reinforce", []),
+        ("refined", []),
     ],
 )
 def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):
@@ -60,8 +66,10 @@ def compare(tmp_path, flags, **options):
     alone, both = (job(tmp_path / str(n), *flags, count=n, sgd=True, **options) for n in (1, 2))
     one, two = checkpoint(alone), checkpoint(both)
     start = make_trainer(tmp_path, *SETTING, *flags).model.state_dict()
+    # Rounding grows from step to step.
+    rtol, atol = (1e-3, 1e-4) if one["progress"]["epoch"] == 1 else (1e-2, 1e-3)
     for name, value in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=rtol, atol=atol, msg=name)
     weights = one["state_dict"].items()
     moved = [not torch.equal(value.cpu(), start[name].cpu()) for name, value in weights]
     assert sum(moved) > 0.9 * len(moved)

@@ -27,6 +27,7 @@ def calibrate(
     """
     half = use_half(args, device)
     policy = inference_copy(model.policy, half)
+    policy.train_from_graphs(None)  # which it would capture for this one time
     step = max(1, len(dataset) // CALIBRATION_IMAGES)
     logits: list[Tensor] = []
     for index in progress(range(0, len(dataset), step), "calibrate", "img"):

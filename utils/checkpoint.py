@@ -62,7 +62,8 @@ def save_checkpoint(
 
     The file is complete on disk before it takes the name, so a run that is killed or a disk that
     fills up leaves the previous checkpoint as it was; `keep_previous` keeps it under the name that
-    `previous` gives, too. `also` gets a copy of the new file, first. Raises TypeError if `state`
+    `previous` gives, too. `also` gets a copy of the new file first; where that is impossible, the
+    rest is done all the same. Raises TypeError if `state`
     holds anything but tensors, plain values and plain containers, which `load_checkpoint` would
     refuse, and OSError if the file cannot be written.
     """
@@ -77,11 +78,12 @@ def save_checkpoint(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if also is not None:
-            _copy(temporary, Path(also))
+        failure = None if also is None else _copy(temporary, Path(also))
         if keep_previous and path.exists():
             _replace_by_link(path, previous(path))
         os.replace(temporary, path)
+        if failure is not None:
+            raise failure
     except RuntimeError as error:
         # torch.save turns a failed write into a RuntimeError about archive positions.
         if not isinstance(error.__context__, OSError):
@@ -92,9 +94,9 @@ def save_checkpoint(
         temporary.unlink(missing_ok=True)
 
 
-def _copy(path: Path, other: Path) -> None:
-    """Put a copy of the file at `path` in place of what was at `other`. No link: where one of the
-    two is damaged, the other one is not."""
+def _copy(path: Path, other: Path) -> OSError | None:
+    """Put a copy of the file at `path` in place of what was at `other`; -> why that failed. No
+    link: where one of the two is damaged, the other one is not."""
     temporary = other.with_name(f".{other.name}.tmp")
     try:
         with open(path, "rb") as source, open(temporary, "wb") as file:
@@ -102,8 +104,12 @@ def _copy(path: Path, other: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, other)
+    except OSError as error:
+        reason = f"cannot write the checkpoint {other} ({error.strerror}); make room"
+        return OSError(reason).with_traceback(error.__traceback__)
     finally:
         temporary.unlink(missing_ok=True)
+    return None
 
 
 def _replace_by_link(path: Path, other: Path) -> None:

@@ -52,15 +52,12 @@ def build_val_set(args: Namespace) -> SegmentationDataset:
     return build_dataset(args.dataset, "val", transform=transform, **_source(args, "val"))
 
 
-def build_calibration_set(args: Namespace, ranks: Ranks = ALONE) -> SegmentationDataset:
+def build_calibration_set(args: Namespace) -> SegmentationDataset:
     """The split that --segblocks-calibrate names as validation sees it, as bytes, for `to_network`,
     and without augmentation."""
     transform = val_transform(args.val_res or None, as_bytes=True)
     split = args.segblocks_calibrate
-    dataset = build_dataset(args.dataset, split, transform=transform, **_source(args, split))
-    if args.mode == "train":  # else each is used once
-        _keep_decoded(dataset, args, ranks)
-    return dataset
+    return build_dataset(args.dataset, split, transform=transform, **_source(args, split))
 
 
 def train_loader(dataset: SegmentationDataset, args: Namespace, ranks: Ranks = ALONE) -> DataLoader:

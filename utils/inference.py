@@ -44,3 +44,8 @@ class KeptCopy:
         for own, new in zip(self._copy.buffers(), model.buffers(), strict=True):
             own.copy_(new)
         return self._copy
+
+    def release(self) -> None:
+        """Destroy the graphs, with the memory that they hold."""
+        if self._copy is not None and self._copy.graphs is not None:
+            self._copy.graphs.release()

@@ -35,8 +35,8 @@ class RunLog:
         self._logger = logging.Logger("run", logging.INFO)
         self._writer = None
         self._one_at_a_time = threading.Lock()
-        self._packer = ThreadPoolExecutor(1, "pictures")  # its thread begins with the first one
-        self._packed: list[Future] = []
+        self._encoder = ThreadPoolExecutor(1, "pictures")  # its thread begins with the first one
+        self._encoded: list[Future] = []
         if quiet:
             self._logger.addHandler(logging.NullHandler())
             return
@@ -71,14 +71,15 @@ class RunLog:
         self._to_tensorboard(write)
 
     def picture(self, step: int, tag: str, picture: torch.Tensor) -> None:
-        """`picture` uint8 (3,H,W), which is packed and written while training goes on."""
+        """`picture` uint8 (3,H,W), which is encoded and written while training goes on."""
 
         def write() -> None:
             summary = _as_summary(tag, picture)
             self._to_tensorboard(lambda writer: writer.file_writer.add_summary(summary, step))
 
         if self._writer is not None:
-            self._packed.append(self._packer.submit(write))
+            self._encoded = [x for x in self._encoded if not x.done() or x.exception()]
+            self._encoded.append(self._encoder.submit(write))
 
     def _to_tensorboard(self, write: Callable[[SummaryWriter], None]) -> None:
         """Without room for its files training goes on without them."""
@@ -105,10 +106,11 @@ class RunLog:
         return path
 
     def close(self) -> None:
-        packed, self._packed = self._packed, []
-        for picture in packed:
-            picture.result()
-        self._packer.shutdown()
+        self._encoder.shutdown()  # when all are written
+        failures = [error for error in (x.exception() for x in self._encoded) if error]
+        if failures:
+            self.warning(f"warning: {len(failures)} pictures were not written: {failures[0]}")
+        self._encoded = []
         self._to_tensorboard(SummaryWriter.close)
         for handler in list(self._logger.handlers):
             handler.close()

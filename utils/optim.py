@@ -69,8 +69,8 @@ class CosineSchedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
         self.optimizer, self.epochs, self.end = optimizer, args.epochs, args.lr_end
-        self.policy_epochs = min(args.segblocks_policy_epochs or args.epochs, args.epochs)
-        self.refine_from = max(0, args.epochs - args.segblocks_refine_epochs)
+        self.refine_from = args.epochs - args.segblocks_refine_epochs
+        self.policy_epochs = min(args.segblocks_policy_epochs or args.epochs, self.refine_from)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.go_to(0)
 

@@ -95,9 +95,10 @@ class TrainingState:
             self.average.load_state_dict(state["ema"])
         elif self.average:
             self.average.restart()
-        if "policy_before" in state:
-            self.policy_before().load_state_dict(state["policy_before"])
         self.progress = Progress(**state["progress"])
+        self.before = None
+        if "policy_before" in state and self.progress.epoch >= self.schedule.refine_from:
+            self.policy_before().load_state_dict(state["policy_before"])
         if is_url(str(path)) or Path(path).resolve().parent != folder_of(self.args).resolve():
             self.progress.forget_best()  # of another experiment, whose folder has those weights
         # With batches of another size, about as far in the epoch as before.

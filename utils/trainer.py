@@ -126,6 +126,7 @@ class Trainer:
         """After the last step, before ranks part."""
         if self._graphs is not None:
             self._graphs.release()
+        self.kept.copy.release()
         for loader in (self.train_loader, self.val_loader):
             stop_workers(loader)
 
@@ -228,7 +229,7 @@ class Trainer:
         options |= {"objective": self._objective, "targets": (label,)}
         with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             if self._refines():
-                known = (label, self._saving(image, label), self._before(image))
+                known = (label, self._gain(image, label), self._before(image))
                 options |= {"objective": self._refining_objective, "targets": known}
             return self.shared.network(image, **options)
 
@@ -236,11 +237,11 @@ class Trainer:
         """Whether the policy learns from what is measured, as in the last epochs it may."""
         return self.progress.epoch >= self.args.epochs - self.args.segblocks_refine_epochs
 
-    def _saving(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    def _gain(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """(N,Gh,Gw): how much of what the policy is rewarded for full resolution saves each block,
         by two passes of the network as it is."""
-        worth = self.reward(torch.ones_like(label, dtype=torch.float32), label)
-        return self.model.block_gain(image, lambda logits: self.criterion(logits, label)[1] * worth)
+        weights = self.reward(torch.ones_like(label, dtype=torch.float32), label)
+        return self.model.block_gain(image, lambda x: self.criterion(x, label)[1] * weights)
 
     @torch.no_grad()
     def _before(self, image: torch.Tensor) -> torch.Tensor:
@@ -261,12 +262,12 @@ class Trainer:
         self,
         result: SegBlocksOutput,
         label: torch.Tensor,
-        saving: torch.Tensor,
+        gain: torch.Tensor,
         before: torch.Tensor,
     ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
         """The same where it was measured what full resolution saves each block."""
         task, _ = self.criterion(result.logits, label)
-        return self._together(task, *self.model.policy.refining_loss(result, saving, before))
+        return self._together(task, *self.model.policy.refining_loss(result, gain, before))
 
     def _together(
         self, task: torch.Tensor, policy: torch.Tensor, stats: dict[str, torch.Tensor]

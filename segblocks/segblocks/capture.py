@@ -94,7 +94,7 @@ class Captured:
 
     def run(self, inputs: tuple[Tensor, ...], ticket: Ticket) -> Any:
         """What the network returns for other inputs of the same layout, which `Buffers.place` has
-        placed, with its gradient."""
+        placed; with its gradient, if that was captured."""
         for graph in self.forward:  # first, as the device waits
             graph.replay()
         if self.backward is None:

@@ -1,4 +1,4 @@
-"""Training from CUDA graphs: the host launches a forward or backward pass of a network whole.
+"""Passes from CUDA graphs: the host launches a forward or backward pass of a network whole.
 
 On blocks a layer is several small launches, and Python between them takes longer than the GPU
 does. A pass is captured for each setting that occurs (shape, number of high blocks, precision, …)
@@ -30,7 +30,8 @@ _trains, _requires_grad = attrgetter("training"), attrgetter("requires_grad")
 
 
 class TrainingGraphs:
-    """Captures and replays what networks do in training on CUDA, in one thread and on one stream.
+    """Captures and replays what networks do on CUDA, in one thread and on one stream: forward and
+    backward passes of training, and forward passes under `torch.no_grad` (not `inference_mode`).
 
     What a network does beside its tensors (counting in Python, printing, deciding by anything but
     shapes) happens when it is captured and not again, and settings of modules (a momentum, a
@@ -180,7 +181,7 @@ class _Graphs:
         if parts is None or (self.learns and not self.parts.requires_grad):
             return Prepared(inputs)
         key = (parts, *((layout(x), x.requires_grad) for x in inputs), _modes())
-        if not self.captured:
+        if not self.captured or not self.learns:  # of the latter many may run as written
             return Prepared(inputs, self, key)
         self.buffers.place(inputs)
         return Prepared(inputs, self, key, self.buffers)

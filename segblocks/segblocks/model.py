@@ -107,7 +107,8 @@ class SegBlocksModel(nn.Module):
         self.graphs: TrainingGraphs | None = None
 
     def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
-        """Let network and policy run from CUDA graphs in training; None: as written in Python."""
+        """Let network and policy run from CUDA graphs, in training and under `torch.no_grad`; None:
+        as written in Python."""
         self.graphs = graphs
         self.policy.train_from_graphs(graphs)
 

@@ -169,9 +169,9 @@ def _policy_step(rank: int, count: int, learning: str) -> dict[str, torch.Tensor
         share=decision.grid.float().mean(),
     )
     if learning == "refining":
-        saving = block_mean(loss_map, 32)[0]
+        gain = block_mean(loss_map, 32)[0]
         before = torch.randn(4, 2, 3)
-        loss, stats = policy.refining_loss(result, saving[rank::count], before[rank::count])
+        loss, stats = policy.refining_loss(result, gain[rank::count], before[rank::count])
     else:
         loss, stats = policy.loss(result, loss_map[rank::count], valid[rank::count])
     loss.backward()

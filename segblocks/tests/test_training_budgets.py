@@ -7,7 +7,7 @@ from torch import nn
 import segblocks
 from segblocks import SegBlocksModel, build_policy
 from segblocks.policy import Decision
-from segblocks.policy.reinforce import divergence_from_share, entropy
+from segblocks.policy.entropy import divergence_from_share, entropy
 from segblocks.policy.sampling import sample_count, shift_to_count
 from segblocks.policy.threshold import fit_threshold
 
@@ -254,7 +254,7 @@ def test_compiled_model_obeys_the_threshold():
     model = SegBlocksModel(nn.Conv2d(3, 2, 3, padding=1), policy).eval()
     image = images(1, 4, 4)
     before = model(image).grid
-    policy.calibrate([policy.scores(image, None)[0]])
+    policy.calibrate([policy.logits(image)[0]])
     after = model(image).grid
     assert int(after.sum()) == 4 != int(before.sum())
     assert torch.equal(segblocks.compile(model, image)(image).grid, after)

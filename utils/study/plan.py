@@ -134,7 +134,7 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
     }
     # Beside what the policy chooses by its threshold: so many blocks of each image, for example.
     measured = {
-        "20": {"exact": "--budget 0.2"},
+        "20": {"budget": "--budget 0.2"},
         "40": {"curve": CURVE, "random": others["random"]},
         "60": {},
     }

@@ -87,7 +87,7 @@ def markdown(found: Sequence[Row], runs: int) -> str:
     ]
     for row in found:
         title = row.title
-        if row.validation not in ("own", "curve", "exact"):
+        if row.validation not in ("own", "curve", "budget"):
             is_placement = row.validation != "calibrated"
             title += f"; placed by {row.validation}" if is_placement else f"; {CALIBRATED}"
         behind = "–" if dense is None else f"{100 * (row.mean('miou') - dense):+.1f}"

@@ -102,7 +102,7 @@ class Policy(nn.Module):
         self.quantize_percentage = quantize_percentage
 
     def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
-        """Let what the policy learns run from CUDA graphs in training; None: as written."""
+        """Let what the policy learns run from CUDA graphs; None: as written."""
 
     def grid_shape(self, image: Tensor) -> tuple[int, int, int]:
         """(N, Gh, Gw) of an image whose sides the block size divides.

@@ -9,14 +9,14 @@ from torch import Tensor
 from ..graphs import TrainingGraphs
 from .base import Decision, Policy, block_mean
 from .entropy import divergence_from_share, entropy
+from .expected import expected_policy_loss
 from .network import PolicyNet
 from .place import PLACES, at_blocks, mean_by_place
-from .ranking import ranking_loss
 from .recolour import recoloured
 from .sampling import sample_count, shift_to_count
 from .threshold import fit_threshold
 
-BEFORE_WEIGHT = 0.45  # in standard deviations, to one of savings
+BEFORE_WEIGHT = 0.45  # in standard deviations, to one of gains
 
 
 class ReinforcePolicy(Policy):
@@ -125,8 +125,8 @@ class ReinforcePolicy(Policy):
 
     @torch.no_grad()
     def calibrate(self, logits: Sequence[Tensor]) -> float:
-        """Set `place` as `place_weight` says, and `threshold` so that evaluation realises the
-        target share, rounding up included.
+        """Set `place`, where `place_weight` is not 0, and `threshold` so that evaluation realises
+        the target share, rounding up included.
 
         Args:
             logits: (Gh, Gw) float of each of some images, by `logits` in evaluation mode. Of
@@ -138,10 +138,10 @@ class ReinforcePolicy(Policy):
         Raises:
             ValueError: no images, or logits that are not finite.
         """
-        place = torch.zeros_like(self.place)
+        place = self.place.clone()
         if self.place_weight and logits:
             means = [mean_by_place(of_image[None]) for of_image in logits]
-            place += self.place_weight * torch.stack(means).mean(0).to(place)
+            place.copy_(self.place_weight * torch.stack(means).mean(0))
         scores = [of_image + at_blocks(place, *of_image.shape).to(of_image) for of_image in logits]
         threshold, share = fit_threshold(scores, self.percent_target, self.rounded_up)
         self.threshold.fill_(threshold)
@@ -174,25 +174,26 @@ class ReinforcePolicy(Policy):
         return loss, {"share": share, "sparsity_reward": sparsity, **stats}
 
     def refining_loss(
-        self, result, saving: Tensor, before: Tensor | None = None
+        self, result, gain: Tensor, before: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """In place of `loss`, where it was measured what full resolution saves each block (see
-        `ranking`): the policy learns to rank blocks by that, whatever grid was run.
+        `expected`): the policy learns to rank blocks by that, whatever grid was run.
 
         Args:
             result: what the model returned in training.
-            saving: (N, Gh, Gw) float, what `SegBlocksModel.block_gain` finds.
-            before: (N, Gh, Gw) float, logits of the policy before it began to learn from savings.
-                It ranks by these, too, `BEFORE_WEIGHT` times as much: of a single block a saving
-                says little.
+            gain: (N, Gh, Gw) float, what `SegBlocksModel.block_gain` finds: 0 for a block of
+                ignored pixels, which are worth nothing.
+            before: (N, Gh, Gw) float, logits of the policy before it began to learn from gains. It
+                ranks by these, too, `BEFORE_WEIGHT` times as much: of a single block a gain says
+                little.
 
         Returns:
             As `loss`.
         """
-        worth = self._standardised(saving)
+        worth = self._standardised(gain)
         if before is not None:
             worth = self._standardised(worth + BEFORE_WEIGHT * self._standardised(before))
-        loss = ranking_loss(result.scores.float(), worth, self.entropy_weight)
+        loss = expected_policy_loss(result.scores.float(), worth, self.entropy_weight)
         share = self.replicas.total(result.share) / self.replicas.count
         return loss / self.replicas.count, {"share": share}
 
