@@ -120,6 +120,16 @@ def test_a_checkpoint_and_its_copy(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "best.pth"]
 
 
+def test_a_copy_that_cannot_be_written_keeps_nothing_else_back(tmp_path):
+    path, best = tmp_path / "a.pth", tmp_path / "missing" / "best.pth"
+    save_checkpoint(path, {"epoch": 1})
+    with pytest.raises(OSError, match=r"best\.pth .*make room"):
+        save_checkpoint(path, {"epoch": 2}, keep_previous=True, also=best)
+    assert load_checkpoint(path) == {"epoch": 2}
+    assert load_checkpoint(tmp_path / "a_previous.pth") == {"epoch": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "a_previous.pth"]
+
+
 # ---- reading what is foreign or broken ----
 
 

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from segblocks.capture import capture
 from utils import memory
 from utils.data import build_val_set
 from utils.errors import UserError
+from utils.evaluate import evaluate
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog
 from utils.trainer import Trainer
@@ -176,6 +178,20 @@ def test_parameter_groups(tmp_path, pretrained, factor):
     assert {p for g in groups.values() for p in g["params"]} == set(model.parameters())
     assert set(groups["backbone"]["params"]) == set(model.net.backbone.parameters())
     assert groups["decoder"]["betas"] == (0.5, 0.999)
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_score(tmp_path, monkeypatch):
+    scores = iter((0.2, 0.5, 0.4))
+    monkeypatch.setattr(
+        "utils.trainer.evaluate",
+        lambda *given, **options: replace(evaluate(*given, **options), miou=next(scores)),
+    )
+    folder = run(tmp_path, "--epochs", "3", "--synthetic-train-images", "2")
+    latest, best = checkpoint(folder), checkpoint(folder, "checkpoint_best.pth")
+    assert latest["progress"]["score_best"] == best["progress"]["score_best"] == 0.5
+    assert latest["progress"]["score_best_epoch"] == 1
+    assert (latest["progress"]["epoch"], best["progress"]["epoch"]) == (3, 2)
+    assert not same(latest["state_dict"], best["state_dict"])
 
 
 def test_learning_rate_follows_the_cosine_through_a_resume(tmp_path):
