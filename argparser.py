@@ -299,9 +299,9 @@ def _blocks(group) -> None:
     add("--segblocks-calibrate", choices=("no", "train", "val"), default=None,
         help="train, val: fit the policy's threshold on images of this split, without their "
         "labels, so that evaluation realises the target share, and what --segblocks-place-weight "
-        "adds; "
-        "training keeps both in the checkpoint (default: train in training with "
-        "--segblocks-budgets, else no: threshold 0 or the checkpoint's)")
+        "adds; training keeps both in the checkpoint (default: train in training with "
+        "--segblocks-budgets or --segblocks-refine-epochs, else no: threshold 0 or the "
+        "checkpoint's)")
     add("--segblocks-legacy-upsample", type=boolean, default=None, metavar="YES/NO",
         help="resize each block on its own, as the published weights were trained (default: as the "
         "checkpoint was trained, else no)")

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from tiny import (  # noqa: F401
+    DEVICES,
     REINFORCE,
     arguments,
     checkpoint,
@@ -40,18 +41,6 @@ def test_validation_touches_neither_weights_nor_random_numbers(tmp_path):
     assert torch.equal(drawn, torch.get_rng_state())
     assert trainer.model.training
     assert str(first) == str(second)  # random placement included; as text, where NaN equals NaN
-
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
-]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -7,21 +7,11 @@ import time
 
 import pytest
 import torch
+from tiny import DEVICES
 
 from utils import writer
 from utils.checkpoint import load_checkpoint
 from utils.writer import CheckpointWriter
-
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-        ],
-    ),
-]
 
 
 @pytest.fixture

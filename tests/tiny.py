@@ -22,6 +22,16 @@ SYNTHETIC = (
     "--pretrain-backbone no --backbone tiny --num-features 12 --device cpu"
 ).split()
 REINFORCE = "--segblocks-policy reinforce --segblocks-block-size 64".split()
+DEVICES = [  # to parametrise by
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ],
+    ),
+]
 SPEED = ("--mode", "speed", "--speed-images", "2", "--speed-repeats", "3")
 
 

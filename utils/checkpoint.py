@@ -63,9 +63,9 @@ def save_checkpoint(
     The file is complete on disk before it takes the name, so a run that is killed or a disk that
     fills up leaves the previous checkpoint as it was; `keep_previous` keeps it under the name that
     `previous` gives, too. `also` gets a copy of the new file first; where that is impossible, the
-    rest is done all the same. Raises TypeError if `state`
-    holds anything but tensors, plain values and plain containers, which `load_checkpoint` would
-    refuse, and OSError if the file cannot be written.
+    rest is done all the same. Raises TypeError if `state` holds anything but tensors, plain values
+    and plain containers, which `load_checkpoint` would refuse, and OSError if a file cannot be
+    written.
     """
     path = Path(path)
     _check_plain(state, "state")

@@ -78,12 +78,12 @@ class CosineSchedule:
         """Set the rates of an epoch, counted from 0."""
         self.epoch = epoch
         for group, rate in zip(self.optimizer.param_groups, self.rates):
-            first, last, rests = 0, self.epochs, False
+            first, last = 0, self.epochs
             if group["name"] == "policy" and epoch >= self.refine_from < self.epochs:
                 first = self.refine_from
             elif group["name"] == "policy":
                 last = self.policy_epochs
-                rests = last < self.epochs and last <= epoch
+            rests = last < self.epochs and last <= epoch
             left = (1 + math.cos(math.pi * (min(epoch, last) - first) / (last - first))) / 2
             now = self.end + (rate - self.end) * left if rate and not rests else 0.0
             if isinstance(group["lr"], Tensor):

@@ -235,7 +235,7 @@ class Trainer:
 
     def _refines(self) -> bool:
         """Whether the policy learns from what is measured, as in the last epochs it may."""
-        return self.progress.epoch >= self.args.epochs - self.args.segblocks_refine_epochs
+        return self.progress.epoch >= self.run.schedule.refine_from
 
     def _gain(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         """(N,Gh,Gw): how much of what the policy is rewarded for full resolution saves each block,

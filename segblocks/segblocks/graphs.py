@@ -195,16 +195,17 @@ class _Graphs:
         key = (setting, prepared.key)
         if key in self.captured:
             return self.captured[key]
-        often = self.learns and not torch.backends.cudnn.benchmark
-        if key not in self.passed and not (often and self.passed):
+        at_once = self.learns and self.passed and not torch.backends.cudnn.benchmark
+        if key not in self.passed and not at_once:
             # Libraries set themselves up, and cuDNN tries algorithms out, outside a capture. Not
             # for every setting of training: the memory of such a pass comes on top of the graphs'.
             self.passed.add(key)
             return None
-        if len(self.captured) >= self.most and not self.learns:
+        full = len(self.captured) >= self.most
+        if full and not self.learns:
             return None
         try:
-            if len(self.captured) >= self.most:
+            if full:
                 self.passed.add(key)
                 raise CaptureFailed(
                     f"more than {self.most} settings occur, each to be captured; round the number "

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from segblocks import build_policy
+from segblocks import SegBlocksOutput, build_policy
 from segblocks.policy.expected import BUDGETS, expected_policy_loss
 from segblocks.policy.reinforce import BEFORE_WEIGHT
 from segblocks.policy.sampling import shift_to_count
@@ -94,7 +94,7 @@ def test_entropy_keeps_probabilities_at_each_share():
     assert float(expected_policy_loss(values(1, 2, 4), gain, 0.0)) == 0
 
 
-def test_blocks_come_to_be_ranked_by_their_saving():
+def test_blocks_come_to_be_ranked_by_their_gain():
     gain = values(3, 3, 4, seed=2)
     logits = torch.zeros(3, 3, 4, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1)
@@ -106,16 +106,15 @@ def test_blocks_come_to_be_ranked_by_their_saving():
 
 
 @pytest.mark.parametrize("budgets", [None, (0.25, 0.25)])
-def test_a_policy_learns_from_savings_of_any_scale(budgets):
+def test_a_policy_learns_from_gains_of_any_scale(budgets):
     torch.manual_seed(0)
     policy = build_policy("reinforce", 32, budgets=budgets, entropy_weight=0.5)
     image, gain = values(2, 3, 96, 128), values(2, 3, 4, seed=1)
     gradients = []
     for scale in (1.0, 1000.0):
         torch.manual_seed(1)
-        result = policy(image)
-        decided = SimpleResult(result)
-        loss, stats = policy.refining_loss(decided, scale * gain + 7)
+        result = SegBlocksOutput(**vars(policy(image)))
+        loss, stats = policy.refining_loss(result, scale * gain + 7)
         gradients.append(torch.autograd.grad(loss, result.scores)[0])
         assert stats["share"] == result.grid.float().mean()
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
@@ -125,7 +124,7 @@ def test_a_policy_learns_from_savings_of_any_scale(budgets):
 def test_what_a_policy_said_before_counts_too():
     torch.manual_seed(0)
     policy = build_policy("reinforce", 32)
-    result = SimpleResult(policy(values(2, 3, 96, 128)))
+    result = SegBlocksOutput(**vars(policy(values(2, 3, 96, 128))))
     gain, before = values(2, 3, 4, seed=1), values(2, 3, 4, seed=2)
 
     def gradient(*given):
@@ -136,10 +135,3 @@ def test_what_a_policy_said_before_counts_too():
     both = both + BEFORE_WEIGHT * (before - before.mean()) / before.std(correction=0)
     assert torch.allclose(gradient(gain, 9 * before - 4), gradient(both), atol=1e-6)
     assert not torch.allclose(gradient(gain, before), gradient(gain), atol=1e-4)
-
-
-class SimpleResult:
-    """A decision with its share, as SegBlocksModel returns it."""
-
-    def __init__(self, decision):
-        self.scores, self.share = decision.scores, decision.grid.float().mean()

@@ -96,7 +96,7 @@ class ReinforcePolicy(Policy):
         if self.training:
             change = partial(recoloured, replicas=self.replicas) if self.recolour else None
             return self.policy_net(image, change)
-        logits = self.policy_net(image)
+        logits = self.logits(image)
         return logits + at_blocks(self.place, *logits.shape[1:])
 
     def logits(self, image: Tensor) -> Tensor:
