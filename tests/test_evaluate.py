@@ -21,7 +21,8 @@ from tiny import (  # noqa: F401
 import train
 from argparser import parse_args
 from utils.data import build_val_set
-from utils.evaluate import BlockShares, Kept, block_shares, blocks_with, evaluate
+from utils.evaluate import Kept, evaluate
+from utils.judge import BlockShares, block_shares, blocks_with, count_blocks
 from utils.logger import RunLog
 from utils.macs import MacCounter, count
 
@@ -112,16 +113,11 @@ def test_blocks_with_small_classes():
 
 
 def test_block_shares_by_hand():
-    class Info:
-        small_ids = (3,)
-
-    class Result:
-        grid = torch.tensor([[[True, False, True, True]]])
-
+    grid = torch.tensor([[[True, False, True, True]]])
     label = torch.zeros(1, 2, 8, dtype=torch.int64)
     label[0, 0, [0, 2]] = 3  # blocks 0 and 1 of size 2
-    shares = BlockShares(Info(), 2, torch.device("cpu"))
-    shares.update(Result(), label)
+    shares = BlockShares()
+    shares.update(count_blocks(grid, label, torch.tensor([3]), 2))
     assert block_shares([shares.counts_on_host()]) == {
         "share": 0.75,
         "share_small": 0.5,

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from utils.metrics import SegmentationMetrics
+from utils.metrics import SegmentationMetrics, count_pixels
 
 CLASSES, IGNORED = 7, 255
 
@@ -26,9 +26,10 @@ def batches(n: int = 3):
 
 
 def scores(*pairs, classes: int = CLASSES) -> dict:
-    metrics = SegmentationMetrics(classes, IGNORED)
+    metrics = SegmentationMetrics(classes)
     for prediction, target in pairs:
-        metrics.update(torch.as_tensor(prediction), torch.as_tensor(target))
+        pair = torch.as_tensor(prediction), torch.as_tensor(target)
+        metrics.update(count_pixels(*pair, classes, IGNORED))
     return metrics.compute()
 
 
@@ -75,15 +76,15 @@ def test_nothing_labelled_is_nan_throughout():
 
 
 def test_counts_beyond_single_precision():
-    metrics = SegmentationMetrics(2, IGNORED)
+    metrics = SegmentationMetrics(2)
     metrics.confusion += 2**24
-    metrics.update(torch.tensor([[1]]), torch.tensor([[1]]))
+    metrics.update(count_pixels(torch.tensor([[1]]), torch.tensor([[1]]), 2, IGNORED))
     assert metrics.confusion[1, 1] == 2**24 + 1
 
 
 def test_names_and_reset():
-    metrics = SegmentationMetrics(2, IGNORED)
-    metrics.update(torch.tensor([[1, 1]]), torch.tensor([[1, 0]]))
+    metrics = SegmentationMetrics(2)
+    metrics.update(count_pixels(torch.tensor([[1, 1]]), torch.tensor([[1, 0]]), 2, IGNORED))
     assert list(metrics.compute(["road", "car"])["iou"]) == ["road", "car"]
     assert list(metrics.compute(["a", "b"])["iou"]) == ["a", "b"]
     with pytest.raises(ValueError, match="3 class names for 2 classes"):
@@ -102,7 +103,7 @@ def test_inputs_are_left_as_they_were():
 
 def test_bad_input_is_an_error():
     with pytest.raises(ValueError, match="differ in shape"):
-        SegmentationMetrics(2).update(torch.zeros(1, 2, 2).long(), torch.zeros(1, 4, 4).long())
+        count_pixels(torch.zeros(1, 2, 2).long(), torch.zeros(1, 4, 4).long(), 2, IGNORED)
     with pytest.raises(ValueError, match="at least one class"):
         SegmentationMetrics(0)
 
@@ -111,16 +112,16 @@ def test_bad_input_is_an_error():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_update_on_the_device_does_not_wait_for_it(deterministic):
-    metrics = SegmentationMetrics(CLASSES, IGNORED).cuda()
+    metrics = SegmentationMetrics(CLASSES).cuda()
     pairs = list(batches())
     on_device = [(p.cuda(), t.cuda()) for p, t in pairs]
-    metrics.update(*on_device[0])
+    metrics.update(count_pixels(*on_device[0], CLASSES, IGNORED))
     metrics.reset()
     torch.use_deterministic_algorithms(deterministic)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for pair in on_device:
-            metrics.update(*pair)
+            metrics.update(count_pixels(*pair, CLASSES, IGNORED))
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.use_deterministic_algorithms(False)

@@ -26,6 +26,7 @@ import train
 from argparser import parse_args
 from utils import checkpoint as checkpoints
 from utils.logger import RunLog
+from utils.objective import Objective
 from utils.resume import changed_flags
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -230,10 +231,10 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, capsys, monkeypatch, 
 
 
 def test_out_of_gpu_memory_says_what_lowers_it(tmp_path, capsys, monkeypatch):
-    def full(self, image, label):
+    def full(self, image, label, budget):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train.Trainer, "_loss", full)
+    monkeypatch.setattr(Objective, "__call__", full)
     assert train.main(arguments(tmp_path)) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "out of GPU memory: lower --batch-size" in line

@@ -32,6 +32,7 @@ from utils.errors import UserError
 from utils.evaluate import evaluate
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog
+from utils.objective import Objective
 from utils.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -249,7 +250,7 @@ def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsy
     folder = run(tmp_path, "--max-steps", "1")
     good = (folder / "checkpoint.pth").read_bytes()
     monkeypatch.setattr(
-        Trainer, "_loss", lambda self, *batch: (_nan(self.model), ("loss",), torch.zeros(1))
+        Objective, "__call__", lambda self, *_: (_nan(self.model), ("loss",), torch.zeros(1))
     )
     assert train.main(arguments(tmp_path, "--max-steps", "3")) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -16,7 +16,6 @@ from torch import nn
 from dataloaders import SegmentationDataset
 from utils.engines import Engine, build_engines, can_compile, padding
 from utils.errors import UserError
-from utils.evaluate import high_blocks
 from utils.inference import inference_copy, use_half
 from utils.logger import RunLog, progress
 from utils.macs import MacCounter
@@ -216,7 +215,7 @@ def _count(
         else:
             run = partial(model.net, padding(model)(image))
         result = run()
-        macs.add(tuple(image.shape), high_blocks(result) if on_blocks else None, run)
+        macs.add(tuple(image.shape), int(result.grid.sum()) if on_blocks else None, run)
         shares.append(float(result.share) if on_blocks else 1.0)
     return sum(shares) / len(shares), macs.gmacs()["total"] / len(images[0])
 

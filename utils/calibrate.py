@@ -1,6 +1,7 @@
 """What a policy adds to each place's scores, and its threshold, from images without labels."""
 
 from argparse import Namespace
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from utils.inference import inference_copy, use_half
 from utils.logger import progress
 
 CALIBRATION_IMAGES = 128  # of a split, evenly spaced: the policy network alone sees them
+TOGETHER = 8  # of them at a time
 
 
 @torch.no_grad()
@@ -30,12 +32,26 @@ def calibrate(
     policy.train_from_graphs(None)  # which it would capture for this one time
     step = max(1, len(dataset) // CALIBRATION_IMAGES)
     logits: list[Tensor] = []
-    for index in progress(range(0, len(dataset), step), "calibrate", "img"):
-        image, _ = to_network(*(x[None].to(device) for x in dataset[index]))
-        image = image.half() if half else image
-        logits.append(policy.logits(pad_to_blocks(image, policy.block_size))[0])
+    indices = progress(range(0, len(dataset), step), "calibrate", "img")
+    for pairs in _alike(dataset[index] for index in indices):
+        images, _ = to_network(*(torch.stack(x).to(device) for x in zip(*pairs)))
+        images = images.half() if half else images
+        logits += policy.logits(pad_to_blocks(images, policy.block_size)).unbind()
     share, threshold = model.policy.calibrate(logits), float(model.policy.threshold)
     return (
         f"threshold {threshold:.4f}: {100 * share:.1f} % of the blocks of {len(logits)} "
         f"{args.segblocks_calibrate} images, target {100 * policy.percent_target:.1f} %"
     )
+
+
+def _alike(pairs: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Lists of at most TOGETHER that follow one another and are of equal shapes."""
+    alike: list[tuple[Tensor, ...]] = []
+    for pair in pairs:
+        differs = alike and [x.shape for x in pair] != [x.shape for x in alike[0]]
+        if differs or len(alike) == TOGETHER:
+            yield alike
+            alike = []
+        alike.append(pair)
+    if alike:
+        yield alike

@@ -1,7 +1,6 @@
 """Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
 from argparse import Namespace
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import to_network
+from dataloaders import DatasetInfo, to_network
 from dataloaders.base import derive_seed
 from utils import viz
 from utils.data import one_by_one
 from utils.errors import user_errors
 from utils.inference import KeptCopy, use_half
+from utils.judge import BlockShares, Judge, block_shares
 from utils.logger import RunLog, progress
 from utils.losses import task_loss
 from utils.macs import MacCounter
 from utils.metrics import SegmentationMetrics
 from utils.policy_metrics import PolicyFigures, PolicyMetrics
-from utils.predict import predict, resize_labels
+from utils.predict import resize_labels
 from utils.ranks import ALONE, Ranks
 from utils.seeding import forked_rng
 
@@ -83,11 +82,19 @@ class Evaluation:
 
 
 class Kept:
-    """What one validation of a network leaves to the next: its copy, and counts of operations."""
+    """What one validation of a network leaves to the next: its copy, counts of operations, and
+    what judges its outputs, as part of CUDA graphs."""
 
     def __init__(self, args: Namespace, device: torch.device):
         self.copy = KeptCopy(use_half(args, device), device.type == "cuda" and args.cuda_graphs)
         self.macs: dict = {}
+        self._judge: Judge | None = None
+
+    def judge(self, info: DatasetInfo, block_size: int, device: torch.device) -> Judge:
+        """Always the same one."""
+        if self._judge is None:
+            self._judge = Judge(info, block_size, device)
+        return self._judge
 
 
 def evaluate(
@@ -113,8 +120,9 @@ def evaluate(
     kept = kept or Kept(args, device)
     model, half = kept.copy.of(model), kept.copy.half
     info = loader.dataset.dataset.info
-    metrics = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
-    blocks = BlockShares(info, args.segblocks_block_size, device)
+    judge = kept.judge(info, args.segblocks_block_size, device)
+    metrics = SegmentationMetrics(info.num_classes).to(device)
+    blocks = BlockShares()
     macs = MacCounter(kept.macs)
     policy_metrics = None
     if args.policy_metrics:
@@ -134,16 +142,15 @@ def evaluate(
             if model.policy.needs_pixel_loss or (policy_metrics and not model.is_dense):
                 gain = model.block_gain(image, pixel_loss_of(criterion, at_image))
             run = partial(model, image, budget=args.budget, block_gain=gain)
-            result = run()
-            macs.add(tuple(image.shape), high_blocks(result), run)
-            prediction = predict(result.logits, label.shape[-2:])
-            metrics.update(prediction, label)
-            blocks.update(result, at_image)
-            of_image = resize_labels(prediction, image.shape[-2:])
+            judged = judge(run, label, at_image)
+            macs.add(tuple(image.shape), judged.n_high, run)
+            metrics.update(judged.confusion)
+            blocks.update(judged.blocks)
+            of_image = resize_labels(judged.prediction, image.shape[-2:])
             if policy_metrics is not None:
-                policy_metrics.update(index, of_image, at_image, result, gain)
+                policy_metrics.update(index, of_image, at_image, judged, gain)
             if index < args.num_viz_images:
-                seen = (image[0], of_image[0], at_image[0], result.grid[0])
+                seen = (image[0], of_image[0], at_image[0], judged.grid[0])
                 pictures = viz.pictures(*seen, info, args.segblocks_block_size)
                 name = Path(loader.dataset.dataset.name_of(index)).stem
                 for kind in args.viz:  # another file for every image, so each rank writes its own
@@ -183,52 +190,3 @@ def pixel_loss_of(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """logits → loss of each pixel, `label` (N,H,W)."""
     return lambda logits: criterion(logits, label)[1]
-
-
-def high_blocks(result: Any) -> int:
-    """Number of full-resolution blocks of a pass."""
-    return int(result.grid.sum()) if result.n_high is None else result.n_high
-
-
-class BlockShares:
-    """Share of full-resolution blocks, over all blocks and with and without small classes."""
-
-    def __init__(self, info: Any, block_size: int, device: torch.device):
-        self.block_size = block_size
-        # Made once: copied from the host for each image, it would wait for the device each time.
-        self.small = torch.tensor(list(info.small_ids), dtype=torch.int64, device=device)
-        self.counts: dict[str, torch.Tensor | int] = defaultdict(int)
-
-    def update(self, result: Any, label: torch.Tensor) -> None:
-        """`label` int64 (N,H,W), at the size of the image."""
-        grid = result.grid
-        small = blocks_with(label, self.small, self.block_size)  # N,Gh,Gw
-        for name, chosen in (("small", small), ("plain", ~small)):
-            self.counts[f"{name}_blocks"] += chosen.sum()
-            self.counts[f"{name}_high"] += (chosen & grid).sum()
-
-    def counts_on_host(self) -> dict[str, int]:
-        return {name: int(count) for name, count in self.counts.items()}
-
-
-def block_shares(parts: list[dict[str, int]]) -> dict[str, float]:
-    """Shares from the counts of every rank."""
-    names = ("small_high", "small_blocks", "plain_high", "plain_blocks")
-    small_high, small, plain_high, plain = (sum(p.get(n, 0) for p in parts) for n in names)
-    return {
-        "share": (small_high + plain_high) / (small + plain),
-        "share_small": _ratio(small_high, small),
-        "share_plain": _ratio(plain_high, plain),
-    }
-
-
-def blocks_with(label: torch.Tensor, classes: torch.Tensor, block_size: int) -> torch.Tensor:
-    """Which blocks show any of `classes`: label and ids (n,), int64 -> bool (N,Gh,Gw)."""
-    wanted = torch.isin(label, classes)
-    height, width = label.shape[-2:]
-    wanted = F.pad(wanted.float(), (0, -width % block_size, 0, -height % block_size))
-    return F.max_pool2d(wanted[:, None], block_size)[:, 0] > 0
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")

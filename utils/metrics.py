@@ -22,34 +22,18 @@ class SegmentationMetrics(Metric):
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, num_classes: int, ignore_index: int = 255):
+    def __init__(self, num_classes: int):
         # The result depends on the names given to compute, so it is not cached.
         super().__init__(compute_with_cache=False)
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; scores need at least one class")
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
         confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("confusion", default=confusion, dist_reduce_fx="sum")  # label,prediction
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add a batch of predicted and labelled class ids, (N,H,W) int64 each.
-
-        Labels are class ids or the ignore index, which data loading has made sure of. Raises
-        ValueError if the shapes differ.
-        """
-        if prediction.shape != target.shape:
-            raise ValueError(
-                f"predictions {tuple(prediction.shape)} and labels {tuple(target.shape)} differ "
-                "in shape; resize the logits to the size of the labels first"
-            )
-        cells = self.num_classes**2
-        cell = target * self.num_classes + prediction
-        # One spare cell takes the ignored pixels, so that no shape depends on the data.
-        cell = cell.masked_fill(target == self.ignore_index, cells).flatten()
-        counts = torch.zeros(cells + 1, dtype=torch.int64, device=cell.device)
-        counts.scatter_add_(0, cell, torch.ones_like(cell))
-        self.confusion += counts[:cells].view_as(self.confusion)
+    def update(self, counts: Tensor) -> None:
+        """Add what `count_pixels` has counted."""
+        self.confusion += counts
 
     def compute(self, classes: Sequence[str] | None = None) -> dict[str, float | dict[str, float]]:
         """Scores from 0 to 1; `classes` names the classes (default "0", "1", …).
@@ -73,3 +57,26 @@ class SegmentationMetrics(Metric):
             "miou": iou.nanmean().item(),
             "iou": dict(zip(names, iou.tolist())),
         }
+
+
+def count_pixels(prediction: Tensor, target: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """The confusion matrix of a batch, (classes, classes) int64: labels × predictions.
+
+    Args:
+        prediction: (N,H,W) int64, class ids.
+        target: (N,H,W) int64, class ids or `ignore_index`, which data loading has made sure of.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"predictions {tuple(prediction.shape)} and labels {tuple(target.shape)} differ in "
+            "shape; resize the logits to the size of the labels first"
+        )
+    cell = target * classes + prediction
+    # One spare cell takes the ignored pixels, so that no shape depends on the data.
+    cell = cell.masked_fill(target == ignore_index, classes**2).flatten()
+    counts = torch.zeros(classes**2 + 1, dtype=torch.int64, device=cell.device)
+    counts.scatter_add_(0, cell, torch.ones_like(cell))
+    return counts[:-1].view(classes, classes)

@@ -10,7 +10,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from dataloaders import DatasetInfo
 from segblocks.policy.base import block_mean
-from utils.metrics import SegmentationMetrics
+from utils.metrics import SegmentationMetrics, count_pixels
 from utils.ranks import ALONE, Ranks
 
 TRIMAP_PIXELS = 3  # half the width of the band along label boundaries
@@ -56,7 +56,7 @@ class PolicyMetrics:
     def __init__(self, info: DatasetInfo, block_size: int, device: torch.device | str = "cpu"):
         self.info, self.block_size = info, block_size
         # There from the start: a rank without images joins in the exchange at the end.
-        self.boundary = SegmentationMetrics(info.num_classes, info.ignore_index).to(device)
+        self.boundary = SegmentationMetrics(info.num_classes).to(device)
         self.pixels: Tensor | int = 0  # (2, classes): of low and of high blocks
         self.ranked: dict[int, tuple[Tensor, Tensor]] = {}  # by image: scores and gains, (K,) each
 
@@ -70,7 +70,8 @@ class PolicyMetrics:
         """
         ignore = self.info.ignore_index
         band = near_boundary(label, ignore, TRIMAP_PIXELS)
-        self.boundary.update(prediction, label.masked_fill(~band, ignore))
+        in_band = label.masked_fill(~band, ignore)
+        self.boundary.update(count_pixels(prediction, in_band, self.info.num_classes, ignore))
         self.pixels = self.pixels + self._pixels(label, result.grid)
         if gain is not None and result.scores is not None:
             valid = label != ignore

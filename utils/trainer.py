@@ -1,11 +1,11 @@
-"""The training loop: task loss plus policy loss, cosine schedule, validation, checkpoints."""
+"""The training loop: optimiser steps, cosine schedule, validation, checkpoints."""
 
 import copy
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 
 import torch
@@ -13,15 +13,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dataloaders import SegmentationDataset, stop_workers, to_network
-from segblocks import SegBlocksOutput, TrainingGraphs
-from segblocks.borders import pad_to_blocks
+from segblocks import TrainingGraphs
+from segblocks.policy.base import budget_count
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import share_batch
-from utils.evaluate import Evaluation, Kept, evaluate, forward_options
+from utils.evaluate import Evaluation, Kept, evaluate
 from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
+from utils.objective import Objective
 from utils.optim import GraphedStep
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
@@ -29,9 +30,10 @@ from utils.resume import BEST, LATEST, Progress, Told
 from utils.reward import build_reward
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
+from utils.uploads import Uploaded, Uploads
+from utils.whole_step import Logged, WholeSteps
 from utils.writer import Saver
 
-AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNSAVED_SECONDS = 60  # of training that validation does not begin on
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
 
@@ -59,12 +61,19 @@ class Trainer:
         self._graphs = TrainingGraphs() if from_graphs else None
         model.train_from_graphs(self._graphs)
         self.shared = share_batch(model, args, device, ranks, from_graphs)
-        self.criterion = task_loss(args, self.dataset.info, ranks.replicas.total).to(device)
-        self.reward = build_reward(args, self.dataset.info, ranks.replicas.total).to(device)
-        self.run = TrainingState(model, args, device, self.reward)
+        info, total = self.dataset.info, ranks.replicas.total
+        criterion = task_loss(args, info, total).to(device)
+        reward = build_reward(args, info, total).to(device)
+        self.run = TrainingState(model, args, device, reward)
+        learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count)
+        self.objective = Objective(self.run, *learnt)
         # A scaler decides after each backward pass whether there is a step at all.
         graphed = from_graphs and not self.run.scaler.is_enabled()
         self._graphed_step = GraphedStep(self.run.optimizer) if graphed else None
+        self._whole: WholeSteps | None = None
+        if graphed and ranks.count == 1 and args.accumulate == 1:
+            how = (self._loss_of, self._update, self._release_graphs)
+            self._whole = WholeSteps(model, self.run.optimizer, *how)
         # Images as validation sees them, where the policy's threshold is fitted on some.
         self.calibration_set: SegmentationDataset | None = None
         self.kept = Kept(args, device)
@@ -124,18 +133,23 @@ class Trainer:
 
     def close(self) -> None:
         """After the last step, before ranks part."""
+        self._release_graphs()
+        if self._whole is not None:
+            self._whole.release()
+        for loader in (self.train_loader, self.val_loader):
+            stop_workers(loader)
+
+    def _release_graphs(self) -> None:
         if self._graphs is not None:
             self._graphs.release()
         self.kept.copy.release()
-        for loader in (self.train_loader, self.val_loader):
-            stop_workers(loader)
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args
         if at.epoch < args.epochs and not self._out_of_steps():
             start = at.step * self.images_per_step
             self.train_loader.sampler.set_epoch(at.epoch, start, args.epochs - at.epoch)
-            self._batches = iter(self.train_loader)
+            self._batches = Uploads(self.train_loader, self.device)
         while at.epoch < args.epochs and not self._out_of_steps():
             best_before = at.score_best
             self._train_epoch(log)
@@ -157,7 +171,7 @@ class Trainer:
         """So many optimiser steps on one batch of the training loader, which are neither counted
         nor logged; what is to be timed."""
         self.model.train()
-        self._batches, means = repeat(batch), Means()
+        self._batches, means = Uploads(repeat(batch), self.device), Means()
         for _ in range(steps):
             self._step(means)
 
@@ -189,94 +203,85 @@ class Trainer:
 
     def _step(self, means: Means) -> None:
         """One optimiser step, on --accumulate batches."""
-        args = self.args
         self.model.policy.exploration = self._exploration()
         self.run.optimizer.zero_grad(set_to_none=True)
-        for i in range(args.accumulate):
-            image, label, index, *changes = next(self._batches)
-            # N,3,H,W and N,H,W; where colour jitter is still to be applied, N,4,2 too.
-            batch = [x.to(self.device, non_blocking=True) for x in (image, label, *changes)]
-            image, label = to_network(*batch, channels_last=args.channels_last)
-            self.shared.meet()
-            with nullcontext() if i + 1 == args.accumulate else self.shared.later():
-                loss, names, values = self._loss(image, label)
-                weight = self.shared.weight / args.accumulate
-                # Only a loss that is still the graph's own output takes the short way back.
-                scaled = self.run.scaler.scale(loss if weight == 1 else loss * weight)
-                TrainingGraphs.backward(scaled)
-            means.add(names, values)
-            self.finite.add(loss.detach(), index, self.progress.total_steps)
-        self.shared.exchange()
-        if args.grad_clip:
-            self.run.scaler.unscale_(self.run.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), args.grad_clip)
-            share = norm.detach() / self.ranks.count  # to be added up, as the rest
-            means.add(("gradient_norm",), share[None])
-        if self._graphed_step is None:
-            self.run.scaler.step(self.run.optimizer)
-            self.run.scaler.update()
+        batches = islice(self._batches, self.args.accumulate)
+        if self._whole is None:
+            self._step_in_parts(batches, means)
         else:
-            self._graphed_step()
+            (batch,) = batches
+            budget = self._known_budget(batch[0][0])
+            if not self._step_as_a_whole(batch, budget, means):
+                self._step_in_parts([batch], means, budget)
+        self._batches.ahead()
         if self.run.average:
             self.run.average.update(self.progress.total_steps + 1)
 
-    def _loss(
-        self, image: torch.Tensor, label: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
-        """See `_objective`."""
-        amp = self.args.amp
-        options = forward_options(self.args, self.criterion, label)
-        options |= {"objective": self._objective, "targets": (label,)}
-        with torch.autocast(self.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
-            if self._refines():
-                known = (label, self._gain(image, label), self._before(image))
-                options |= {"objective": self._refining_objective, "targets": known}
-            return self.shared.network(image, **options)
+    def _step_as_a_whole(self, batch: Uploaded, budget: int | None, means: Means) -> bool:
+        """Whether the step was taken: not where the host has to know more to launch it."""
+        tensors, index = batch
+        if self.model.policy.exploration or (budget is None and not self.model.is_dense):
+            return False
+        result = self._whole(tensors, budget, self.objective.refines)
+        if result is None:
+            return False
+        loss, logged = result
+        for names, values in logged:
+            means.add(names, values)
+        self.finite.add(loss, index, self.progress.total_steps)
+        return True
 
-    def _refines(self) -> bool:
-        """Whether the policy learns from what is measured, as in the last epochs it may."""
-        return self.progress.epoch >= self.run.schedule.refine_from
+    def _step_in_parts(
+        self, batches: Iterable[Uploaded], means: Means, budget: int | None = None
+    ) -> None:
+        """`budget`: high blocks of each image; None: as the policy draws or chooses them."""
+        accumulate, scaler = self.args.accumulate, self.run.scaler
+        for i, (tensors, index) in enumerate(batches):
+            self.shared.meet()
+            with nullcontext() if i + 1 == accumulate else self.shared.later():
+                loss, logged = self._loss_of(tensors, budget)
+                weight = self.shared.weight / accumulate
+                # Only a loss that is still the graph's own output takes the short way back.
+                scaled = scaler.scale(loss if weight == 1 else loss * weight)
+                TrainingGraphs.backward(scaled)
+            for names, values in logged:
+                means.add(names, values)
+            self.finite.add(loss.detach(), index, self.progress.total_steps)
+        self.shared.exchange()
+        for names, values in self._update():
+            means.add(names, values)
 
-    def _gain(self, image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """(N,Gh,Gw): how much of what the policy is rewarded for full resolution saves each block,
-        by two passes of the network as it is."""
-        weights = self.reward(torch.ones_like(label, dtype=torch.float32), label)
-        return self.model.block_gain(image, lambda x: self.criterion(x, label)[1] * weights)
+    def _loss_of(
+        self, tensors: Sequence[torch.Tensor], budget: int | None
+    ) -> tuple[torch.Tensor, Logged]:
+        """Loss of a batch on the device, 0-d, and what to log."""
+        image, label = to_network(*tensors, channels_last=self.args.channels_last)
+        loss, names, values = self.objective(image, label, budget)
+        return loss, [(names, values)]
 
-    @torch.no_grad()
-    def _before(self, image: torch.Tensor) -> torch.Tensor:
-        """(N,Gh,Gw): what the policy said of each block before it began to refine itself."""
-        return self.run.policy_before()(pad_to_blocks(image, self.model.policy.block_size))
+    def _update(self) -> Logged:
+        """Change weights by their gradients -> what to log of these."""
+        logged: Logged = []
+        if self.args.grad_clip:
+            self.run.scaler.unscale_(self.run.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
+            share = norm.detach() / self.ranks.count  # to be added up, as the rest
+            logged.append((("gradient_norm",), share[None]))
+        if self._graphed_step is not None and not torch.cuda.is_current_stream_capturing():
+            self._graphed_step()
+        else:
+            self.run.scaler.step(self.run.optimizer)
+            self.run.scaler.update()
+        return logged
 
-    def _objective(
-        self, result: SegBlocksOutput, label: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
-        """Task loss plus policy loss, 0-d; names and values of what to log: this rank's part of
-        what all add up to. Captured with the network, so nothing here may read the device."""
-        task, loss_map = self.criterion(result.logits, label)
-        valid = label != self.dataset.info.ignore_index
-        reward = self.reward(loss_map.detach(), label)
-        return self._together(task, *self.model.policy.loss(result, reward, valid))
-
-    def _refining_objective(
-        self,
-        result: SegBlocksOutput,
-        label: torch.Tensor,
-        gain: torch.Tensor,
-        before: torch.Tensor,
-    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
-        """The same where it was measured what full resolution saves each block."""
-        task, _ = self.criterion(result.logits, label)
-        return self._together(task, *self.model.policy.refining_loss(result, gain, before))
-
-    def _together(
-        self, task: torch.Tensor, policy: torch.Tensor, stats: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, tuple[str, ...], torch.Tensor]:
-        total = task + policy
-        stats = {name: value / self.ranks.count for name, value in stats.items()}
-        stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
-        values = torch.stack([value.detach().float() for value in stats.values()])
-        return total, tuple(stats), values
+    def _known_budget(self, image: torch.Tensor) -> int | None:
+        """High blocks of each image (N,3,H,W) in the next pass, drawn if it is to be; None: the
+        policy decides."""
+        policy, budget = self.model.policy, self.args.budget
+        rows, columns = (-(-side // policy.block_size) for side in image.shape[2:])
+        if budget is None:
+            budget = policy.own_budget(rows, columns)
+        return None if budget is None else budget_count(budget, rows * columns)
 
     def _validate(self, log: RunLog) -> Evaluation:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""

@@ -132,8 +132,8 @@ def _capture(
     gradients = [buffers.like(fixed[i], "input gradient", i) for i in differentiable]
     gradients += [buffers.like(p, "gradient", id(p)) for p in parameters]
     forward, leave, backward = (torch.cuda.CUDAGraph() for _ in range(3))
-    into = partial(_into, pool=buffers.pool, stream=buffers.stream(inputs[0].device))
-    with _stand_ins(net) as stand_ins, into(forward):
+    into = partial(recorded_in, pool=buffers.pool, stream=buffers.stream(inputs[0].device))
+    with stand_ins_of(net) as stand_ins, into(forward):
         result = function(*own_inputs)
     tensors = find(result, Tensor)
     check_outputs(result, tensors, [*own_inputs, *stand_ins.values()])
@@ -202,7 +202,10 @@ def check_outputs(result: Any, tensors: list[Tensor], leaves_known: list[Tensor]
 
 
 @contextmanager
-def _into(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> Iterator[None]:
+def recorded_in(
+    graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream
+) -> Iterator[None]:
+    """What is launched inside goes into `graph` and is not executed."""
     # Threads that pin memory for the next batch, or that watch NCCL, go on meanwhile. Weights that
     # autocast has converted must not be kept: their memory is the pool's.
     dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
@@ -212,7 +215,7 @@ def _into(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream) -> 
 
 
 @contextmanager
-def _stand_ins(net: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
+def stand_ins_of(net: nn.Module) -> Iterator[dict[Tensor, Tensor]]:
     """Each parameter of `net`, in its place meanwhile another tensor over the same memory.
 
     What autograd keeps of a parameter belongs to the stream that first used it and lives as long as

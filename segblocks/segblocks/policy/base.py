@@ -139,15 +139,20 @@ class Policy(nn.Module):
         """
         shape = self.grid_shape(image)
         scores = self.scores(image, block_gain)
-        if budget is None and self.training and self.budgets is not None:
-            budget = self.draw_budget(shape[1] * shape[2])
         if budget is None:
-            budget = self.default_budget(*shape[1:])
+            budget = self.own_budget(*shape[1:])
         if budget is not None:
             return self.spend(scores, budget_count(budget, shape[1] * shape[2]))
         sampled = self.choose(scores)
         decision = Decision(sampled, sampled, None, scores, self.stochastic)
         return self.settle(decision) if settled else decision
+
+    def own_budget(self, rows: int, columns: int) -> float | int | None:
+        """The budget of a batch for which none is given: with `budgets`, drawn in training. None:
+        the policy chooses how many blocks."""
+        if self.training and self.budgets is not None:
+            return self.draw_budget(rows * columns)
+        return self.default_budget(rows, columns)
 
     def draw_budget(self, blocks: int) -> int:
         """Blocks per image for one training batch.

@@ -1,0 +1,103 @@
+"""What a training step minimises: the task loss plus that of the policy."""
+
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from segblocks import SegBlocksModel, SegBlocksOutput
+from segblocks.borders import pad_to_blocks
+from utils.evaluate import forward_options
+from utils.state import TrainingState
+
+AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Minimised = tuple[Tensor, tuple[str, ...], Tensor]  # a loss, 0-d; names and values of what to log
+
+
+class Objective:
+    """The loss of a batch, and what to log of it; of several ranks, each one's part of what all of
+    them add up to.
+
+    Args:
+        run: holds the model, and says how far training is.
+        network: what to call in place of the model, which it wraps where ranks share a batch.
+        criterion: (logits, label) → task loss, 0-d, and that of each pixel.
+        reward: (loss of each pixel, label) → what each pixel earns the policy.
+        ignore_index: label of pixels that do not count.
+        ranks: how many share a batch.
+    """
+
+    def __init__(
+        self,
+        run: TrainingState,
+        network: Callable[..., Minimised],
+        criterion: nn.Module,
+        reward: nn.Module,
+        ignore_index: int,
+        ranks: int,
+    ):
+        self.run, self.network = run, network
+        self.criterion, self.reward = criterion, reward
+        self.ignore_index, self.ranks = ignore_index, ranks
+
+    @property
+    def args(self) -> Namespace:
+        return self.run.args
+
+    @property
+    def model(self) -> SegBlocksModel:
+        return self.run.model
+
+    @property
+    def refines(self) -> bool:
+        """Whether the policy learns from what is measured, as in the last epochs it may."""
+        return self.run.progress.epoch >= self.run.schedule.refine_from
+
+    def __call__(self, image: Tensor, label: Tensor, budget: int | None = None) -> Minimised:
+        """Of images (N,3,H,W), normalised, and label (N,H,W) int64. `budget` is what --budget does
+        not say: how many blocks of each image are high."""
+        amp = self.args.amp
+        options = forward_options(self.args, self.criterion, label)
+        if options["budget"] is None:
+            options["budget"] = budget
+        options |= {"objective": self._judge, "targets": (label,)}
+        with torch.autocast(image.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
+            if self.refines:
+                known = (label, self._gain(image, label), self._before(image))
+                options |= {"objective": self._judge_refining, "targets": known}
+            return self.network(image, **options)
+
+    def _gain(self, image: Tensor, label: Tensor) -> Tensor:
+        """(N,Gh,Gw): how much of what the policy is rewarded for full resolution saves each block,
+        by two passes of the network as it is."""
+        weights = self.reward(torch.ones_like(label, dtype=torch.float32), label)
+        return self.model.block_gain(image, lambda x: self.criterion(x, label)[1] * weights)
+
+    @torch.no_grad()
+    def _before(self, image: Tensor) -> Tensor:
+        """(N,Gh,Gw): what the policy said of each block before it began to refine itself."""
+        return self.run.policy_before()(pad_to_blocks(image, self.model.policy.block_size))
+
+    # Captured with the network, so nothing here may read the device.
+
+    def _judge(self, result: SegBlocksOutput, label: Tensor) -> Minimised:
+        task, loss_map = self.criterion(result.logits, label)
+        valid = label != self.ignore_index
+        reward = self.reward(loss_map.detach(), label)
+        return self._together(task, *self.model.policy.loss(result, reward, valid))
+
+    def _judge_refining(
+        self, result: SegBlocksOutput, label: Tensor, gain: Tensor, before: Tensor
+    ) -> Minimised:
+        """The same where it was measured what full resolution saves each block."""
+        task, _ = self.criterion(result.logits, label)
+        return self._together(task, *self.model.policy.refining_loss(result, gain, before))
+
+    def _together(self, task: Tensor, policy: Tensor, stats: dict[str, Tensor]) -> Minimised:
+        total = task + policy
+        stats = {name: value / self.ranks for name, value in stats.items()}
+        stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
+        values = torch.stack([value.detach().float() for value in stats.values()])
+        return total, tuple(stats), values
