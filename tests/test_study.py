@@ -5,6 +5,7 @@ import os
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,24 +92,26 @@ def test_recipes_are_one_idea_each_and_some_together(tmp_path):
         "segblocks_calibrate", "segblocks_normalise_advantage", "segblocks_entropy_weight",
         "segblocks_reward", "segblocks_warmup_epochs", "segblocks_warmup_share",
         "segblocks_budgets", "segblocks_policy_wd_factor", "segblocks_policy_epochs",
-        "segblocks_place_weight", "segblocks_recolour", "segblocks_refine_epochs",
+        "segblocks_place_weight", "segblocks_recolour", "segblocks_refine_epochs", "teacher",
     )  # fmt: skip
+    teacher = str(tmp_path / "dense" / "seed0" / "checkpoint.pth")
     expected = {
-        "normalised": ("val", True, 0.5, "loss", 0, None, None, 1, 0, 0, False, 0),
-        "warmup": ("val", False, 0, "loss", 11, 1, None, 1, 0, 0, False, 0),
-        "exact": ("val", False, 0, "loss", 0, None, [0.381, 0.381], 1, 0, 0, False, 0),
-        "short": ("val", False, 0, "loss", 0, None, None, 1, 27, 0, False, 0),
-        "balanced": ("val", False, 0, "balanced", 0, None, None, 30, 0, 0, False, 0),
-        "soft": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 0, False, 0),
-        "place": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, False, 0),
-        "recolour": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, True, 0),
-        "fifth": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 0),
-        "refined": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15),
+        "normalised": ("val", True, 0.5, "loss", 0, None, None, 1, 0, 0, False, 0, ""),
+        "warmup": ("val", False, 0, "loss", 11, 1, None, 1, 0, 0, False, 0, ""),
+        "exact": ("val", False, 0, "loss", 0, None, [0.381, 0.381], 1, 0, 0, False, 0, ""),
+        "short": ("val", False, 0, "loss", 0, None, None, 1, 27, 0, False, 0, ""),
+        "balanced": ("val", False, 0, "balanced", 0, None, None, 30, 0, 0, False, 0, ""),
+        "soft": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 0, False, 0, ""),
+        "place": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, False, 0, ""),
+        "recolour": ("val", True, 0.5, "balanced", 0, None, None, 30, 15, 2, True, 0, ""),
+        "fifth": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 0, ""),
+        "refined": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, ""),
+        "taught": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, teacher),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected
     published = next(args for title, args in seen.items() if "published" in title)
-    expected = ("no", False, 0, "loss", 0, None, None, 1, 0, 0, False, 0)
+    expected = ("no", False, 0, "loss", 0, None, None, 1, 0, 0, False, 0, "")
     assert tuple(getattr(published, f) for f in flags) == expected
 
 
@@ -119,6 +122,9 @@ def test_experiments_are_chosen_by_name_and_group():
     assert {"published40", "reinforce40", "recipe_warmup40"} <= set(recipes)
     assert "recipe_balanced40" not in recipes  # that is reinforce40
     assert chosen(plan, []) == plan
+    plan = experiments("camvid", "taught")
+    taught = ["dense", "reinforce40", "dense_taught", "random40_taught"]
+    assert [e.name for e in chosen(plan, taught[1:])] == taught
     with pytest.raises(ValueError, match="'dence'; choose from dense"):
         chosen(plan, ["dence"])
 
@@ -183,6 +189,16 @@ def test_a_failure_stops_its_own_chain_only_and_is_told(tmp_path):
     assert not bad[1].folder.exists()
     assert good[0].is_done()
     assert not bad[0].is_done()
+
+
+def test_a_step_waits_for_another_and_fails_with_it(tmp_path):
+    told: list[str] = []
+    for name, text in (("good", "sleep 0.5; echo x >$0"), ("bad", "exit 3")):
+        first = step(tmp_path / name, "bash", "-c", text, str(tmp_path / "made"))
+        second = replace(shell(tmp_path / f"{name}2", f"cat {tmp_path}/made"), after=first)
+        assert Runner(2, 1, told.append).run([[first], [second]]) == (name == "good")
+        assert second.is_done() == (name == "good")
+    assert told[-1] == "FAILED bad2: it comes after bad"
 
 
 def test_time_is_up_and_the_run_goes_on_later(tmp_path):

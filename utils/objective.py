@@ -1,4 +1,4 @@
-"""What a training step minimises: the task loss plus that of the policy."""
+"""What a training step minimises: the task loss, a teacher's part in it, and the policy's loss."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -10,9 +10,11 @@ from segblocks import SegBlocksModel, SegBlocksOutput
 from segblocks.borders import pad_to_blocks
 from utils.evaluate import forward_options
 from utils.state import TrainingState
+from utils.teacher import Teacher, distillation_loss
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Losses = dict[str, tuple[float, Tensor]]
 Minimised = tuple[Tensor, tuple[str, ...], Tensor]  # a loss, 0-d; names and values of what to log
 
 
@@ -27,6 +29,7 @@ class Objective:
         reward: (loss of each pixel, label) → what each pixel earns the policy.
         ignore_index: label of pixels that do not count.
         ranks: how many share a batch.
+        teacher: whose predictions are part of the task loss; None: labels alone.
     """
 
     def __init__(
@@ -37,10 +40,11 @@ class Objective:
         reward: nn.Module,
         ignore_index: int,
         ranks: int,
+        teacher: Teacher | None = None,
     ):
         self.run, self.network = run, network
         self.criterion, self.reward = criterion, reward
-        self.ignore_index, self.ranks = ignore_index, ranks
+        self.ignore_index, self.ranks, self.teacher = ignore_index, ranks, teacher
 
     @property
     def args(self) -> Namespace:
@@ -62,11 +66,12 @@ class Objective:
         options = forward_options(self.args, self.criterion, label)
         if options["budget"] is None:
             options["budget"] = budget
-        options |= {"objective": self._judge, "targets": (label,)}
+        taught = () if self.teacher is None else (self.teacher(image),)
+        options |= {"objective": self._judge, "targets": (label, *taught)}
         with torch.autocast(image.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             if self.refines:
                 known = (label, self._gain(image, label), self._before(image))
-                options |= {"objective": self._judge_refining, "targets": known}
+                options |= {"objective": self._judge_refining, "targets": (*known, *taught)}
             return self.network(image, **options)
 
     def _gain(self, image: Tensor, label: Tensor) -> Tensor:
@@ -82,22 +87,33 @@ class Objective:
 
     # Captured with the network, so nothing here may read the device.
 
-    def _judge(self, result: SegBlocksOutput, label: Tensor) -> Minimised:
-        task, loss_map = self.criterion(result.logits, label)
+    def _judge(self, result: SegBlocksOutput, label: Tensor, *taught: Tensor) -> Minimised:
+        losses, loss_map = self._task(result.logits, label, *taught)
         valid = label != self.ignore_index
         reward = self.reward(loss_map.detach(), label)
-        return self._together(task, *self.model.policy.loss(result, reward, valid))
+        return self._together(losses, *self.model.policy.loss(result, reward, valid))
 
     def _judge_refining(
-        self, result: SegBlocksOutput, label: Tensor, gain: Tensor, before: Tensor
+        self, result: SegBlocksOutput, label: Tensor, gain: Tensor, before: Tensor, *taught: Tensor
     ) -> Minimised:
         """The same where it was measured what full resolution saves each block."""
-        task, _ = self.criterion(result.logits, label)
-        return self._together(task, *self.model.policy.refining_loss(result, gain, before))
+        losses, _ = self._task(result.logits, label, *taught)
+        return self._together(losses, *self.model.policy.refining_loss(result, gain, before))
 
-    def _together(self, task: Tensor, policy: Tensor, stats: dict[str, Tensor]) -> Minimised:
-        total = task + policy
+    def _task(self, logits: Tensor, label: Tensor, *taught: Tensor) -> tuple[Losses, Tensor]:
+        """What the network learns from, by name, each with its weight; loss of each pixel by its
+        label. `taught`: the teacher's logits, if there is one."""
+        task, loss_map = self.criterion(logits, label)
+        if not taught:
+            return {"loss_task": (1.0, task)}, loss_map
+        weight, distilled = self.args.teacher_weight, distillation_loss(logits, *taught)
+        losses = {"loss_task": (1 - weight, task), "loss_teacher": (weight, distilled / self.ranks)}
+        return losses, loss_map
+
+    def _together(self, losses: Losses, policy: Tensor, stats: dict[str, Tensor]) -> Minimised:
+        total = sum(weight * loss for weight, loss in losses.values()) + policy
         stats = {name: value / self.ranks for name, value in stats.items()}
-        stats = {"loss_task": task, "loss_policy": policy, "loss_total": total, **stats}
+        losses = {name: loss for name, (_, loss) in losses.items()}
+        stats = {**losses, "loss_policy": policy, "loss_total": total, **stats}
         values = torch.stack([value.detach().float() for value in stats.values()])
         return total, tuple(stats), values

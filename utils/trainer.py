@@ -30,6 +30,7 @@ from utils.resume import BEST, LATEST, Progress, Told
 from utils.reward import build_reward
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
+from utils.teacher import load_teacher
 from utils.uploads import Uploaded, Uploads
 from utils.whole_step import Logged, WholeSteps
 from utils.writer import Saver
@@ -65,7 +66,10 @@ class Trainer:
         criterion = task_loss(args, info, total).to(device)
         reward = build_reward(args, info, total).to(device)
         self.run = TrainingState(model, args, device, reward)
-        learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count)
+        teacher = load_teacher(args, info, device)
+        if teacher is not None:
+            teacher.train_from_graphs(self._graphs)
+        learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count, teacher)
         self.objective = Objective(self.run, *learnt)
         # A scaler decides after each backward pass whether there is a step at all.
         graphed = from_graphs and not self.run.scaler.is_enabled()

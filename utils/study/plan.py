@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 MODEL = "swiftnet_rn18"
 CURVE = "--budget 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0"
 TARGET = "0.4"
+TEACHER = "dense"  # the experiment whose network of the same seed teaches those that say so
+TAUGHT = "--teacher TEACHER"
 ANY = "--segblocks-budgets 0.1 1.0 --segblocks-budget-power 6"
 
 
@@ -37,7 +39,7 @@ SETUPS = {
 # How the learned policy is trained: as published, with a threshold that is fitted, that with one
 # idea more each, with those together that make probabilities soft, and these with one more after
 # the other: scores drawn towards the mean of their place, other colours, a fifth of the blocks in
-# training whatever the share in use, a policy that learns again at the end.
+# training whatever the share in use, a policy that learns again at the end, a dense teacher.
 _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
@@ -45,6 +47,7 @@ _SOFT = f"{_NORMALISED} {_BALANCED} --segblocks-policy-epochs {{seventh}}"
 _PLACE = f"{_SOFT} --segblocks-place-weight 2"
 _RECOLOUR = f"{_PLACE} --segblocks-recolour yes"
 _FIFTH = f"{_RECOLOUR} --segblocks-budgets 0.2 0.2"
+_REFINED = f"{_FIFTH} --segblocks-refine-epochs {{seventh}}"
 RECIPES = {
     "published": "",
     "calibrated": _FITTED,
@@ -57,7 +60,8 @@ RECIPES = {
     "place": _PLACE,
     "recolour": _RECOLOUR,
     "fifth": _FIFTH,
-    "refined": f"{_FIFTH} --segblocks-refine-epochs {{seventh}}",
+    "refined": _REFINED,
+    "taught": f"{_REFINED} {TAUGHT}",
 }
 
 
@@ -75,6 +79,11 @@ class Experiment:
     validations: dict[str, str] = field(default_factory=dict)
     seeded: bool = False
     groups: tuple[str, ...] = ("headline",)
+
+    @property
+    def teacher(self) -> str | None:
+        """Name of the experiment that has to be trained before."""
+        return TEACHER if TAUGHT in self.train else None
 
 
 def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Experiment]:
@@ -177,11 +186,22 @@ def experiments(dataset: str, recipe: str, epochs: int | None = None) -> list[Ex
         for name in RECIPES
         if name not in ("published", "calibrated", recipe)
     ]
+    if TAUGHT in RECIPES[recipe]:  # what a teacher does to others
+        plan += [
+            Experiment("dense_taught", "dense, with a teacher", TAUGHT, {"own": ""}, True),
+            Experiment(
+                "random40_taught",
+                "random, 40 %, with a teacher",
+                f"{placed('random')} {TAUGHT}",
+                {"own": spent},
+                True,
+            ),
+        ]
     return plan
 
 
 def chosen(plan: Sequence[Experiment], only: Iterable[str]) -> list[Experiment]:
-    """The experiments named in `only`, by name or group; all without any.
+    """The experiments named in `only`, by name or group, and their teachers; all without any.
 
     Raises ValueError for a word that is neither.
     """
@@ -191,4 +211,6 @@ def chosen(plan: Sequence[Experiment], only: Iterable[str]) -> list[Experiment]:
     for word in only:
         if word not in names:
             raise ValueError(f"no experiment or group {word!r}; choose from {', '.join(names)}")
-    return [e for e in plan if not only or e.name in only or set(e.groups) & set(only)]
+    found = [e for e in plan if not only or e.name in only or set(e.groups) & set(only)]
+    teachers = {e.teacher for e in found}
+    return [e for e in plan if e in found or e.name in teachers]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.resume import LATEST
-from utils.study.plan import MODEL, Experiment, Setup
+from utils.study.plan import MODEL, TAUGHT, Experiment, Setup
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 120  # for a run that was asked to save and stop
@@ -40,6 +40,7 @@ class Step:
     title: str
     command: tuple[str, ...]
     folder: Path
+    after: "Step | None" = None  # another one that has to be done before
 
     @property
     def marker(self) -> Path:
@@ -93,13 +94,17 @@ def write(path: Path, values: dict) -> None:
 def steps(experiment: Experiment, seed: int, options: Options) -> list[Step]:
     """Training and validations of one experiment with one seed, in order."""
     name = f"{experiment.name}/seed{seed}"
+    train, teacher = experiment.train, None
+    if experiment.teacher:
+        teacher = Step(of := f"{experiment.teacher}/seed{seed}", (), options.folder / of)
+        train = train.replace(TAUGHT, f"--teacher {teacher.folder / LATEST}")
     scripts = ROOT / "configs" / options.dataset / MODEL
     common = [*options.setup.data_flags.split(), "--exp-dir", str(options.folder)]
     common += ["--num-workers", str(options.workers), "--num-viz-images", "0"]
     training = (
         str(scripts / "baseline_train.sh"),
         *options.setup.train_flags.split(),
-        *experiment.train.split(),
+        *train.split(),
         *("--seed", str(seed), "--name", name),
         # Validated once, at the end: nothing is selected on the way.
         *("--epochs", str(options.epochs), "--val-every", "0", "--save-minutes", "2"),
@@ -108,7 +113,7 @@ def steps(experiment: Experiment, seed: int, options: Options) -> list[Step]:
         *options.flags,
     )
     folder = options.folder / name
-    result = [Step(name, training, folder)]
+    result = [Step(name, training, folder, teacher)]
     for validation, flags in experiment.validations.items():
         command = (
             str(scripts / "baseline_val.sh"),
@@ -195,11 +200,22 @@ class Runner:
             for step in chain:
                 if self._stopping.is_set():
                     return
-                if not step.is_done() and not self._one(step, device):
+                if not step.is_done() and not (self._is_ready(step) and self._one(step, device)):
                     return
         finally:
             if device is not None:
                 self._devices.put(device)
+
+    def _is_ready(self, step: Step) -> bool:
+        """Wait for what comes before it; False when that will not come."""
+        while step.after is not None and not step.after.marker.exists():
+            if step.after.title in self.failed:
+                self.failed.append(step.title)
+                self.tell(f"FAILED {step.title}: it comes after {step.after.title}")
+                return False
+            if self._stopping.wait(0.2):
+                return False
+        return True
 
     def _one(self, step: Step, device: str | None) -> bool:
         """Whether the step is done now."""
