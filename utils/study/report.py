@@ -52,12 +52,14 @@ def gather(plan: Sequence[Experiment], folder: Path, seeds: Sequence[int]) -> li
             for validation in experiment.validations:
                 place = folder / experiment.name / f"seed{seed}" / validation
                 if (place / "done.json").exists():
+                    training = _read(place.parent / "done.json")
                     origin = {
                         "experiment": experiment.name,
                         "title": experiment.title,
                         "seed": seed,
                         "validation": validation,
-                        "training": _read(place.parent / "done.json")["command"],
+                        "training": training["command"],
+                        "training_seconds": training["seconds"],
                     }
                     name = "curve.json" if (place / "curve.json").exists() else "val.json"
                     found.append(origin | _read(place / name))
