@@ -2,14 +2,13 @@
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Step:
     title: str
     command: tuple[str, ...]
     folder: Path
-    after: "Step | None" = None  # another one that has to be done before
+    after: "Step | None" = None  # what has to be done before; None: those before it in its chain
 
     @property
     def marker(self) -> Path:
@@ -92,7 +91,7 @@ def write(path: Path, values: dict) -> None:
 
 
 def steps(experiment: Experiment, seed: int, options: Options) -> list[Step]:
-    """Training and validations of one experiment with one seed, in order."""
+    """Training and validations of one experiment with one seed; the latter side by side."""
     name = f"{experiment.name}/seed{seed}"
     train, teacher = experiment.train, None
     if experiment.teacher:
@@ -124,7 +123,7 @@ def steps(experiment: Experiment, seed: int, options: Options) -> list[Step]:
             *common,
             *options.flags,
         )
-        result.append(Step(f"{name}/{validation}", command, folder / validation))
+        result.append(Step(f"{name}/{validation}", command, folder / validation, result[0]))
     return result
 
 
@@ -139,9 +138,10 @@ def _policy_of(train_flags: str) -> list[str]:
 
 
 class Runner:
-    """Runs chains of steps, `parallel` at a time, until all are done or time is up.
+    """Runs steps, `parallel` at a time, until all are done or time is up.
 
-    A chain sees one of `devices`, CUDA devices by number or identifier, which are dealt out in
+    Steps of a chain come one after the other, but those that say what they come after wait for that
+    alone. Each sees one of `devices`, CUDA devices by number or identifier, which are dealt out in
     turn; without any it sees what this process does.
     """
 
@@ -153,10 +153,8 @@ class Runner:
         devices: Sequence[str] = (),
     ):
         self.parallel, self.threads, self.tell = parallel, threads, tell
-        self._devices: queue.SimpleQueue[str] = queue.SimpleQueue()  # one for each chain that runs
-        for i in range(parallel if devices else 0):
-            self._devices.put(devices[i % len(devices)])
-        self._choose = bool(devices)
+        # One for each step that runs.
+        self._devices = [devices[i % len(devices)] for i in range(parallel if devices else 0)]
         self.failed: list[str] = []
         self._processes: set[subprocess.Popen] = set()
         self._stopping = threading.Event()
@@ -165,27 +163,40 @@ class Runner:
     def run(self, chains: Sequence[Sequence[Step]], minutes: float = 0) -> bool:
         """-> whether everything is done. After `minutes` (0: never), and when interrupted, runs
         are asked to save and stop. Raises ValueError, before any run, where `Step.is_done` does."""
-        for step in (step for chain in chains for step in chain):
-            step.is_done()
+        left = [
+            (step, step.after or before)
+            for chain in chains
+            for step, before in zip(chain, [None, *chain])
+            if not step.is_done()
+        ]
         before = signal.signal(signal.SIGTERM, lambda number, frame: self.stop())
         pool = ThreadPoolExecutor(self.parallel)
-        futures = [pool.submit(self._chain, chain) for chain in chains]
+        running: dict[Future, str | None] = {}  # with their devices
         deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         try:
-            while not all(future.done() for future in futures):
+            while True:
+                for future in [future for future in running if future.done()]:
+                    future.result()  # what is our own mistake is not hidden
+                    self._devices.append(running.pop(future))
+                while len(running) < self.parallel and not self._stopping.is_set():
+                    ready = next((x for x in left if x[1] is None or x[1].marker.exists()), None)
+                    if ready is None:
+                        break
+                    left.remove(ready)
+                    device = self._devices.pop(0) if self._devices else None
+                    running[pool.submit(self._one, ready[0], device)] = device
+                if not running:
+                    return not left and not self.failed and not self._stopping.is_set()
                 if time.monotonic() > deadline and not self._stopping.is_set():
                     self.tell(f"{minutes:g} minutes are over: saving")
                     self.stop()
                 time.sleep(0.1)
         except KeyboardInterrupt:
             self.stop()
+            return False
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             signal.signal(signal.SIGTERM, before)
-        for future in futures:
-            if not future.cancelled():
-                future.result()  # what is our own mistake is not hidden
-        return not self.failed and not self._stopping.is_set()
 
     def stop(self) -> None:
         """Ask every run to save and stop, and start no more."""
@@ -193,29 +204,6 @@ class Runner:
         with self._lock:
             for process in self._processes:
                 process.terminate()
-
-    def _chain(self, chain: Sequence[Step]) -> None:
-        device = self._devices.get() if self._choose else None
-        try:
-            for step in chain:
-                if self._stopping.is_set():
-                    return
-                if not step.is_done() and not (self._is_ready(step) and self._one(step, device)):
-                    return
-        finally:
-            if device is not None:
-                self._devices.put(device)
-
-    def _is_ready(self, step: Step) -> bool:
-        """Wait for what comes before it; False when that will not come."""
-        while step.after is not None and not step.after.marker.exists():
-            if step.after.title in self.failed:
-                self.failed.append(step.title)
-                self.tell(f"FAILED {step.title}: it comes after {step.after.title}")
-                return False
-            if self._stopping.wait(0.2):
-                return False
-        return True
 
     def _one(self, step: Step, device: str | None) -> bool:
         """Whether the step is done now."""
