@@ -28,7 +28,9 @@ DEVICES = [  # to parametrise by
         "cuda",
         marks=[
             pytest.mark.gpu,
-            pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            # As text, for when a test runs: asking CUDA here would be in the way of processes that
+            # are forked from one that has imported this.
+            pytest.mark.skipif("not torch.cuda.is_available()", reason="needs a CUDA device"),
         ],
     ),
 ]
@@ -83,10 +85,11 @@ def run(exp_dir: Path, *flags: str) -> Path:
 def make_trainer(tmp_path, *flags):
     args = parse_args(arguments(tmp_path, *flags))
     torch.manual_seed(args.seed)
-    sets = build_train_set(args), build_val_set(args)
-    model = train.build(args, sets[0])
+    device = torch.device(args.device)
+    sets = build_train_set(args, device), build_val_set(args)
+    model = train.build(args, sets[0]).to(device)
     loaders = train_loader(sets[0], args), val_loader(sets[1], args)
-    return Trainer(model, *loaders, args, torch.device("cpu"))
+    return Trainer(model, *loaders, args, device)
 
 
 def same(a, b):
