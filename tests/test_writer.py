@@ -10,7 +10,7 @@ import torch
 from tiny import DEVICES
 
 from utils import writer
-from utils.checkpoint import load_checkpoint
+from utils.checkpoint import load_checkpoint, previous
 from utils.writer import CheckpointWriter
 
 
@@ -54,7 +54,7 @@ def test_one_after_the_other(tmp_path, device):
     ]
     for i, state in enumerate(states):
         own.write(tmp_path / f"{i}.pth", state)
-        assert i == 0 or (tmp_path / f"{i - 1}.pth").exists(), "the one before has been written"
+        assert i < 2 or (tmp_path / f"{i - 2}.pth").exists(), "one is under way, one waits"
     own.write(tmp_path / "0.pth", {"a": torch.zeros(1)}, True)
     own.wait()
     for i, state in enumerate(states[1:], 1):
@@ -103,6 +103,8 @@ def test_what_failed_is_raised_once(tmp_path, full_disk):
 def test_the_write_after_a_failure_is_tried(tmp_path, full_disk):
     own = CheckpointWriter()
     assert own.write(tmp_path / "a.pth", {"x": 1}) is None
+    while not own.has_failed:
+        time.sleep(0.01)
     with pytest.raises(OSError, match="No space left"):
         own.write(tmp_path / "a.pth", {"x": 2})
     own.write(tmp_path / "a.pth", {"x": 3})
@@ -112,6 +114,61 @@ def test_the_write_after_a_failure_is_tried(tmp_path, full_disk):
     assert "No space left" in str(own.write(tmp_path / "a.pth", {"x": 4}))
     assert load_checkpoint(tmp_path / "a.pth") == {"x": 4}
     assert not own.has_failed
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_newer_state_takes_the_place_of_one_that_waits(tmp_path, held, device):
+    own, path = CheckpointWriter(), tmp_path / "a.pth"
+    for x in range(4):
+        own.write(path, {"x": torch.full((3,), x, device=device)}, keep_previous=True)
+    held.set()
+    own.wait()
+    assert load_checkpoint(path)["x"].tolist() == [3, 3, 3]
+    assert load_checkpoint(previous(path))["x"].tolist() == [0, 0, 0]
+
+
+def test_what_has_another_purpose_is_not_replaced(tmp_path, held):
+    own, names = CheckpointWriter(), ("a", "b", "best", "c")
+    release = threading.Timer(0.2, held.set)
+    release.start()
+    own.write(tmp_path / "a", {"x": 0})
+    own.write(tmp_path / "b", {"x": 1})  # another file
+    own.write(tmp_path / "c", {"x": 2}, also=tmp_path / "best")
+    own.write(tmp_path / "c", {"x": 3})
+    own.wait()
+    assert [load_checkpoint(tmp_path / name)["x"] for name in names] == [0, 1, 2, 3]
+
+
+def test_a_replaced_state_still_protects_the_good_file_before(tmp_path, held):
+    """Of two that were to follow a damaged file, the first was to leave the older one alone."""
+    own, path = CheckpointWriter(), tmp_path / "a.pth"
+    previous(path).write_bytes(b"good")
+    path.write_bytes(b"damaged")
+    own.write(tmp_path / "other.pth", {})
+    own.write(path, {"x": 1}, keep_previous=False)
+    own.write(path, {"x": 2}, keep_previous=True)
+    held.set()
+    own.wait()
+    assert load_checkpoint(path) == {"x": 2}
+    assert previous(path).read_bytes() == b"good"
+
+
+def test_a_failure_before_a_write_that_went_well_is_returned(tmp_path, held, monkeypatch):
+    own, save = CheckpointWriter(), writer.save_checkpoint
+
+    def fails_once(path, state, *given):
+        save(path, state, *given)
+        if state["x"] == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, "save_checkpoint", fails_once)
+    own.write(tmp_path / "a.pth", {"x": 1})
+    own.write(tmp_path / "a.pth", {"x": 2})
+    held.set()
+    while not own._writes[0].has_failed:
+        time.sleep(0.01)
+    assert "No space left" in str(own.write(tmp_path / "a.pth", {"x": 3}))
+    assert load_checkpoint(tmp_path / "a.pth") == {"x": 3}
 
 
 def test_an_interrupted_wait_forgets_nothing(tmp_path, held, monkeypatch):

@@ -15,6 +15,8 @@ from utils.errors import UserError, one_line
 from utils.logger import RunLog
 from utils.ranks import Ranks
 
+Pinned = list[tuple[Any, Tensor]]
+
 # Of all writers of a process: files on their way to one name have one name, too.
 _one_at_a_time = threading.Lock()
 
@@ -70,19 +72,20 @@ class CheckpointWriter:
     """Writes checkpoints in another thread, one after the other, as `save_checkpoint` does.
 
     A write takes as long as an epoch of a small data set. What is written is the state at the call
-    of `write`: tensors are copied, those on a GPU to pinned memory, which is kept for the next
-    time, without waiting for the device.
+    of `write`: tensors are copied, those on a GPU to pinned memory, which is kept for later,
+    without waiting for the device. Behind the write that is under way one more may wait; a newer
+    state of the same file takes its place.
     """
 
     def __init__(self) -> None:
-        self._under_way: _Write | None = None
-        self._pinned: list[tuple[Any, Tensor]] = []  # layouts, and memory for tensors like that
+        self._writes: list[_Write] = []  # at most two that have not ended, in order
+        # Pinned memory for each of them: layouts, and memory for tensors like that.
+        self._pinned: list[Pinned] = [[], []]
 
     @property
     def has_failed(self) -> bool:
         """Whether the last write has ended, and not well."""
-        under_way = self._under_way
-        return under_way is not None and not under_way.is_alive() and under_way.error is not None
+        return bool(self._writes) and self._writes[-1].has_failed
 
     def write(
         self,
@@ -91,55 +94,83 @@ class CheckpointWriter:
         keep_previous: bool = False,
         also: Path | None = None,
     ) -> OSError | None:
-        """Begin to write `state` to `path`, and to `also`, when the write before has ended.
+        """Begin to write `state` to `path`, and to `also`, or to do that after the write that is
+        under way.
 
-        If that one failed for its file or its disk, this one is waited for and raises what it
+        If one before has failed for its file or its disk, this one is waited for and raises what it
         raises; returns the failure before it if it went well, else None.
         """
         failure = None
         try:
-            self.wait()
+            self._forget_ended()
+            if len(self._writes) > 1:
+                replaced = self._writes[-1]
+                if also is None and replaced.path == path and replaced.withdraw():
+                    self._forget(replaced)
+                    keep_previous = keep_previous and replaced.keep_previous
+                else:
+                    self.wait()
         except OSError as error:
             failure = error
-        state, copied = self._snapshot(state)
-        self._under_way = _Write(copied, path, state, keep_previous, also)
-        self._under_way.start()
+            self.wait()  # for what came after that
+        before = self._writes[-1] if self._writes else None
+        pinned = self._pinned.pop()
+        state, copied = _snapshot(state, pinned)
+        self._writes.append(_Write(before, pinned, copied, path, state, keep_previous, also))
+        self._writes[-1].start()
         if failure is not None:
             self.wait()
         return failure
 
     def wait(self) -> None:
-        """Until everything is written; raises what `save_checkpoint` raised, once."""
-        under_way = self._under_way
-        if under_way is None:
-            return
-        under_way.join()  # a signal may end that, and nothing is forgotten
-        self._under_way = None
-        if under_way.error is not None:
-            raise under_way.error
+        """Until everything is written; raises what `save_checkpoint` raised, once, if the last
+        write failed: what came of those before it matters no more."""
+        error = None
+        while self._writes:
+            self._writes[0].join()  # a signal may end that, and nothing is forgotten
+            error = self._writes[0].error
+            self._forget(self._writes[0])
+        if error is not None:
+            raise error
 
-    def _snapshot(self, state: dict[str, Any]) -> tuple[dict[str, Any], list[torch.cuda.Event]]:
-        """The state in CPU memory of its own, and what tells when copies have arrived there."""
-        pinned, self._pinned, devices = iter(self._pinned), [], set()
+    def _forget_ended(self) -> None:
+        """Raises what the first of them raised."""
+        for write in [write for write in self._writes if not write.is_alive()]:
+            self._forget(write)
+            if write.error is not None:
+                raise write.error
 
-        def copy(tensor: Tensor) -> Tensor:
-            tensor = tensor.detach()
-            if not tensor.is_cuda:
-                return tensor.clone()
-            devices.add(tensor.device)
-            layout = (tensor.shape, tensor.stride(), tensor.dtype)
-            of, kept = next(pinned, (None, None))
-            if of != layout:
-                kept = _empty_on_host(tensor)
-            self._pinned.append((layout, kept))
-            return kept.copy_(tensor, non_blocking=True)
+    def _forget(self, write: "_Write") -> None:
+        self._writes.remove(write)
+        self._pinned.append(write.pinned)
 
-        state = map_structure(state, Tensor, copy)
-        events = []
-        for device in devices:
-            events.append(torch.cuda.Event(blocking=True))
-            events[-1].record(torch.cuda.current_stream(device))
-        return state, events
+
+def _snapshot(
+    state: dict[str, Any], pinned: Pinned
+) -> tuple[dict[str, Any], list[torch.cuda.Event]]:
+    """The state in CPU memory of its own, and what tells when copies have arrived there. `pinned`
+    is memory to use, and holds what was used then."""
+    known, devices = iter(pinned.copy()), set()
+    pinned.clear()
+
+    def copy(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if not tensor.is_cuda:
+            return tensor.clone()
+        devices.add(tensor.device)
+        layout = (tensor.shape, tensor.stride(), tensor.dtype)
+        of, kept = next(known, (None, None))
+        if of != layout:
+            kept = _empty_on_host(tensor)
+        pinned.append((layout, kept))
+        return kept.copy_(tensor, non_blocking=True)
+
+    state = map_structure(state, Tensor, copy)
+    events = []
+    for device in devices:
+        events.append(torch.cuda.Event(blocking=True))
+        events[-1].record(torch.cuda.current_stream(device))
+    return state, events
 
 
 def _empty_on_host(tensor: Tensor) -> Tensor:
@@ -150,17 +181,40 @@ def _empty_on_host(tensor: Tensor) -> Tensor:
 
 
 class _Write(threading.Thread):
-    """One write. Python waits for it when it ends: a thread that it leaves behind in PyTorch would
-    be torn down there, and abort the process."""
+    """One write, after another one. Python waits for it when it ends: a thread that it leaves
+    behind in PyTorch would be torn down there, and abort the process."""
 
-    def __init__(self, copied: list[torch.cuda.Event], *given: Any):
-        """`given` is what `save_checkpoint` takes."""
+    def __init__(
+        self,
+        before: "_Write | None",
+        pinned: Pinned,
+        copied: list[torch.cuda.Event],
+        path: Path,
+        state: dict[str, Any],
+        keep_previous: bool,
+        also: Path | None,
+    ):
         super().__init__(name="checkpoint")
-        self._copied, self._given = copied, given
+        self.path, self.pinned, self.keep_previous = path, pinned, keep_previous
+        self._before, self._copied, self._also = before, copied, also
+        self._given = (path, state, keep_previous, also)
+        self._may_begin = threading.Lock()  # taken by whoever decides whether it does
         self.error: BaseException | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        return not self.is_alive() and self.error is not None
+
+    def withdraw(self) -> bool:
+        """Whether nothing will be written, as it has not begun and holds no copy for `also`."""
+        return self._also is None and self._may_begin.acquire(blocking=False)
 
     def run(self) -> None:
         try:
+            if self._before is not None:
+                self._before.join()
+            if not self._may_begin.acquire(blocking=False):
+                return
             for event in self._copied:
                 event.synchronize()
             with _one_at_a_time:
@@ -168,4 +222,4 @@ class _Write(threading.Thread):
         except BaseException as error:
             self.error = error
         finally:
-            del self._given
+            self._given, self._before = (), None
