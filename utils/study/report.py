@@ -77,7 +77,7 @@ def rows(raw: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def markdown(found: Sequence[Row], runs: int) -> str:
-    """The table of docs/results.md."""
+    """The table of docs/study.md."""
     dense = next((row.mean("miou") for row in found if row.experiment == "dense"), None)
     lines = [
         f"{runs} training runs, each validated once, after its last epoch; nothing was selected. "
