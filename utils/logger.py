@@ -143,6 +143,11 @@ class Means:
         self._sums[names] = self._sums[names] + values if names in self._sums else values
         self._counts[names] = self._counts.get(names, 0) + 1
 
+    def add_all(self, several: Iterable[tuple[tuple[str, ...], torch.Tensor]]) -> None:
+        """The same for some groups of names."""
+        for names, values in several:
+            self.add(names, values)
+
     def pop(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> dict[str, float]:
         """The means since the last call; waits for the device. `total` adds the values of one
         call up over the ranks."""

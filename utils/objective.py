@@ -10,7 +10,7 @@ from segblocks import SegBlocksModel, SegBlocksOutput
 from segblocks.borders import pad_to_blocks
 from utils.evaluate import forward_options
 from utils.state import TrainingState
-from utils.teacher import Teacher, distillation_loss
+from utils.teacher import OwnTeacher, Teacher, distillation_loss
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,7 +40,7 @@ class Objective:
         reward: nn.Module,
         ignore_index: int,
         ranks: int,
-        teacher: Teacher | None = None,
+        teacher: Teacher | OwnTeacher | None = None,
     ):
         self.run, self.network = run, network
         self.criterion, self.reward = criterion, reward
@@ -106,7 +106,8 @@ class Objective:
         task, loss_map = self.criterion(logits, label)
         if not taught:
             return {"loss_task": (1.0, task)}, loss_map
-        weight, distilled = self.args.teacher_weight, distillation_loss(logits, *taught)
+        weight = self.args.teacher_weight
+        distilled = distillation_loss(logits, *taught, self.teacher.temperature)
         losses = {"loss_task": (1 - weight, task), "loss_teacher": (weight, distilled / self.ranks)}
         return losses, loss_map
 

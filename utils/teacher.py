@@ -1,9 +1,11 @@
-"""Learning from what another network says, one that was trained and runs at full resolution.
+"""Learning from what a network says at full resolution: another one, or the one that learns.
 
 After Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, for every pixel.
 """
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +14,23 @@ from torch import Tensor, nn
 from dataloaders import DatasetInfo
 from models import build_model
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
+from segblocks.borders import crop_output, pad_to_blocks
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.inference import inference_copy, use_half
 from utils.seeding import forked_rng
 
 WEIGHT = 0.5  # of the teacher in the task loss; the labels have the rest
-TEMPERATURE = 2.0  # by which logits are divided, so that improbable classes count
+SELF = "self"  # as --teacher: no file, but the network that learns
 
 
 class Teacher(nn.Module):
-    """A frozen network with every block at full resolution, in half precision if `half`."""
+    """A frozen network with every block at full resolution, in half precision if `half`.
+
+    Attributes:
+        temperature: by which logits are divided, so that improbable classes count.
+    """
+
+    temperature = 2.0
 
     def __init__(self, net: nn.Module, block_size: int, half: bool):
         super().__init__()
@@ -42,14 +51,66 @@ class Teacher(nn.Module):
         return self  # it has learned
 
 
-def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Teacher | None:
-    """The network of --teacher, a checkpoint of any backbone and policy; None without.
+class OwnTeacher:
+    """The network that learns, as it is now, with every block at full resolution.
+
+    It normalises by the statistics of the batch, as in training, and leaves its running ones, which
+    are those of blocks of both resolutions, alone. On CUDA it computes in bfloat16.
+    """
+
+    temperature = 1.0  # while it learns, its predictions are soft as they are
+
+    def __init__(self, model: SegBlocksModel):
+        self._model = model
+        self._graphs: TrainingGraphs | None = None
+
+    def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
+        self._graphs = graphs
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """(N,classes,h,w) logits of images (N,3,H,W), normalised float32."""
+        padded = pad_to_blocks(image, self._model.policy.block_size)
+        net = self._model.net
+        with (
+            _statistics_left_alone(net),
+            torch.autocast(image.device.type, torch.bfloat16, image.is_cuda),
+        ):
+            if self._graphs is None:
+                logits = net(padded)
+            else:
+                logits = self._graphs(net, net, (padded,), SELF)
+        return crop_output(logits, tuple(padded.shape[2:]), tuple(image.shape[2:]))
+
+
+@contextmanager
+def _statistics_left_alone(net: nn.Module) -> Iterator[None]:
+    """Layers that keep running statistics neither move nor use them."""
+    layers = [layer for layer in net.modules() if getattr(layer, "track_running_stats", False)]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+
+
+def build_teacher(
+    model: SegBlocksModel, args: Namespace, info: DatasetInfo, device: torch.device
+) -> Teacher | OwnTeacher | None:
+    """As --teacher says; None without. Raises what `load_teacher` raises."""
+    if args.teacher == SELF:
+        return OwnTeacher(model)
+    return load_teacher(args, info, device) if args.teacher else None
+
+
+def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Teacher:
+    """The network of --teacher, a checkpoint of any backbone and policy.
 
     Raises ValueError where its weights are not those of a network for these classes, and what
     `load_checkpoint` raises.
     """
-    if not args.teacher:
-        return None
     flags = vars(args) | (load_checkpoint(args.teacher).get("args") or {})
     with forked_rng(device, 0):  # what is drawn for its weights is not missing elsewhere
         net = build_model(flags["backbone"], info.num_classes, False, flags["num_features"])
@@ -63,17 +124,17 @@ def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Te
     return Teacher(net, args.segblocks_block_size, use_half(args, device)).to(device)
 
 
-def distillation_loss(logits: Tensor, taught: Tensor) -> Tensor:
-    """How far predictions are from a teacher's: their Kullback–Leibler divergence at TEMPERATURE,
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """How far predictions are from a teacher's: their Kullback–Leibler divergence at a temperature,
     times its square, so that gradients are of the size of cross-entropy's; mean over pixels, 0-d.
 
     Args:
         logits: (N,classes,h,w) floating point.
         taught: (N,classes,h',w') floating point, no gradient; resized where its size is another.
     """
-    logits, taught = logits.float() / TEMPERATURE, taught.float() / TEMPERATURE
+    logits, taught = logits.float() / temperature, taught.float() / temperature
     if taught.shape[2:] != logits.shape[2:]:
         taught = F.interpolate(taught, logits.shape[2:], mode="bilinear", align_corners=False)
     ours, theirs = logits.log_softmax(1), taught.log_softmax(1)
     divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-    return TEMPERATURE**2 * divergence.mean()
+    return temperature**2 * divergence.mean()

@@ -3,18 +3,16 @@
 import copy
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
-from itertools import islice, repeat
+from collections.abc import Sequence
+from itertools import repeat
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import SegmentationDataset, stop_workers, to_network
+from dataloaders import SegmentationDataset, stop_workers
 from segblocks import TrainingGraphs
-from segblocks.policy.base import budget_count
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import share_batch
@@ -23,16 +21,15 @@ from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
 from utils.objective import Objective
-from utils.optim import GraphedStep
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
 from utils.resume import BEST, LATEST, Progress, Told
 from utils.reward import build_reward
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
-from utils.teacher import load_teacher
-from utils.uploads import Uploaded, Uploads
-from utils.whole_step import Logged, WholeSteps
+from utils.step import OptimiserStep
+from utils.teacher import build_teacher
+from utils.uploads import Uploads
 from utils.writer import Saver
 
 UNSAVED_SECONDS = 60  # of training that validation does not begin on
@@ -66,22 +63,17 @@ class Trainer:
         criterion = task_loss(args, info, total).to(device)
         reward = build_reward(args, info, total).to(device)
         self.run = TrainingState(model, args, device, reward)
-        teacher = load_teacher(args, info, device)
+        teacher = build_teacher(model, args, info, device)
         if teacher is not None:
             teacher.train_from_graphs(self._graphs)
         learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count, teacher)
         self.objective = Objective(self.run, *learnt)
-        # A scaler decides after each backward pass whether there is a step at all.
-        graphed = from_graphs and not self.run.scaler.is_enabled()
-        self._graphed_step = GraphedStep(self.run.optimizer) if graphed else None
-        self._whole: WholeSteps | None = None
-        if graphed and ranks.count == 1 and args.accumulate == 1:
-            how = (self._loss_of, self._update, self._release_graphs)
-            self._whole = WholeSteps(model, self.run.optimizer, *how)
         # Images as validation sees them, where the policy's threshold is fitted on some.
         self.calibration_set: SegmentationDataset | None = None
         self.kept = Kept(args, device)
         self.finite = FiniteGuard(self.dataset, ranks)
+        how = (self.shared, self.finite, ranks, from_graphs, self._release_graphs)
+        self._take_step = OptimiserStep(self.run, self.objective, *how)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
         self.saver = Saver(ranks)
@@ -138,8 +130,7 @@ class Trainer:
     def close(self) -> None:
         """After the last step, before ranks part."""
         self._release_graphs()
-        if self._whole is not None:
-            self._whole.release()
+        self._take_step.release()
         for loader in (self.train_loader, self.val_loader):
             stop_workers(loader)
 
@@ -206,86 +197,11 @@ class Trainer:
                 raise Stopped(asked)
 
     def _step(self, means: Means) -> None:
-        """One optimiser step, on --accumulate batches."""
         self.model.policy.exploration = self._exploration()
-        self.run.optimizer.zero_grad(set_to_none=True)
-        batches = islice(self._batches, self.args.accumulate)
-        if self._whole is None:
-            self._step_in_parts(batches, means)
-        else:
-            (batch,) = batches
-            budget = self._known_budget(batch[0][0])
-            if not self._step_as_a_whole(batch, budget, means):
-                self._step_in_parts([batch], means, budget)
+        self._take_step(self._batches, means)
         self._batches.ahead()
         if self.run.average:
             self.run.average.update(self.progress.total_steps + 1)
-
-    def _step_as_a_whole(self, batch: Uploaded, budget: int | None, means: Means) -> bool:
-        """Whether the step was taken: not where the host has to know more to launch it."""
-        tensors, index = batch
-        if self.model.policy.exploration or (budget is None and not self.model.is_dense):
-            return False
-        result = self._whole(tensors, budget, self.objective.refines)
-        if result is None:
-            return False
-        loss, logged = result
-        for names, values in logged:
-            means.add(names, values)
-        self.finite.add(loss, index, self.progress.total_steps)
-        return True
-
-    def _step_in_parts(
-        self, batches: Iterable[Uploaded], means: Means, budget: int | None = None
-    ) -> None:
-        """`budget`: high blocks of each image; None: as the policy draws or chooses them."""
-        accumulate, scaler = self.args.accumulate, self.run.scaler
-        for i, (tensors, index) in enumerate(batches):
-            self.shared.meet()
-            with nullcontext() if i + 1 == accumulate else self.shared.later():
-                loss, logged = self._loss_of(tensors, budget)
-                weight = self.shared.weight / accumulate
-                # Only a loss that is still the graph's own output takes the short way back.
-                scaled = scaler.scale(loss if weight == 1 else loss * weight)
-                TrainingGraphs.backward(scaled)
-            for names, values in logged:
-                means.add(names, values)
-            self.finite.add(loss.detach(), index, self.progress.total_steps)
-        self.shared.exchange()
-        for names, values in self._update():
-            means.add(names, values)
-
-    def _loss_of(
-        self, tensors: Sequence[torch.Tensor], budget: int | None
-    ) -> tuple[torch.Tensor, Logged]:
-        """Loss of a batch on the device, 0-d, and what to log."""
-        image, label = to_network(*tensors, channels_last=self.args.channels_last)
-        loss, names, values = self.objective(image, label, budget)
-        return loss, [(names, values)]
-
-    def _update(self) -> Logged:
-        """Change weights by their gradients -> what to log of these."""
-        logged: Logged = []
-        if self.args.grad_clip:
-            self.run.scaler.unscale_(self.run.optimizer)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip)
-            share = norm.detach() / self.ranks.count  # to be added up, as the rest
-            logged.append((("gradient_norm",), share[None]))
-        if self._graphed_step is not None and not torch.cuda.is_current_stream_capturing():
-            self._graphed_step()
-        else:
-            self.run.scaler.step(self.run.optimizer)
-            self.run.scaler.update()
-        return logged
-
-    def _known_budget(self, image: torch.Tensor) -> int | None:
-        """High blocks of each image (N,3,H,W) in the next pass, drawn if it is to be; None: the
-        policy decides."""
-        policy, budget = self.model.policy, self.args.budget
-        rows, columns = (-(-side // policy.block_size) for side in image.shape[2:])
-        if budget is None:
-            budget = policy.own_budget(rows, columns)
-        return None if budget is None else budget_count(budget, rows * columns)
 
     def _validate(self, log: RunLog) -> Evaluation:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""
