@@ -37,7 +37,8 @@ class KeptCopy:
         """The copy with the weights that `model`, always of the same architecture, has now."""
         if self._copy is None:
             self._copy = inference_copy(model, self.half)
-            self._copy.train_from_graphs(TrainingGraphs() if self.from_graphs else None)
+            graphs = TrainingGraphs(frozen=True) if self.from_graphs else None
+            self._copy.train_from_graphs(graphs)
             return self._copy
         for own, new in zip(self._copy.parameters(), model.parameters(), strict=True):
             own.copy_(new)

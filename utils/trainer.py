@@ -3,7 +3,8 @@
 import copy
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -98,13 +99,18 @@ class Trainer:
         self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told
 
-    def save(self, log: RunLog, is_best: bool = False) -> None:
+    def save(
+        self, log: RunLog, is_best: bool = False, meanwhile: Callable[[], None] | None = None
+    ) -> None:
         """Begin to write the checkpoint, which is the best one, too, if it `is_best`; `saver.wait`
-        waits for it. Raises UserError where weights are not finite, and what `Saver.save`
-        raises."""
+        waits for it. `meanwhile` is called when the device has been told to copy the state. Raises
+        UserError where weights are not finite, what that and what `Saver.save` raises."""
+        state = self.saver.take(self.run.to_dict())
+        if meanwhile is not None:
+            meanwhile()
         self.finite.check(self.model)
         also = log.folder / BEST if is_best else None
-        self.saver.save(log.folder / LATEST, self.run.to_dict(), log, self._keep_previous, also)
+        self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
         self._saved_at = time.monotonic()
         self._keep_previous = True
 
@@ -147,17 +153,20 @@ class Trainer:
             self._batches = Uploads(self.train_loader, self.device)
         while at.epoch < args.epochs and not self._out_of_steps():
             best_before = at.score_best
-            self._train_epoch(log)
+            tell = self._train_epoch(log)
             ended = at.step == self.steps_per_epoch
             last = self._out_of_steps() or (ended and at.epoch + 1 == args.epochs)
-            if last or (args.val_every and (at.epoch + 1) % args.val_every == 0):
+            validates = last or (args.val_every and (at.epoch + 1) % args.val_every == 0)
+            if validates:
+                tell()
                 if ended and not self._out_of_steps() and self._much_is_unsaved():
                     self.save(log)  # validation may fail, or be killed as it takes long
                 evaluation = self._validate(log)
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
-            self.save(log, is_best=at.score_best > best_before)
+            # The device is still busy with the last steps, and is to go on soon.
+            self.save(log, at.score_best > best_before, None if validates else tell)
             if not last:
                 self._stop_if_asked()
         return evaluation
@@ -170,11 +179,27 @@ class Trainer:
         for _ in range(steps):
             self._step(means)
 
-    def _train_epoch(self, log: RunLog) -> None:
+    def _train_epoch(self, log: RunLog) -> Callable[[], None]:
+        """To the end of the epoch or of --max-steps. What is returned logs the last steps, for
+        which it waits."""
         at, args = self.progress, self.args
         self.model.train()
         means = Means()
         started, images = time.monotonic(), 0
+
+        def teller() -> Callable[[], None]:
+            now, rates = replace(at), self._learning_rates()
+
+            def tell() -> None:
+                nonlocal started, images
+                if not images:  # a run that goes on from the end of an epoch
+                    return
+                self.finite.check()
+                self._log_steps(log, means, now, rates, images / (time.monotonic() - started))
+                started, images = time.monotonic(), 0
+
+            return tell
+
         title = f"epoch {at.epoch + 1}/{args.epochs}"
         steps = range(at.step, self.steps_per_epoch)
         for _ in progress(steps, title, "img", self.images_per_step, quiet=not self.ranks.main):
@@ -182,19 +207,20 @@ class Trainer:
             self._profile.step()
             at.step, at.total_steps = at.step + 1, at.total_steps + 1
             images += self.images_per_step
-            log_now = at.total_steps % args.log_every == 0 or at.step == self.steps_per_epoch
-            if log_now or self._out_of_steps():
-                self.finite.check()
-                self._log_step(log, means, images / (time.monotonic() - started))
-                started, images = time.monotonic(), 0
+            ends = at.step == self.steps_per_epoch
             if self._out_of_steps():
-                return
+                break
+            if at.total_steps % args.log_every == 0 and not ends:
+                teller()()
             asked = self._agreed(self._stop.number or SAVE * self._save_is_due())
-            if asked > SAVE or (asked == SAVE and at.step < self.steps_per_epoch):
+            if asked > SAVE and ends:
+                teller()()
+            if asked > SAVE or (asked == SAVE and not ends):
                 self.save(log)
                 self._agreed.forget()
             if asked > SAVE:
                 raise Stopped(asked)
+        return teller()
 
     def _step(self, means: Means) -> None:
         self.model.policy.exploration = self._exploration()
@@ -218,7 +244,8 @@ class Trainer:
             if score > at.ema_score_best:
                 at.ema_score_best, at.ema_score_best_epoch = score, at.epoch
                 state = {"state_dict": averaged.state_dict(), "args": vars(self.args)}
-                self.saver.save(log.folder / "checkpoint_ema_best.pth", state, log)
+                best = log.folder / "checkpoint_ema_best.pth"
+                self.saver.save(best, self.saver.take(state), log)
         if evaluation.miou > at.score_best:
             at.score_best, at.score_best_epoch = evaluation.miou, at.epoch
         return evaluation
@@ -238,20 +265,30 @@ class Trainer:
         log.scalars(step, {f"{prefix}{name}": x for name, x in evaluation.scalars().items()})
         return evaluation
 
-    def _log_step(self, log: RunLog, means: Means, rate: float) -> None:
-        at, values = self.progress, means.pop(self.ranks.replicas.total)
-        groups = self.run.optimizer.param_groups
-        rates = {f"lr/{group['name']}": float(group["lr"]) for group in groups}
+    def _learning_rates(self) -> dict[str, float | torch.Tensor]:
+        """Of the groups, as they are now."""
+        rates = {group["name"]: group["lr"] for group in self.run.optimizer.param_groups}
+        return {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in rates.items()}
+
+    def _log_steps(
+        self,
+        log: RunLog,
+        means: Means,
+        at: Progress,
+        rates: dict[str, float | torch.Tensor],
+        images_per_second: float,
+    ) -> None:
+        values = means.pop(self.ranks.replicas.total)
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
-            | rates
-            | {"train/images_per_second": rate},
+            | {f"lr/{name}": float(rate) for name, rate in rates.items()}
+            | {"train/images_per_second": images_per_second},
         )
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         log.info(
             f"epoch {at.epoch + 1}/{self.args.epochs}, step {at.step}/{self.steps_per_epoch}: "
-            f"{text}; {rate:.1f} img/s"
+            f"{text}; {images_per_second:.1f} img/s"
         )
 
     def _exploration(self) -> float:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from utils.errors import UserError, one_line
 from utils.logger import RunLog
 from utils.ranks import Ranks
 
-Pinned = list[tuple[Any, Tensor]]
+Pinned = list[tuple[Any, Tensor]]  # layouts, and memory for tensors like that
 
 # Of all writers of a process: files on their way to one name have one name, too.
 _one_at_a_time = threading.Lock()
@@ -27,16 +28,20 @@ class Saver:
     def __init__(self, ranks: Ranks):
         self.ranks, self.writer = ranks, CheckpointWriter()
 
+    def take(self, state: dict[str, Any]) -> "Snapshot | None":
+        """The state as it is now, for `save` later; on the main rank."""
+        return self.writer.snapshot(state) if self.ranks.main else None
+
     def save(
         self,
         path: Path,
-        state: dict[str, Any],
+        state: "Snapshot | None",
         log: RunLog,
         keep_previous: bool = False,
         also: Path | None = None,
     ) -> None:
         """Begin to write a checkpoint, where the one before could be written or this one can.
-        Raises UserError otherwise, with older ones untouched."""
+        `state` is from `take`. Raises UserError otherwise, with older ones untouched."""
 
         def write() -> None:
             failure = self.writer.write(path, state, keep_previous, also)
@@ -72,25 +77,28 @@ class CheckpointWriter:
     """Writes checkpoints in another thread, one after the other, as `save_checkpoint` does.
 
     A write takes as long as an epoch of a small data set. What is written is the state at the call
-    of `write`: tensors are copied, those on a GPU to pinned memory, which is kept for later,
-    without waiting for the device. Behind the write that is under way one more may wait; a newer
-    state of the same file takes its place.
+    of `write`, or of `snapshot` before it. Behind the write that is under way one more may wait; a
+    newer state of the same file takes its place.
     """
 
     def __init__(self) -> None:
         self._writes: list[_Write] = []  # at most two that have not ended, in order
-        # Pinned memory for each of them: layouts, and memory for tensors like that.
-        self._pinned: list[Pinned] = [[], []]
+        self._pinned: list[Pinned] = []  # that no snapshot uses
 
     @property
     def has_failed(self) -> bool:
         """Whether the last write has ended, and not well."""
         return bool(self._writes) and self._writes[-1].has_failed
 
+    def snapshot(self, state: dict[str, Any]) -> "Snapshot":
+        """The state as it is now: tensors are copied, those on a GPU to pinned memory, which is
+        kept for later, without waiting for the device."""
+        return _snapshot(state, self._pinned.pop() if self._pinned else [])
+
     def write(
         self,
         path: Path,
-        state: dict[str, Any],
+        state: "dict[str, Any] | Snapshot",
         keep_previous: bool = False,
         also: Path | None = None,
     ) -> OSError | None:
@@ -113,10 +121,9 @@ class CheckpointWriter:
         except OSError as error:
             failure = error
             self.wait()  # for what came after that
+        snapshot = state if isinstance(state, Snapshot) else self.snapshot(state)
         before = self._writes[-1] if self._writes else None
-        pinned = self._pinned.pop()
-        state, copied = _snapshot(state, pinned)
-        self._writes.append(_Write(before, pinned, copied, path, state, keep_previous, also))
+        self._writes.append(_Write(before, snapshot, path, keep_previous, also))
         self._writes[-1].start()
         if failure is not None:
             self.wait()
@@ -145,11 +152,22 @@ class CheckpointWriter:
         self._pinned.append(write.pinned)
 
 
-def _snapshot(
-    state: dict[str, Any], pinned: Pinned
-) -> tuple[dict[str, Any], list[torch.cuda.Event]]:
-    """The state in CPU memory of its own, and what tells when copies have arrived there. `pinned`
-    is memory to use, and holds what was used then."""
+@dataclass(frozen=True)
+class Snapshot:
+    """A state in CPU memory of its own.
+
+    Attributes:
+        copied: tell when tensors of a GPU have arrived.
+        pinned: memory that they are in.
+    """
+
+    state: dict[str, Any]
+    copied: list[torch.cuda.Event]
+    pinned: Pinned
+
+
+def _snapshot(state: dict[str, Any], pinned: Pinned) -> Snapshot:
+    """`pinned` is memory to use where it fits."""
     known, devices = iter(pinned.copy()), set()
     pinned.clear()
 
@@ -170,7 +188,7 @@ def _snapshot(
     for device in devices:
         events.append(torch.cuda.Event(blocking=True))
         events[-1].record(torch.cuda.current_stream(device))
-    return state, events
+    return Snapshot(state, events, pinned)
 
 
 def _empty_on_host(tensor: Tensor) -> Tensor:
@@ -187,17 +205,15 @@ class _Write(threading.Thread):
     def __init__(
         self,
         before: "_Write | None",
-        pinned: Pinned,
-        copied: list[torch.cuda.Event],
+        snapshot: Snapshot,
         path: Path,
-        state: dict[str, Any],
         keep_previous: bool,
         also: Path | None,
     ):
         super().__init__(name="checkpoint")
-        self.path, self.pinned, self.keep_previous = path, pinned, keep_previous
-        self._before, self._copied, self._also = before, copied, also
-        self._given = (path, state, keep_previous, also)
+        self.path, self.pinned, self.keep_previous = path, snapshot.pinned, keep_previous
+        self._before, self._copied, self._also = before, snapshot.copied, also
+        self._given = (path, snapshot.state, keep_previous, also)
         self._may_begin = threading.Lock()  # taken by whoever decides whether it does
         self.error: BaseException | None = None
 

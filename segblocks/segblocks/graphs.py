@@ -56,16 +56,18 @@ class TrainingGraphs:
     Args:
         most: settings to keep graphs of; a network in which more occur trains without, and the
             others of them run without where no gradient is wanted.
+        frozen: nothing of the networks but values ever changes, so it is not looked for before each
+            pass.
     """
 
-    def __init__(self, most: int = 64):
-        self.most = most
+    def __init__(self, most: int = 64, frozen: bool = False):
+        self.most, self.frozen = most, frozen
         self._of_net: weakref.WeakKeyDictionary[nn.Module, _Graphs] = weakref.WeakKeyDictionary()
         self._without_gradient: weakref.WeakKeyDictionary[nn.Module, _Graphs]
         self._without_gradient = weakref.WeakKeyDictionary()
 
     def __reduce__(self):
-        return TrainingGraphs, (self.most,)  # the copy of a network captures for itself
+        return TrainingGraphs, (self.most, self.frozen)  # the copy of a network captures for itself
 
     @staticmethod
     def backward(loss: Tensor) -> None:
@@ -125,7 +127,7 @@ class TrainingGraphs:
         known = self._of_net if learns else self._without_gradient
         graphs = known.get(net)
         if graphs is None:
-            graphs = known[net] = _Graphs(net, self.most, learns)
+            graphs = known[net] = _Graphs(net, self.most, learns, self.frozen)
         return graphs
 
     def _all(self) -> "list[_Graphs]":
@@ -163,9 +165,9 @@ class Prepared:
 class _Graphs:
     """Of one network: those with gradient (`learns`), or those without."""
 
-    def __init__(self, net: nn.Module, most: int, learns: bool):
+    def __init__(self, net: nn.Module, most: int, learns: bool, frozen: bool):
         self.most, self.learns = most, learns
-        self.parts = Parts(net)
+        self.parts = Parts(net, frozen)
         self.passed: set[Hashable] = set()  # settings that ran as written
         self.captured: dict[Hashable, Captured] = {}
         self.given_up = False
@@ -238,11 +240,12 @@ class Parts:
     """The modules, parameters and buffers of a network, and whether they are as they were.
 
     Asked before every pass, so written for few steps: the tree of modules is walked again only when
-    a module has other children.
+    a module has other children, and if all are `frozen`, nothing is looked at after the first time.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, frozen: bool = False):
         self._net = weakref.ref(net)  # which owns these graphs as long as it lives
+        self._frozen = frozen
         self._below: list[nn.Module] = []
         self._children: list[tuple[int, ...]] = []
         self._last: list[Any] = []
@@ -259,6 +262,8 @@ class Parts:
     def state(self) -> Hashable | None:
         """Equal for equal parts in equal modes; None where nothing can be captured. Whether any of
         them requires a gradient is then `requires_grad`."""
+        if self._frozen and self._number >= 0:
+            return self._number
         net = self.net
         modules = [net, *self._below]
         if list(map(_identities, modules)) != self._children:

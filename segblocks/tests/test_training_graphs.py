@@ -446,8 +446,10 @@ class TestOnCuda:
                 assert not two.requires_grad
         assert captured(models[1]) >= 1
 
-    def test_passes_without_gradient_follow_weights(self):
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_passes_without_gradient_follow_weights(self, frozen):
         model = make(True).eval()
+        model.train_from_graphs(TrainingGraphs(frozen=frozen))
         first = [_leaves(_evaluated(model, 0, 5))[0] for _ in range(4)]
         assert captured(model) == 1
         assert all(torch.equal(first[0], x) for x in first)  # and none is another's memory
@@ -577,6 +579,19 @@ def test_parts_notice_what_changes():
     assert changed()
     net[0].register_forward_hook(lambda *_: None)
     assert parts.state() is None
+
+
+def test_frozen_parts_are_looked_at_once():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    parts = Parts(net, frozen=True)
+    state = parts.state()
+    net[1].eval()
+    net[0].register_forward_hook(lambda *_: None)
+    assert parts.state() == state
+    hooked = Parts(net, frozen=True)
+    assert hooked.state() is None
+    net[0]._forward_hooks.clear()
+    assert hooked.state() is not None
 
 
 def test_graphs_do_not_keep_a_network_alive():
