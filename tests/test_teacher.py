@@ -113,7 +113,7 @@ class TestRuns:
             torch.testing.assert_close(teacher(image), expected.eval()(image).logits)
 
     @pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=DEVICES[1].marks)])
-    def test_the_network_itself_as_in_training_without_blocks(self, tmp_path, graphs):
+    def test_the_network_itself_as_in_evaluation_without_blocks(self, tmp_path, graphs):
         trainer = make_trainer(tmp_path, *WIDE, *(("--device", "cuda") if graphs else ()))
         model = trainer.model.train()
         teacher, image = OwnTeacher(model), torch.randn(2, 3, 100, 128, device=trainer.device)
@@ -123,7 +123,8 @@ class TestRuns:
         for _ in range(3):
             logits = teacher(image)
             assert same(before, dict(model.state_dict()))
-        expected = copy.deepcopy(model).net(pad_to_blocks(image, 64))[:, :, :25, :32]
+        assert all(module.training for module in model.modules())
+        expected = copy.deepcopy(model).eval().net(pad_to_blocks(image, 64))[:, :, :25, :32]
         close = {"rtol": 0.1, "atol": 0.1} if graphs else {}  # bfloat16
         torch.testing.assert_close(logits.float(), expected, **close)
         assert not logits.requires_grad

@@ -4,8 +4,6 @@ After Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, for e
 """
 
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from dataloaders import DatasetInfo
 from models import build_model
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
 from segblocks.borders import crop_output, pad_to_blocks
+from segblocks.model import evaluating
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.inference import inference_copy, use_half
 from utils.seeding import forked_rng
@@ -54,8 +53,9 @@ class Teacher(nn.Module):
 class OwnTeacher:
     """The network that learns, as it is now, with every block at full resolution.
 
-    It normalises by the statistics of the batch, as in training, and leaves its running ones, which
-    are those of blocks of both resolutions, alone. On CUDA it computes in bfloat16.
+    It runs as in evaluation: its running statistics are those of blocks of both resolutions, which
+    its weights are trained with, and statistics of such a batch would be others. On CUDA it
+    computes in bfloat16.
     """
 
     temperature = 1.0  # while it learns, its predictions are soft as they are
@@ -65,6 +65,7 @@ class OwnTeacher:
         self._graphs: TrainingGraphs | None = None
 
     def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
+        """See SegBlocksModel."""
         self._graphs = graphs
 
     @torch.no_grad()
@@ -72,28 +73,13 @@ class OwnTeacher:
         """(N,classes,h,w) logits of images (N,3,H,W), normalised float32."""
         padded = pad_to_blocks(image, self._model.policy.block_size)
         net = self._model.net
-        with (
-            _statistics_left_alone(net),
-            torch.autocast(image.device.type, torch.bfloat16, image.is_cuda),
-        ):
+        low_precision = torch.autocast(image.device.type, torch.bfloat16, image.is_cuda)
+        with evaluating(net), low_precision:
             if self._graphs is None:
                 logits = net(padded)
             else:
                 logits = self._graphs(net, net, (padded,), SELF)
         return crop_output(logits, tuple(padded.shape[2:]), tuple(image.shape[2:]))
-
-
-@contextmanager
-def _statistics_left_alone(net: nn.Module) -> Iterator[None]:
-    """Layers that keep running statistics neither move nor use them."""
-    layers = [layer for layer in net.modules() if getattr(layer, "track_running_stats", False)]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
 
 
 def build_teacher(
