@@ -32,25 +32,48 @@ def dense(tmp_path_factory, tiny_backbone):  # noqa: F811
     return str(run(tmp_path_factory.mktemp("dense")) / "checkpoint.pth")
 
 
+ALL = torch.ones(1, 1, 1, dtype=torch.bool)  # valid
+
+
 class TestLoss:
     def test_it_is_the_divergence_at_a_temperature(self):
         logits, taught = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64).unbind()
+        valid = torch.rand(2, 4, 5) < 0.5
         p, q = ((x / 3).softmax(1) for x in (taught, logits))
-        by_hand = 9 * (p * (p.log() - q.log())).sum(1).mean()
-        found = distillation_loss(logits, taught, 3)
+        by_hand = 9 * (p * (p.log() - q.log())).sum(1)[valid].mean()
+        found = distillation_loss(logits, taught, valid, 3)
         assert found.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+    def test_parts_of_a_batch_add_up(self):
+        logits, taught = torch.randn(2, 3, 4, 2, 2).unbind()
+        valid = torch.rand(3, 2, 2) < 0.7
+        parts = [
+            distillation_loss(*(x[part] for x in (logits, taught, valid)), 2, lambda _: valid.sum())
+            for part in (slice(0, 1), slice(1, 3))
+        ]
+        torch.testing.assert_close(sum(parts), distillation_loss(logits, taught, valid, 2))
+
+    def test_what_is_said_of_ignored_pixels_does_not_matter(self):
+        logits, taught = torch.randn(2, 1, 3, 2, 2).unbind()
+        valid = torch.zeros(1, 8, 8, dtype=torch.bool)
+        assert distillation_loss(logits, taught, valid, 2) == 0
+        valid[:, :4] = True
+        other = taught.clone()
+        other[:, :, 1] += torch.randn(3, 2)
+        one, two = (distillation_loss(logits, x, valid, 2) for x in (taught, other))
+        assert torch.equal(one, two)
 
     def test_equal_predictions_cost_nothing(self):
         logits = torch.randn(1, 3, 2, 2)
         shifted = logits + 5  # the same probabilities
-        assert distillation_loss(logits, shifted, 2).item() == pytest.approx(0, abs=1e-6)
-        assert distillation_loss(logits, -logits, 2).item() > 0
+        assert distillation_loss(logits, shifted, ALL, 2).item() == pytest.approx(0, abs=1e-6)
+        assert distillation_loss(logits, -logits, ALL, 2).item() > 0
 
     def test_the_gradient_of_small_differences_is_that_of_logits(self):
         """As Hinton et al. show in section 2.1: at high temperatures logits are matched."""
         taught = 1e-3 * torch.randn(1, 4, 1, 1)
         logits = (1e-3 * torch.randn(1, 4, 1, 1)).requires_grad_()
-        distillation_loss(logits, taught, 2).backward()
+        distillation_loss(logits, taught, ALL, 2).backward()
         centred = [x - x.mean(1, keepdim=True) for x in (logits.detach(), taught)]
         expected = (centred[0] - centred[1]) / 4
         torch.testing.assert_close(logits.grad, expected, rtol=1e-2, atol=1e-7)
@@ -58,11 +81,11 @@ class TestLoss:
     def test_a_teacher_of_another_stride(self):
         taught = torch.randn(1, 3, 2, 2)
         larger = torch.nn.functional.interpolate(taught, (4, 4), mode="bilinear")
-        assert distillation_loss(larger, taught, 2).item() == pytest.approx(0, abs=1e-6)
+        assert distillation_loss(larger, taught, ALL, 2).item() == pytest.approx(0, abs=1e-6)
 
     def test_half_precision(self):
         logits, taught = torch.randn(2, 1, 3, 2, 2).bfloat16().unbind()
-        assert distillation_loss(logits, taught, 1).dtype == torch.float32
+        assert distillation_loss(logits, taught, ALL, 1).dtype == torch.float32
 
 
 class TestRuns:

@@ -107,8 +107,9 @@ class Objective:
         if not taught:
             return {"loss_task": (1.0, task)}, loss_map
         weight = self.args.teacher_weight
-        distilled = distillation_loss(logits, *taught, self.teacher.temperature)
-        losses = {"loss_task": (1 - weight, task), "loss_teacher": (weight, distilled / self.ranks)}
+        valid, temperature = label != self.ignore_index, self.teacher.temperature
+        distilled = distillation_loss(logits, *taught, valid, temperature, self.criterion.total)
+        losses = {"loss_task": (1 - weight, task), "loss_teacher": (weight, distilled)}
         return losses, loss_map
 
     def _together(self, losses: Losses, policy: Tensor, stats: dict[str, Tensor]) -> Minimised:

@@ -16,6 +16,7 @@ from segblocks.borders import crop_output, pad_to_blocks
 from segblocks.model import evaluating
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.inference import inference_copy, use_half
+from utils.losses import Total, own_count
 from utils.seeding import forked_rng
 
 WEIGHT = 0.5  # of the teacher in the task loss; the labels have the rest
@@ -110,17 +111,23 @@ def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Te
     return Teacher(net, args.segblocks_block_size, use_half(args, device)).to(device)
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def distillation_loss(
+    logits: Tensor, taught: Tensor, valid: Tensor, temperature: float, total: Total = own_count
+) -> Tensor:
     """How far predictions are from a teacher's: their Kullback–Leibler divergence at a temperature,
-    times its square, so that gradients are of the size of cross-entropy's; mean over pixels, 0-d.
+    times its square, so that gradients are of the size of cross-entropy's; mean over valid pixels,
+    0-d. Of pixels without a label, such as those beyond the picture, no teacher knows anything.
 
     Args:
         logits: (N,classes,h,w) floating point.
         taught: (N,classes,h',w') floating point, no gradient; resized where its size is another.
+        valid: (N,H,W) bool, resized as well.
+        total: adds a count up over the processes that share the batch, as for `PixelLoss`.
     """
     logits, taught = logits.float() / temperature, taught.float() / temperature
     if taught.shape[2:] != logits.shape[2:]:
         taught = F.interpolate(taught, logits.shape[2:], mode="bilinear", align_corners=False)
     ours, theirs = logits.log_softmax(1), taught.log_softmax(1)
     divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
-    return temperature**2 * divergence.mean()
+    counts = F.interpolate(valid[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
+    return temperature**2 * (divergence * counts).sum() / total(counts.sum()).clamp(min=1)
