@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from dataloaders import DATASETS, file_datasets
 from utils.losses import LOSSES
-from utils.teacher import SELF, WEIGHT
+from utils.teacher import WEIGHT
 
 POLICIES = ("disabled", "reinforce", "random", "middle", "heuristic", "oracle")
 _YES = ("yes", "true", "t", "y", "1")
@@ -212,11 +212,10 @@ def _training(group) -> None:
     add("--class-weights", nargs="+", default=None, metavar="W|FILE",
         help="weight of each class in the loss: one number a class, or the JSON file that python "
         "-m dataloaders.check --json writes (default: all equal)")
-    add("--teacher", default="", metavar="FILE|self",
+    add("--teacher", default="", metavar="FILE",
         help="learn from what this checkpoint's network says at full resolution, too: a dense "
-        "training of the same data set, of any --backbone; a file or an address as for --resume; "
-        "self: what the network that learns says of all blocks at full resolution (default: labels "
-        "alone)")
+        "training of the same data set, of any --backbone; a file or an address as for --resume "
+        "(default: labels alone)")
     add("--teacher-weight", type=SHARE, default=None, metavar="W",
         help=f"weight of the teacher in the task loss; labels have the rest (default: {WEIGHT})")
     add("--amp", choices=("off", "bf16", "fp16"), default="off",
@@ -392,9 +391,7 @@ def _conflict(args: argparse.Namespace) -> str | None:
     if args.teacher and args.mode != "train":
         return f"--teacher is for --mode train: {args.mode} runs what has been learned"
     if args.teacher_weight is not None and not args.teacher:
-        return "--teacher-weight needs --teacher FILE or self"
-    if args.teacher == SELF and policy == "disabled":
-        return "--teacher self needs blocks: choose a --segblocks-policy other than disabled"
+        return "--teacher-weight needs --teacher FILE"
     if args.profiler and args.mode == "val":
         return "--profiler is for --mode train and speed"
     if args.policy_metrics and args.mode == "speed":

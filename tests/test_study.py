@@ -107,9 +107,6 @@ def test_recipes_are_one_idea_each_and_some_together(tmp_path):
         "fifth": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 0, ""),
         "refined": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, ""),
         "taught": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, teacher),
-        "consistent": (
-            *("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, "self"),
-        ),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected

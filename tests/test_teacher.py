@@ -1,12 +1,10 @@
 """Learning from another network: its loss, its checkpoint, runs with it."""
 
-import copy
 import math
 
 import pytest
 import torch
 from tiny import (  # noqa: F401
-    DEVICES,
     REINFORCE,
     arguments,
     checkpoint,
@@ -18,9 +16,7 @@ from tiny import (  # noqa: F401
 
 import train
 from argparser import parse_args
-from segblocks import TrainingGraphs
-from segblocks.borders import pad_to_blocks
-from utils.teacher import OwnTeacher, distillation_loss
+from utils.teacher import TEMPERATURE, distillation_loss
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 WIDE = (*REINFORCE, "--synthetic-size", "128", "256", "--res", "256", "--crop-res", "128")
@@ -39,41 +35,41 @@ class TestLoss:
     def test_it_is_the_divergence_at_a_temperature(self):
         logits, taught = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64).unbind()
         valid = torch.rand(2, 4, 5) < 0.5
-        p, q = ((x / 3).softmax(1) for x in (taught, logits))
-        by_hand = 9 * (p * (p.log() - q.log())).sum(1)[valid].mean()
-        found = distillation_loss(logits, taught, valid, 3)
+        p, q = ((x / TEMPERATURE).softmax(1) for x in (taught, logits))
+        by_hand = TEMPERATURE**2 * (p * (p.log() - q.log())).sum(1)[valid].mean()
+        found = distillation_loss(logits, taught, valid)
         assert found.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
     def test_parts_of_a_batch_add_up(self):
         logits, taught = torch.randn(2, 3, 4, 2, 2).unbind()
         valid = torch.rand(3, 2, 2) < 0.7
         parts = [
-            distillation_loss(*(x[part] for x in (logits, taught, valid)), 2, lambda _: valid.sum())
+            distillation_loss(*(x[part] for x in (logits, taught, valid)), lambda _: valid.sum())
             for part in (slice(0, 1), slice(1, 3))
         ]
-        torch.testing.assert_close(sum(parts), distillation_loss(logits, taught, valid, 2))
+        torch.testing.assert_close(sum(parts), distillation_loss(logits, taught, valid))
 
     def test_what_is_said_of_ignored_pixels_does_not_matter(self):
         logits, taught = torch.randn(2, 1, 3, 2, 2).unbind()
         valid = torch.zeros(1, 8, 8, dtype=torch.bool)
-        assert distillation_loss(logits, taught, valid, 2) == 0
+        assert distillation_loss(logits, taught, valid) == 0
         valid[:, :4] = True
         other = taught.clone()
         other[:, :, 1] += torch.randn(3, 2)
-        one, two = (distillation_loss(logits, x, valid, 2) for x in (taught, other))
+        one, two = (distillation_loss(logits, x, valid) for x in (taught, other))
         assert torch.equal(one, two)
 
     def test_equal_predictions_cost_nothing(self):
         logits = torch.randn(1, 3, 2, 2)
         shifted = logits + 5  # the same probabilities
-        assert distillation_loss(logits, shifted, ALL, 2).item() == pytest.approx(0, abs=1e-6)
-        assert distillation_loss(logits, -logits, ALL, 2).item() > 0
+        assert distillation_loss(logits, shifted, ALL).item() == pytest.approx(0, abs=1e-6)
+        assert distillation_loss(logits, -logits, ALL).item() > 0
 
     def test_the_gradient_of_small_differences_is_that_of_logits(self):
         """As Hinton et al. show in section 2.1: at high temperatures logits are matched."""
         taught = 1e-3 * torch.randn(1, 4, 1, 1)
         logits = (1e-3 * torch.randn(1, 4, 1, 1)).requires_grad_()
-        distillation_loss(logits, taught, ALL, 2).backward()
+        distillation_loss(logits, taught, ALL).backward()
         centred = [x - x.mean(1, keepdim=True) for x in (logits.detach(), taught)]
         expected = (centred[0] - centred[1]) / 4
         torch.testing.assert_close(logits.grad, expected, rtol=1e-2, atol=1e-7)
@@ -81,11 +77,11 @@ class TestLoss:
     def test_a_teacher_of_another_stride(self):
         taught = torch.randn(1, 3, 2, 2)
         larger = torch.nn.functional.interpolate(taught, (4, 4), mode="bilinear")
-        assert distillation_loss(larger, taught, ALL, 2).item() == pytest.approx(0, abs=1e-6)
+        assert distillation_loss(larger, taught, ALL).item() == pytest.approx(0, abs=1e-6)
 
     def test_half_precision(self):
         logits, taught = torch.randn(2, 1, 3, 2, 2).bfloat16().unbind()
-        assert distillation_loss(logits, taught, ALL, 1).dtype == torch.float32
+        assert distillation_loss(logits, taught, ALL).dtype == torch.float32
 
 
 class TestRuns:
@@ -107,17 +103,15 @@ class TestRuns:
         assert alone["state_dict"].keys() == taught["state_dict"].keys()
         assert same(alone["rng"], taught["rng"])
 
-    @pytest.mark.parametrize("own", [False, True], ids=["dense", "self"])
-    def test_weight_zero_changes_nothing(self, tmp_path, dense, own):
-        """Neither random numbers nor running statistics are those of a teacher."""
+    def test_weight_zero_changes_nothing(self, tmp_path, dense):
+        """Random numbers are not those of a teacher."""
         alone = checkpoint(run(tmp_path / "alone", *WIDE))
-        flags = ("--teacher", "self" if own else dense, "--teacher-weight", "0")
+        flags = ("--teacher", dense, "--teacher-weight", "0")
         taught = checkpoint(run(tmp_path / "taught", *WIDE, *flags))
         assert same(alone["state_dict"], taught["state_dict"])
 
-    @pytest.mark.parametrize("own", [False, True], ids=["dense", "self"])
-    def test_it_stops_and_goes_on(self, tmp_path, dense, own):
-        flags = (*WIDE, "--teacher", "self" if own else dense, "--epochs", "2")
+    def test_it_stops_and_goes_on(self, tmp_path, dense):
+        flags = (*WIDE, "--teacher", dense, "--epochs", "2")
         whole = checkpoint(run(tmp_path / "whole", *flags))
         run(tmp_path / "parts", *flags, "--max-steps", "2")
         parts = checkpoint(run(tmp_path / "parts", *flags))
@@ -135,29 +129,6 @@ class TestRuns:
         with torch.no_grad():
             torch.testing.assert_close(teacher(image), expected.eval()(image).logits)
 
-    @pytest.mark.parametrize("graphs", [False, pytest.param(True, marks=DEVICES[1].marks)])
-    def test_the_network_itself_as_in_evaluation_without_blocks(self, tmp_path, graphs):
-        trainer = make_trainer(tmp_path, *WIDE, *(("--device", "cuda") if graphs else ()))
-        model = trainer.model.train()
-        teacher, image = OwnTeacher(model), torch.randn(2, 3, 100, 128, device=trainer.device)
-        if graphs:
-            teacher.train_from_graphs(TrainingGraphs())
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        for _ in range(3):
-            logits = teacher(image)
-            assert same(before, dict(model.state_dict()))
-        assert all(module.training for module in model.modules())
-        expected = copy.deepcopy(model).eval().net(pad_to_blocks(image, 64))[:, :, :25, :32]
-        close = {"rtol": 0.1, "atol": 0.1} if graphs else {}  # bfloat16
-        torch.testing.assert_close(logits.float(), expected, **close)
-        assert not logits.requires_grad
-
-    def test_the_network_itself_changes_what_is_learned(self, tmp_path):
-        alone = checkpoint(run(tmp_path / "alone", *WIDE))
-        taught = checkpoint(run(tmp_path / "taught", *WIDE, "--teacher", "self"))
-        assert not same(alone["state_dict"], taught["state_dict"])
-        assert same(alone["rng"], taught["rng"])
-
     def test_a_teacher_may_have_had_a_policy_and_another_width(self, tmp_path):
         flags = ("--num-features", "16", *REINFORCE)
         teacher = run(tmp_path / "teacher", *flags, "--max-steps", "1") / "checkpoint.pth"
@@ -171,7 +142,6 @@ class TestErrors:
             (("--teacher-weight", "0.3"), "--teacher-weight needs --teacher FILE"),
             (("--teacher", "x", "--mode", "val"), "--teacher is for --mode train"),
             (("--teacher", "x", "--teacher-weight", "1.5"), "out of range"),
-            (("--teacher", "self"), "--teacher self needs blocks"),
         ],
     )
     def test_flags(self, tmp_path, capsys, flags, message):

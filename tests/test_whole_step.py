@@ -59,7 +59,6 @@ class TestOnCuda:
             ((*EXACT, "--segblocks-reward", "balanced", "--segblocks-recolour", "yes"), 1),
             ((*EXACT, "--segblocks-refine-epochs", "2", "--segblocks-entropy-weight", "0.5"), 2),
             ((*EXACT, "--segblocks-warmup-epochs", "2"), 1),
-            ((*EXACT, "--teacher", "self"), 1),
             ((*REINFORCE, "--segblocks-policy", "random"), 1),
             ((*REINFORCE, "--segblocks-policy", "oracle", "--segblocks-budgets", "0", "1"), None),
             (REINFORCE, 0),  # the policy decides how many

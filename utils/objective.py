@@ -10,7 +10,7 @@ from segblocks import SegBlocksModel, SegBlocksOutput
 from segblocks.borders import pad_to_blocks
 from utils.evaluate import forward_options
 from utils.state import TrainingState
-from utils.teacher import OwnTeacher, Teacher, distillation_loss
+from utils.teacher import Teacher, distillation_loss
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,7 +40,7 @@ class Objective:
         reward: nn.Module,
         ignore_index: int,
         ranks: int,
-        teacher: Teacher | OwnTeacher | None = None,
+        teacher: Teacher | None = None,
     ):
         self.run, self.network = run, network
         self.criterion, self.reward = criterion, reward
@@ -107,8 +107,8 @@ class Objective:
         if not taught:
             return {"loss_task": (1.0, task)}, loss_map
         weight = self.args.teacher_weight
-        valid, temperature = label != self.ignore_index, self.teacher.temperature
-        distilled = distillation_loss(logits, *taught, valid, temperature, self.criterion.total)
+        valid = label != self.ignore_index
+        distilled = distillation_loss(logits, *taught, valid, self.criterion.total)
         losses = {"loss_task": (1 - weight, task), "loss_teacher": (weight, distilled)}
         return losses, loss_map
 

@@ -1,4 +1,4 @@
-"""Learning from what a network says at full resolution: another one, or the one that learns.
+"""Learning from what another network says, one that was trained and runs at full resolution.
 
 After Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, for every pixel.
 """
@@ -12,25 +12,17 @@ from torch import Tensor, nn
 from dataloaders import DatasetInfo
 from models import build_model
 from segblocks import SegBlocksModel, TrainingGraphs, build_policy
-from segblocks.borders import crop_output, pad_to_blocks
-from segblocks.model import evaluating
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.inference import inference_copy, use_half
 from utils.losses import Total, own_count
 from utils.seeding import forked_rng
 
 WEIGHT = 0.5  # of the teacher in the task loss; the labels have the rest
-SELF = "self"  # as --teacher: no file, but the network that learns
+TEMPERATURE = 2.0  # by which logits are divided, so that improbable classes count
 
 
 class Teacher(nn.Module):
-    """A frozen network with every block at full resolution, in half precision if `half`.
-
-    Attributes:
-        temperature: by which logits are divided, so that improbable classes count.
-    """
-
-    temperature = 2.0
+    """A frozen network with every block at full resolution, in half precision if `half`."""
 
     def __init__(self, net: nn.Module, block_size: int, half: bool):
         super().__init__()
@@ -51,53 +43,14 @@ class Teacher(nn.Module):
         return self  # it has learned
 
 
-class OwnTeacher:
-    """The network that learns, as it is now, with every block at full resolution.
-
-    It runs as in evaluation: its running statistics are those of blocks of both resolutions, which
-    its weights are trained with, and statistics of such a batch would be others. On CUDA it
-    computes in bfloat16.
-    """
-
-    temperature = 1.0  # while it learns, its predictions are soft as they are
-
-    def __init__(self, model: SegBlocksModel):
-        self._model = model
-        self._graphs: TrainingGraphs | None = None
-
-    def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
-        """See SegBlocksModel."""
-        self._graphs = graphs
-
-    @torch.no_grad()
-    def __call__(self, image: Tensor) -> Tensor:
-        """(N,classes,h,w) logits of images (N,3,H,W), normalised float32."""
-        padded = pad_to_blocks(image, self._model.policy.block_size)
-        net = self._model.net
-        low_precision = torch.autocast(image.device.type, torch.bfloat16, image.is_cuda)
-        with evaluating(net), low_precision:
-            if self._graphs is None:
-                logits = net(padded)
-            else:
-                logits = self._graphs(net, net, (padded,), SELF)
-        return crop_output(logits, tuple(padded.shape[2:]), tuple(image.shape[2:]))
-
-
-def build_teacher(
-    model: SegBlocksModel, args: Namespace, info: DatasetInfo, device: torch.device
-) -> Teacher | OwnTeacher | None:
-    """As --teacher says; None without. Raises what `load_teacher` raises."""
-    if args.teacher == SELF:
-        return OwnTeacher(model)
-    return load_teacher(args, info, device) if args.teacher else None
-
-
-def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Teacher:
-    """The network of --teacher, a checkpoint of any backbone and policy.
+def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Teacher | None:
+    """The network of --teacher, a checkpoint of any backbone and policy; None without.
 
     Raises ValueError where its weights are not those of a network for these classes, and what
     `load_checkpoint` raises.
     """
+    if not args.teacher:
+        return None
     flags = vars(args) | (load_checkpoint(args.teacher).get("args") or {})
     with forked_rng(device, 0):  # what is drawn for its weights is not missing elsewhere
         net = build_model(flags["backbone"], info.num_classes, False, flags["num_features"])
@@ -112,9 +65,9 @@ def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Te
 
 
 def distillation_loss(
-    logits: Tensor, taught: Tensor, valid: Tensor, temperature: float, total: Total = own_count
+    logits: Tensor, taught: Tensor, valid: Tensor, total: Total = own_count
 ) -> Tensor:
-    """How far predictions are from a teacher's: their Kullback–Leibler divergence at a temperature,
+    """How far predictions are from a teacher's: their Kullback–Leibler divergence at TEMPERATURE,
     times its square, so that gradients are of the size of cross-entropy's; mean over valid pixels,
     0-d. Of pixels without a label, such as those beyond the picture, no teacher knows anything.
 
@@ -124,10 +77,10 @@ def distillation_loss(
         valid: (N,H,W) bool, resized as well.
         total: adds a count up over the processes that share the batch, as for `PixelLoss`.
     """
-    logits, taught = logits.float() / temperature, taught.float() / temperature
+    logits, taught = logits.float() / TEMPERATURE, taught.float() / TEMPERATURE
     if taught.shape[2:] != logits.shape[2:]:
         taught = F.interpolate(taught, logits.shape[2:], mode="bilinear", align_corners=False)
     ours, theirs = logits.log_softmax(1), taught.log_softmax(1)
     divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
     counts = F.interpolate(valid[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0]
-    return temperature**2 * (divergence * counts).sum() / total(counts.sum()).clamp(min=1)
+    return TEMPERATURE**2 * (divergence * counts).sum() / total(counts.sum()).clamp(min=1)

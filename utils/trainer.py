@@ -29,7 +29,7 @@ from utils.reward import build_reward
 from utils.signals import Stopped, stop_requests
 from utils.state import TrainingState, images_per_step
 from utils.step import OptimiserStep
-from utils.teacher import build_teacher
+from utils.teacher import load_teacher
 from utils.uploads import Uploads
 from utils.writer import Saver
 
@@ -64,7 +64,7 @@ class Trainer:
         criterion = task_loss(args, info, total).to(device)
         reward = build_reward(args, info, total).to(device)
         self.run = TrainingState(model, args, device, reward)
-        teacher = build_teacher(model, args, info, device)
+        teacher = load_teacher(args, info, device)
         if teacher is not None:
             teacher.train_from_graphs(self._graphs)
         learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count, teacher)

@@ -241,7 +241,7 @@ class SegBlocksModel(nn.Module):
         padded = pad_to_blocks(image, self.policy.block_size)
         shape = self.policy.grid_shape(padded)
         losses = []
-        with evaluating(self.net):
+        with _evaluating(self.net):
             for value in (False, True):
                 mask = torch.full(shape, value, device=padded.device)
                 logits = self._run(padded, mask, mask.numel() * value)
@@ -250,7 +250,7 @@ class SegBlocksModel(nn.Module):
 
 
 @contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
+def _evaluating(net: nn.Module) -> Iterator[None]:
     """Each module in evaluation mode, so that looking ahead moves no running statistics."""
     modes = {module: module.training for module in net.modules()}
     net.eval()

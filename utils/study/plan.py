@@ -39,8 +39,7 @@ SETUPS = {
 # How the learned policy is trained: as published, with a threshold that is fitted, that with one
 # idea more each, with those together that make probabilities soft, and these with one more after
 # the other: scores drawn towards the mean of their place, other colours, a fifth of the blocks in
-# training whatever the share in use, a policy that learns again at the end, a teacher: a dense one,
-# or the network itself with all blocks high.
+# training whatever the share in use, a policy that learns again at the end, a dense teacher.
 _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"
@@ -63,7 +62,6 @@ RECIPES = {
     "fifth": _FIFTH,
     "refined": _REFINED,
     "taught": f"{_REFINED} {TAUGHT}",
-    "consistent": f"{_REFINED} --teacher self",
 }
 
 
