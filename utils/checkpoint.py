@@ -191,10 +191,13 @@ def _check_sums(path: Path) -> None:
     raise DamagedCheckpoint(_damaged(path))
 
 
-def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
+def load_weights(
+    model: nn.Module, path: str | Path, checkpoint: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Load the weights at `path` into `model`, in place, and return the whole checkpoint.
 
-    `path` is a file or an http(s) address, see `load_checkpoint`. It may hold the weights under
+    `path` is a file or an http(s) address, see `load_checkpoint`; `checkpoint` what that has
+    returned already, None where the file is still to be read. It may hold the weights under
     "model" or "state_dict" (as published), or be a bare state dict. Every name and shape must
     agree, else ValueError is raised and the model is left as it was. Dropped are the unused
     ImageNet classifier of published EfficientNet-Lite checkpoints, and a policy network if the
@@ -202,7 +205,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, Any]:
     Published weights were trained with the `legacy_upsample` of SegBlocksModel, which is not set
     here.
     """
-    checkpoint = load_checkpoint(path)
+    if checkpoint is None:
+        checkpoint = load_checkpoint(path)
     own = model.state_dict()
     weights = without_classifier(_find_weights(checkpoint, path), own)
     if _has_bare_policy(model) and any(name.startswith(POLICY_PREFIX) for name in weights):

@@ -24,9 +24,8 @@ TEMPERATURE = 2.0  # by which logits are divided, so that improbable classes cou
 class Teacher(nn.Module):
     """A frozen network with every block at full resolution, in half precision if `half`."""
 
-    def __init__(self, net: nn.Module, block_size: int, half: bool):
+    def __init__(self, dense: SegBlocksModel, half: bool):
         super().__init__()
-        dense = SegBlocksModel(net, build_policy("disabled", block_size=block_size))
         self.model, self.half_precision = inference_copy(dense, half), half
 
     def train_from_graphs(self, graphs: TrainingGraphs | None) -> None:
@@ -51,17 +50,18 @@ def load_teacher(args: Namespace, info: DatasetInfo, device: torch.device) -> Te
     """
     if not args.teacher:
         return None
-    flags = vars(args) | (load_checkpoint(args.teacher).get("args") or {})
+    checkpoint = load_checkpoint(args.teacher)
+    flags = vars(args) | (checkpoint.get("args") or {})
     with forked_rng(device, 0):  # what is drawn for its weights is not missing elsewhere
         net = build_model(flags["backbone"], info.num_classes, False, flags["num_features"])
-    whole = SegBlocksModel(net, build_policy("disabled"))
+    dense = SegBlocksModel(net, build_policy("disabled", block_size=args.segblocks_block_size))
     try:
-        load_weights(whole, args.teacher)
+        load_weights(dense, args.teacher, checkpoint)
     except ValueError as error:
         raise ValueError(f"--teacher: {error}") from error
     if args.channels_last:
         net.to(memory_format=torch.channels_last)
-    return Teacher(net, args.segblocks_block_size, use_half(args, device)).to(device)
+    return Teacher(dense, use_half(args, device)).to(device)
 
 
 def distillation_loss(
