@@ -61,7 +61,12 @@ class TestOnCuda:
             ((*EXACT, "--segblocks-warmup-epochs", "2"), 1),
             ((*REINFORCE, "--segblocks-policy", "random"), 1),
             ((*REINFORCE, "--segblocks-policy", "oracle", "--segblocks-budgets", "0", "1"), None),
-            (REINFORCE, 0),  # the policy decides how many
+            (REINFORCE, None),  # the policy decides how many: two graphs
+            ((*REINFORCE, "--segblocks-recolour", "yes", "--amp", "bf16"), None),
+            ((*REINFORCE, "--segblocks-quantize-percentage", "0", "--ema", "0.9"), None),
+            ((*REINFORCE, "--segblocks-refine-epochs", "1", "--grad-clip", "0.1"), None),
+            ((*REINFORCE, "--segblocks-quantize-percentage", "1"), 2),
+            ((*REINFORCE, "--segblocks-policy", "heuristic"), None),
             ((*EXACT, "--amp", "fp16"), 0),  # the scaler decides whether there is a step
             ((*EXACT, "--accumulate", "3", "--batch-size", "1"), 0),
         ],
@@ -69,51 +74,58 @@ class TestOnCuda:
     )
     def test_weights_are_those_without_graphs(self, tmp_path, captured, flags, captures):
         graphed, plain = both(tmp_path, *flags)
-        if captures is not None:
-            assert len(captured) == captures
+        assert len(captured) == captures if captures is not None else captured
         for entry in ("state_dict", "optimizer", "rng", "reward"):
             assert same(graphed[entry], plain[entry]), entry
 
-    def test_a_run_that_goes_on_captures_anew(self, tmp_path, captured):
-        flags = (*SHORT, *EXACT, "--device", "cuda", "--deterministic", "yes")
+    @pytest.mark.parametrize(
+        ("kind", "captures"),
+        [(EXACT, 3), ((*REINFORCE, "--segblocks-quantize-percentage", "1"), 6)],
+        ids=["budget", "decided"],
+    )
+    def test_a_run_that_goes_on_captures_anew(self, tmp_path, captured, kind, captures):
+        flags = (*SHORT, *kind, "--device", "cuda", "--deterministic", "yes")
         try:
             whole = checkpoint(run(tmp_path / "whole", *flags))
             run(tmp_path / "parts", *flags, "--max-steps", "4")
             parts = checkpoint(run(tmp_path / "parts", *flags))
         finally:
             torch.use_deterministic_algorithms(False)
-        assert len(captured) == 3
+        assert len(captured) == captures
         for entry in ("state_dict", "optimizer", "rng"):
             assert same(whole[entry], parts[entry]), entry
 
-    def test_what_waits_for_the_device_is_launched_in_parts(self, tmp_path, captured, monkeypatch):
+    @pytest.mark.parametrize(
+        ("flags", "captures"), [(EXACT, 0), (REINFORCE, 1)], ids=["budget", "decided"]
+    )
+    def test_what_waits_for_the_device_is_launched_in_parts(
+        self, tmp_path, captured, monkeypatch, flags, captures
+    ):
         loss_of = Objective.__call__
 
-        def waits(self, image, label, budget=None):
+        def waits(self, image, label, budget=None, decision=None):
             assert float(image.sum()) == float(image.sum())
-            return loss_of(self, image, label, budget)
+            return loss_of(self, image, label, budget, decision)
 
         monkeypatch.setattr(Objective, "__call__", waits)
         with pytest.warns(UserWarning, match="steps are launched in parts") as told:
-            graphed, plain = both(tmp_path, *EXACT)
+            graphed, plain = both(tmp_path, *flags)
         assert len([w for w in told if "in parts" in str(w.message)]) == 1
-        assert not captured
+        assert len(captured) == captures  # of a step that had begun
         assert same(graphed["state_dict"], plain["state_dict"])
         assert same(graphed["rng"], plain["rng"])
 
-    def test_a_kind_of_step_beyond_the_most_runs_in_parts(self, tmp_path, captured, monkeypatch):
-        monkeypatch.setattr(WholeSteps, "MOST", 1)
-        flags = (
-            *REINFORCE,
-            "--segblocks-budgets",
-            "0",
-            "1",
-            "--segblocks-quantize-percentage",
-            "0",
-        )
+    @pytest.mark.parametrize(("budgets", "most"), [(("0", "1"), 1), ((), 1), ((), 2)], ids=str)
+    def test_a_kind_of_step_beyond_the_most_runs_in_parts(
+        self, tmp_path, captured, monkeypatch, budgets, most
+    ):
+        monkeypatch.setattr(WholeSteps, "MOST", most)
+        flags = [*REINFORCE, "--segblocks-quantize-percentage", "0"]
+        flags += ["--segblocks-budgets", *budgets] if budgets else []
         graphed, plain = both(tmp_path, *flags)
-        assert len(captured) == 1
-        assert same(graphed["state_dict"], plain["state_dict"])
+        assert len(captured) == most
+        for entry in ("state_dict", "optimizer", "rng"):
+            assert same(graphed[entry], plain[entry]), entry
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
