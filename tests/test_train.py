@@ -270,7 +270,13 @@ def test_finite_guard_names_the_first_bad_step():
     guard = FiniteGuard(Names())
     for step, loss in enumerate([1.0, 2.0, float("inf"), float("nan")]):
         guard.add(torch.tensor(loss), torch.tensor([step]), step)
+    answer = guard.ask()
+    guard.add(torch.tensor(0.0), torch.tensor([4]), 4)
     with pytest.raises(UserError, match=r"inf at step 3 \(images: image2\)"):
+        answer()
+    guard.check()  # of what has been added since
+    guard.add(torch.tensor(float("nan")), torch.tensor([5]), 5)
+    with pytest.raises(UserError, match=r"nan at step 6 \(images: image5\)"):
         guard.check()
 
 
@@ -349,6 +355,11 @@ def test_means_are_of_what_was_added_since_the_last_time():
     means.add(("a",), torch.tensor([1.0]))
     assert means.pop(lambda x: 2 * x) == {"a": 2.0}
     assert means.pop() == {}
+    means.add(("a",), torch.tensor([1.0]))
+    asked = means.ask()
+    means.add(("a",), torch.tensor([2.0]))
+    assert asked() == {"a": 1.0}
+    assert means.pop() == {"a": 2.0}
 
 
 # ---- speed ----

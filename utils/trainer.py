@@ -4,6 +4,7 @@ import copy
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -80,6 +81,7 @@ class Trainer:
         self.saver = Saver(ranks)
         self._saved_at = time.monotonic()
         self._keep_previous = True
+        self._put_off: Callable[[], None] | None = None
 
     @property
     def progress(self) -> Progress:
@@ -99,20 +101,35 @@ class Trainer:
         self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told
 
-    def save(
-        self, log: RunLog, is_best: bool = False, meanwhile: Callable[[], None] | None = None
-    ) -> None:
-        """Begin to write the checkpoint, which is the best one, too, if it `is_best`; `saver.wait`
-        waits for it. `meanwhile` is called when the device has been told to copy the state. Raises
-        UserError where weights are not finite, what that and what `Saver.save` raises."""
-        state = self.saver.take(self.run.to_dict())
-        if meanwhile is not None:
-            meanwhile()
-        self.finite.check(self.model)
+    def save(self, log: RunLog) -> None:
+        """Begin to write the checkpoint; `saver.wait` waits for it. Raises UserError where weights
+        are not finite, and what `Saver.save` raises."""
+        self._take(log)()
+
+    def _take(
+        self, log: RunLog, is_best: bool = False, tell: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """The same in two parts: the state is taken now; what is returned, which waits for the
+        device, writes it if it is fit to be kept, also as the best one if it `is_best`. `tell` is
+        called before that."""
+        state, good = self.saver.take(self.run.to_dict()), self.finite.ask(self.model)
         also = log.folder / BEST if is_best else None
-        self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
-        self._saved_at = time.monotonic()
-        self._keep_previous = True
+
+        def write() -> None:
+            if tell is not None:
+                tell()
+            good()
+            self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
+            self._saved_at = time.monotonic()
+            self._keep_previous = True
+
+        return write
+
+    def _catch_up(self) -> None:
+        """Do what was put off until the device has something to do."""
+        put_off, self._put_off = self._put_off, None
+        if put_off is not None:
+            put_off()
 
     # ---- training ----
 
@@ -128,6 +145,8 @@ class Trainer:
                 self.saver.wait()
                 raise
             except Exception:  # not KeyboardInterrupt, which is not to wait
+                with suppress(Exception):
+                    self._catch_up()
                 self.saver.settle(log)
                 raise
             finally:
@@ -165,8 +184,13 @@ class Trainer:
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
-            # The device is still busy with the last steps, and is to go on soon.
-            self.save(log, at.score_best > best_before, None if validates else tell)
+            # The device is still busy with the last steps, and will have the next one before the
+            # host has waited for it.
+            self._put_off = self._take(
+                log, at.score_best > best_before, None if validates else tell
+            )
+            if last or validates:
+                self._catch_up()
             if not last:
                 self._stop_if_asked()
         return evaluation
@@ -188,14 +212,15 @@ class Trainer:
         started, images = time.monotonic(), 0
 
         def teller() -> Callable[[], None]:
-            now, rates = replace(at), self._learning_rates()
+            if not images:  # a run that goes on from the end of an epoch
+                return lambda: None
+            now, rates = replace(at), dict(self.run.schedule.now)
+            good, values = self.finite.ask(), means.ask(self.ranks.replicas.total)
 
             def tell() -> None:
                 nonlocal started, images
-                if not images:  # a run that goes on from the end of an epoch
-                    return
-                self.finite.check()
-                self._log_steps(log, means, now, rates, images / (time.monotonic() - started))
+                good()
+                self._log_steps(log, values(), now, rates, images / (time.monotonic() - started))
                 started, images = time.monotonic(), 0
 
             return tell
@@ -204,6 +229,7 @@ class Trainer:
         steps = range(at.step, self.steps_per_epoch)
         for _ in progress(steps, title, "img", self.images_per_step, quiet=not self.ranks.main):
             self._step(means)
+            self._catch_up()
             self._profile.step()
             at.step, at.total_steps = at.step + 1, at.total_steps + 1
             images += self.images_per_step
@@ -265,24 +291,18 @@ class Trainer:
         log.scalars(step, {f"{prefix}{name}": x for name, x in evaluation.scalars().items()})
         return evaluation
 
-    def _learning_rates(self) -> dict[str, float | torch.Tensor]:
-        """Of the groups, as they are now."""
-        rates = {group["name"]: group["lr"] for group in self.run.optimizer.param_groups}
-        return {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in rates.items()}
-
     def _log_steps(
         self,
         log: RunLog,
-        means: Means,
+        values: dict[str, float],
         at: Progress,
-        rates: dict[str, float | torch.Tensor],
+        rates: dict[str, float],
         images_per_second: float,
     ) -> None:
-        values = means.pop(self.ranks.replicas.total)
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
-            | {f"lr/{name}": float(rate) for name, rate in rates.items()}
+            | {f"lr/{name}": rate for name, rate in rates.items()}
             | {"train/images_per_second": images_per_second},
         )
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -313,7 +333,8 @@ class Trainer:
         return self.ranks.main and (late or self.saver.writer.has_failed)
 
     def _stop_if_asked(self) -> None:
-        """Between epochs, with the state just saved."""
+        """Between epochs, with the state just taken."""
         asked = max(number or 0 for number in self.ranks.everyones(self._stop.number))
         if asked:
+            self._catch_up()
             raise Stopped(asked)
