@@ -34,6 +34,7 @@ from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog
 from utils.objective import Objective
 from utils.trainer import Trainer
+from utils.writer import Saver
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -360,6 +361,21 @@ def test_means_are_of_what_was_added_since_the_last_time():
     means.add(("a",), torch.tensor([2.0]))
     assert asked() == {"a": 1.0}
     assert means.pop() == {"a": 2.0}
+
+
+@pytest.mark.parametrize(("workers", "waits"), [("0", 0), ("1", 1)])
+def test_validation_waits_for_a_checkpoint_where_it_starts_processes(
+    tmp_path, monkeypatch, workers, waits
+):
+    """They would keep the file open that is being written."""
+    found = []
+    monkeypatch.setattr(Saver, "wait", lambda self: found.append(self))
+    trainer = make_trainer(tmp_path, "--num-workers", workers)
+    with RunLog(tmp_path / "run") as log:
+        for _ in range(2):
+            trainer._validate(log)
+    trainer.close()
+    assert len(found) == waits
 
 
 # ---- speed ----

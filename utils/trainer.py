@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import SegmentationDataset, stop_workers
+from dataloaders import SegmentationDataset, has_workers, stop_workers
 from segblocks import TrainingGraphs
 from utils.calibrate import calibrate
 from utils.checkpoint import previous
@@ -189,7 +189,7 @@ class Trainer:
             self._put_off = self._take(
                 log, at.score_best > best_before, None if validates else tell
             )
-            if last or validates:
+            if last:
                 self._catch_up()
             if not last:
                 self._stop_if_asked()
@@ -259,7 +259,8 @@ class Trainer:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""
         at = self.progress
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
-        self.saver.wait()  # data workers that begin now would keep the file open
+        if not has_workers(self.val_loader):
+            self.saver.wait()  # those that begin now would keep its file open
         evaluation = self._evaluate(log, self.model, self.args, "val")
         if self.run.average:
             averaged = copy.deepcopy(self.model)

@@ -8,7 +8,7 @@ CURVE = "--budget 0.1 0.2 0.3 0.4 0.5 0.6 0.7 0.8 0.9 1.0"
 TARGET = "0.4"
 TEACHER = "dense"  # the experiment whose network of the same seed teaches those that say so
 TAUGHT = "--teacher TEACHER"
-ANY = "--segblocks-budgets 0.1 1.0 --segblocks-budget-power 6"
+ANY = "--segblocks-budgets 0.2 1.0 --segblocks-budget-power 12"
 
 
 @dataclass(frozen=True)
