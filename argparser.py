@@ -159,7 +159,7 @@ def data_flags(group) -> None:
         help="number of synthetic training scenes (default: %(default)s)")
     add("--synthetic-val-images", type=COUNT, default=100, metavar="N",
         help="number of synthetic validation scenes (default: %(default)s)")
-    add("--num-workers", type=WHOLE, default=12, metavar="N",
+    add("--num-workers", type=WHOLE, default=7, metavar="N",
         help="processes that load data for each training process, never more than there are cores; "
         "the result does not depend on it (default: %(default)s)")
     add("--cache-images", choices=("auto", "yes", "no"), default="auto",
