@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from dataloaders import DATASETS, file_datasets
 from utils.losses import LOSSES
-from utils.teacher import WEIGHT
+from utils.training.teacher import WEIGHT
 
 POLICIES = ("disabled", "reinforce", "random", "middle", "heuristic", "oracle")
 _YES = ("yes", "true", "t", "y", "1")

@@ -28,10 +28,7 @@ import segblocks
 from argparser import parse_args
 from dataloaders import DataError, SegmentationDataset
 from models import build_model
-from utils.benchmark import benchmark
-from utils.calibrate import calibrate
 from utils.checkpoint import load_weights
-from utils.curve import budget_text, each_budget, write_curve
 from utils.data import (
     build_calibration_set,
     build_train_set,
@@ -40,14 +37,17 @@ from utils.data import (
     val_loader,
 )
 from utils.errors import OUT_OF_MEMORY, UserError, one_line, user_errors
-from utils.evaluate import Kept, evaluate
 from utils.logger import RunLog, command_line
 from utils.published import settle_upsampling
 from utils.ranks import ALONE, Ranks, join, leave, ranks_of_environment
-from utils.resume import find_checkpoint, folder_of, is_auto, other_blocks, resume
 from utils.seeding import seed_everything
-from utils.signals import Stopped
-from utils.trainer import Trainer
+from utils.speed.benchmark import benchmark
+from utils.training.resume import find_checkpoint, folder_of, is_auto, other_blocks, resume
+from utils.training.signals import Stopped
+from utils.training.trainer import Trainer
+from utils.validation.calibrate import calibrate
+from utils.validation.curve import budget_text, each_budget, write_curve
+from utils.validation.evaluate import Kept, evaluate
 from utils.versions import versions
 
 SMALLEST_BLOCK = 64  # twice the stride of a backbone's deepest features

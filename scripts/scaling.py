@@ -85,7 +85,7 @@ def started(args: argparse.Namespace, count: int, flags: list[str]) -> dict | No
 
 def work(args: argparse.Namespace, flags: list[str]) -> int:
     """In each process of torchrun."""
-    from utils.scaling import measure
+    from utils.speed.scaling import measure
 
     scenes = ["--synthetic-train-images", str(args.images * int(os.environ["WORLD_SIZE"]))]
     given = [*FLAGS.split(), *scenes, *flags]

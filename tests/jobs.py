@@ -16,8 +16,9 @@ from together import CONTEXT, run_all
 from torch import nn
 
 import train
-from utils import checkpoint, state
-from utils.trainer import Trainer
+from utils import checkpoint
+from utils.training import state
+from utils.training.trainer import Trainer
 
 CONTEXT.set_forkserver_preload(["jobs"])
 

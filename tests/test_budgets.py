@@ -20,10 +20,10 @@ import train
 from argparser import parse_args
 from dataloaders import to_network
 from segblocks.policy import ReinforcePolicy
-from utils.calibrate import calibrate
-from utils.curve import budget_text, each_budget
 from utils.data import build_calibration_set
-from utils.trainer import Trainer
+from utils.training.trainer import Trainer
+from utils.validation.calibrate import calibrate
+from utils.validation.curve import budget_text, each_budget
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import figures, make_camvid, make_cityscapes
 
 from argparser import parse_args
-from utils import benchmark
+from utils.speed import benchmark
 
 OF_TRAINING = ("factor", "weight", "budgets", "reward", "normalise", "warmup", "calibrate")
 TINY = {

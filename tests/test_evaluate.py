@@ -21,10 +21,10 @@ from tiny import (  # noqa: F401
 import train
 from argparser import parse_args
 from utils.data import build_val_set
-from utils.evaluate import Kept, evaluate
-from utils.judge import BlockShares, block_shares, blocks_with, count_blocks
 from utils.logger import RunLog
 from utils.macs import MacCounter, count
+from utils.validation.evaluate import Kept, evaluate
+from utils.validation.judge import BlockShares, block_shares, blocks_with, count_blocks
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 

@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from utils.metrics import SegmentationMetrics, count_pixels
+from utils.validation.metrics import SegmentationMetrics, count_pixels
 
 CLASSES, IGNORED = 7, 255
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.optim import CosineSchedule, GraphedStep, build_optimizer
+from utils.training.optim import CosineSchedule, GraphedStep, build_optimizer
 
 pytestmark = [
     pytest.mark.gpu,

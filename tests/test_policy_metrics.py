@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import REINFORCE, figures, run, tiny_backbone  # noqa: F401
 
 from dataloaders import DatasetInfo
-from utils.policy_metrics import PolicyMetrics, near_boundary, rank_correlation
+from utils.validation.policy_metrics import PolicyMetrics, near_boundary, rank_correlation
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 

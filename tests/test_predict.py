@@ -10,9 +10,9 @@ from PIL import Image
 from tiny import REINFORCE, figures, make_trainer, run, tiny_backbone  # noqa: F401
 
 from dataloaders import build_dataset, val_transform
-from utils.evaluate import evaluate
 from utils.logger import RunLog
-from utils.predict import predict, resize_labels
+from utils.validation.evaluate import evaluate
+from utils.validation.predict import predict, resize_labels
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 ONE_CLASS = 1  # byte: less than any class takes

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from argparser import parse_args
 from dataloaders.info import CAMVID
-from utils.reward import BalancedReward, LossReward, build_reward
+from utils.training.reward import BalancedReward, LossReward, build_reward
 
 IGNORED = 255
 WIDTHS = (4, 8, 20, 32)  # of columns of one class each, wider than what sizes are sampled at

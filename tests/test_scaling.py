@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import REINFORCE, SYNTHETIC, make_trainer, tiny_backbone  # noqa: F401
 
-from utils.scaling import measure
+from utils.speed.scaling import measure
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "scaling.py"
 SMALL = "--synthetic-size 64 128 --res 128 --crop-res 64 --device cpu".split()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import REINFORCE, SPEED, figures, run, tiny_backbone  # noqa: F401
 
-from utils import benchmark, engines
+from utils.speed import benchmark, engines
 
 
 @pytest.fixture(scope="module")

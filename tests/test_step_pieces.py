@@ -5,7 +5,7 @@ import torch
 from tiny import REINFORCE, make_trainer, same, tiny_backbone  # noqa: F401
 
 from dataloaders import to_network
-from utils.step_pieces import StepPieces
+from utils.training.step_pieces import StepPieces
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 # Two images of four blocks.

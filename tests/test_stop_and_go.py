@@ -26,8 +26,8 @@ import train
 from argparser import parse_args
 from utils import checkpoint as checkpoints
 from utils.logger import RunLog
-from utils.objective import Objective
-from utils.resume import changed_flags
+from utils.training.objective import Objective
+from utils.training.resume import changed_flags
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 

@@ -13,12 +13,12 @@ from test_stop_and_go import SETTING
 from tiny import arguments, checkpoint, make_trainer, run, tiny_backbone  # noqa: F401
 
 import train
-from utils import trainer, writer
 from utils.errors import UserError
 from utils.logger import RunLog
-from utils.optim import restore
 from utils.ranks import Agreement, Ranks
-from utils.signals import stop_requests
+from utils.training import trainer, writer
+from utils.training.optim import restore
+from utils.training.signals import stop_requests
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 

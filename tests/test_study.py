@@ -13,7 +13,7 @@ import pytest
 from argparser import parse_args
 from utils.study.command import main, visible_devices
 from utils.study.plan import RECIPES, SETUPS, Experiment, chosen, experiments
-from utils.study.report import gather, lines_of, markdown, rows, write_report
+from utils.study.report import Row, gather, lines_of, markdown, rows, write_report
 from utils.study.runs import Options, Runner, Step, steps
 
 ROOT = Path(__file__).parents[1]
@@ -324,6 +324,17 @@ def test_picture_joins_curves_in_order_of_their_cost(folder):
     assert curve.joined
     assert [point[:2] for point in curve.points] == [(2.0, 40.0), (9.0, 50.0)]
     assert made["dense"].points[0][2] == pytest.approx(2.83, abs=0.01)
+
+
+def test_picture_shows_an_imposed_budget_beside_the_threshold():
+    points = {"own": (None, 4.0, 0.5), "budget": (0.2, 3.0, 0.4), "random": (0.2, 3.0, 0.1)}
+    found = [
+        Row("few", "few", validation, budget, [{"gmacs": gmacs, "miou": miou}])
+        for validation, (budget, gmacs, miou) in points.items()
+    ]
+    (line,) = lines_of(found)
+    assert [point[:2] for point in line.points] == [(3.0, 40.0), (4.0, 50.0)]
+    assert not line.joined
 
 
 def test_report_files(folder, tmp_path):

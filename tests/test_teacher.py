@@ -16,7 +16,7 @@ from tiny import (  # noqa: F401
 
 import train
 from argparser import parse_args
-from utils.teacher import TEMPERATURE, distillation_loss
+from utils.training.teacher import TEMPERATURE, distillation_loss
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 WIDE = (*REINFORCE, "--synthetic-size", "128", "256", "--res", "256", "--crop-res", "128")

@@ -29,12 +29,12 @@ from segblocks.capture import capture
 from utils import memory
 from utils.data import build_val_set
 from utils.errors import UserError
-from utils.evaluate import evaluate
-from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog
-from utils.objective import Objective
-from utils.trainer import Trainer
-from utils.writer import Saver
+from utils.training.guard import FiniteGuard
+from utils.training.objective import Objective
+from utils.training.trainer import Trainer
+from utils.training.writer import Saver
+from utils.validation.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -165,7 +165,7 @@ def test_checkpoint_holds_everything_the_next_step_needs(tmp_path):
 
 @pytest.mark.parametrize(("pretrained", "factor"), [("yes", 0.25), ("no", 1.0)])
 def test_parameter_groups(tmp_path, pretrained, factor):
-    from utils.optim import build_optimizer
+    from utils.training.optim import build_optimizer
 
     flags = ["--segblocks-policy-lr-factor", "3", "--segblocks-policy-wd-factor", "0.5"]
     args = parse_args(arguments(tmp_path, *REINFORCE, *flags, "--pretrain-backbone", pretrained))
@@ -185,7 +185,7 @@ def test_parameter_groups(tmp_path, pretrained, factor):
 def test_the_best_checkpoint_is_that_of_the_highest_score(tmp_path, monkeypatch):
     scores = iter((0.2, 0.5, 0.4))
     monkeypatch.setattr(
-        "utils.trainer.evaluate",
+        "utils.training.trainer.evaluate",
         lambda *given, **options: replace(evaluate(*given, **options), miou=next(scores)),
     )
     folder = run(tmp_path, "--epochs", "3", "--synthetic-train-images", "2")

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from dataloaders import DatasetInfo
-from utils import viz
+from utils.validation import viz
 
 INFO = DatasetInfo("two", ("a", "b"), ((10, 20, 30), (40, 50, 60)))
 

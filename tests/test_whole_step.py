@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import REINFORCE, checkpoint, run, same, tiny_backbone  # noqa: F401
 
-from utils.objective import Objective
-from utils.uploads import Uploads
-from utils.whole_step import WholeSteps
+from utils.training.objective import Objective
+from utils.training.uploads import Uploads
+from utils.training.whole_step import WholeSteps
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 on_gpu = [

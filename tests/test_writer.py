@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import DEVICES
 
-from utils import writer
 from utils.checkpoint import load_checkpoint, previous
-from utils.writer import CheckpointWriter
+from utils.training import writer
+from utils.training.writer import CheckpointWriter
 
 
 @pytest.fixture

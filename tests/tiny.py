@@ -13,8 +13,8 @@ import train
 from argparser import parse_args
 from models import BACKBONES, Backbone
 from utils.data import build_train_set, build_val_set, train_loader, val_loader
-from utils.resume import folder_of
-from utils.trainer import Trainer
+from utils.training.resume import folder_of
+from utils.training.trainer import Trainer
 
 SYNTHETIC = (
     "--dataset synthetic --synthetic-size 64 128 --synthetic-train-images 6 "

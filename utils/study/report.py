@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.curve import NO_MATPLOTLIB, Line, budget_text, plot
 from utils.study.plan import Experiment
+from utils.validation.curve import NO_MATPLOTLIB, Line, budget_text, plot
 
 CALIBRATED = "threshold fitted"
 POLICY_KEYS = ("boundary_miou", "rank_correlation", "rank_correlation_pooled")
@@ -107,7 +107,7 @@ def lines_of(found: Sequence[Row]) -> list[Line]:
     made: dict[str, Line] = {}
     for row in found:
         is_curve = row.validation == "curve"
-        if not is_curve and row.validation != "own":
+        if not is_curve and row.validation not in ("own", "budget"):
             continue
         name = f"{row.title}: budgets" if is_curve else row.title
         line = made.setdefault(name, Line(name, joined=is_curve))

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.resume import LATEST
 from utils.study.plan import MODEL, TAUGHT, Experiment, Setup
+from utils.training.resume import LATEST
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 120  # for a run that was asked to save and stop

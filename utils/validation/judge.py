@@ -10,8 +10,8 @@ from torch import Tensor
 
 from dataloaders import DatasetInfo
 from segblocks import SegBlocksOutput
-from utils.metrics import count_pixels
-from utils.predict import predict
+from utils.validation.metrics import count_pixels
+from utils.validation.predict import predict
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from argparser import parse_args
 from utils.data import build_train_set, build_val_set, train_loader, val_loader
 from utils.ranks import leave, ranks_of_environment
 from utils.seeding import seed_everything
-from utils.trainer import Trainer
+from utils.training.trainer import Trainer
 from utils.versions import versions
 
 ROUNDS = 5

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from dataloaders import SegmentationDataset
-from utils.engines import Engine, build_engines, can_compile, padding
 from utils.errors import UserError
 from utils.inference import inference_copy, use_half
 from utils.logger import RunLog, progress
 from utils.macs import MacCounter
 from utils.profiler import profiler
+from utils.speed.engines import Engine, build_engines, can_compile, padding
 
 # Passes of each engine; one of each image at least, as new counts of blocks are captured.
 WARM_UP = 5

@@ -15,19 +15,19 @@ from torch.utils.data import DataLoader
 
 from dataloaders import DatasetInfo, to_network
 from dataloaders.base import derive_seed
-from utils import viz
 from utils.data import one_by_one
 from utils.errors import user_errors
 from utils.inference import KeptCopy, use_half
-from utils.judge import BlockShares, Judge, block_shares
 from utils.logger import RunLog, progress
 from utils.losses import task_loss
 from utils.macs import MacCounter
-from utils.metrics import SegmentationMetrics
-from utils.policy_metrics import PolicyFigures, PolicyMetrics
-from utils.predict import resize_labels
 from utils.ranks import ALONE, Ranks
 from utils.seeding import forked_rng
+from utils.validation import viz
+from utils.validation.judge import BlockShares, Judge, block_shares
+from utils.validation.metrics import SegmentationMetrics
+from utils.validation.policy_metrics import PolicyFigures, PolicyMetrics
+from utils.validation.predict import resize_labels
 
 VAL_SEED = 1  # of random placement in validation, so that a second validation gives the same
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from segblocks import Decision, SegBlocksModel, SegBlocksOutput
 from segblocks.borders import pad_to_blocks
-from utils.evaluate import forward_options
-from utils.state import TrainingState
-from utils.teacher import Teacher, distillation_loss
+from utils.training.state import TrainingState
+from utils.training.teacher import Teacher, distillation_loss
+from utils.validation.evaluate import forward_options
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -13,7 +13,7 @@ from segblocks import SegBlocksModel
 from segblocks.capture import Buffers, layout, recorded_in
 from segblocks.capturing import CaptureFailed, cleared_up
 from segblocks.reading import Reading
-from utils.step_pieces import Batch, Stepped, StepPieces
+from utils.training.step_pieces import Batch, Stepped, StepPieces
 
 
 @dataclass(frozen=True)

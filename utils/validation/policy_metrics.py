@@ -10,8 +10,8 @@ from torchmetrics.functional import spearman_corrcoef
 
 from dataloaders import DatasetInfo
 from segblocks.policy.base import block_mean
-from utils.metrics import SegmentationMetrics, count_pixels
 from utils.ranks import ALONE, Ranks
+from utils.validation.metrics import SegmentationMetrics, count_pixels
 
 TRIMAP_PIXELS = 3  # half the width of the band along label boundaries
 

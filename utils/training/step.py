@@ -11,15 +11,15 @@ from dataloaders import to_network
 from segblocks import Decision, TrainingGraphs
 from segblocks.policy.base import budget_count
 from utils.distributed import Alone
-from utils.guard import FiniteGuard
 from utils.logger import Means
-from utils.objective import Objective
-from utils.optim import GraphedStep
 from utils.ranks import Ranks
-from utils.state import TrainingState
-from utils.step_pieces import Logged, Stepped, StepPieces
-from utils.uploads import Uploaded
-from utils.whole_step import WholeSteps
+from utils.training.guard import FiniteGuard
+from utils.training.objective import Objective
+from utils.training.optim import GraphedStep
+from utils.training.state import TrainingState
+from utils.training.step_pieces import Logged, Stepped, StepPieces
+from utils.training.uploads import Uploaded
+from utils.training.whole_step import WholeSteps
 
 
 class OptimiserStep:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils.evaluate import Evaluation
 from utils.logger import RunLog
+from utils.validation.evaluate import Evaluation
 
 NO_MATPLOTLIB = "pictures of curves need matplotlib: pip install -r requirements-study.txt"
 

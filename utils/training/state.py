@@ -11,11 +11,11 @@ from torch import nn
 
 from utils.checkpoint import load_weights
 from utils.download import is_url
-from utils.ema import WeightAverage
-from utils.optim import CosineSchedule, build_optimizer, restore
 from utils.published import is_published, settle_upsampling
-from utils.resume import Progress, Told, changed_flags, folder_of
 from utils.seeding import rng_state, set_rng_state
+from utils.training.ema import WeightAverage
+from utils.training.optim import CosineSchedule, build_optimizer, restore
+from utils.training.resume import Progress, Told, changed_flags, folder_of
 
 
 def images_per_step(flags: Mapping[str, Any]) -> int:

@@ -15,24 +15,24 @@ from torch.utils.data import DataLoader
 
 from dataloaders import SegmentationDataset, has_workers, stop_workers
 from segblocks import TrainingGraphs
-from utils.calibrate import calibrate
 from utils.checkpoint import previous
 from utils.distributed import share_batch
-from utils.evaluate import Evaluation, Kept, evaluate
-from utils.guard import FiniteGuard
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
-from utils.objective import Objective
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
-from utils.resume import BEST, LATEST, Progress, Told
-from utils.reward import build_reward
-from utils.signals import Stopped, stop_requests
-from utils.state import TrainingState, images_per_step
-from utils.step import OptimiserStep
-from utils.teacher import load_teacher
-from utils.uploads import Uploads
-from utils.writer import Saver
+from utils.training.guard import FiniteGuard
+from utils.training.objective import Objective
+from utils.training.resume import BEST, LATEST, Progress, Told
+from utils.training.reward import build_reward
+from utils.training.signals import Stopped, stop_requests
+from utils.training.state import TrainingState, images_per_step
+from utils.training.step import OptimiserStep
+from utils.training.teacher import load_teacher
+from utils.training.uploads import Uploads
+from utils.training.writer import Saver
+from utils.validation.calibrate import calibrate
+from utils.validation.evaluate import Evaluation, Kept, evaluate
 
 UNSAVED_SECONDS = 60  # of training that validation does not begin on
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
@@ -180,18 +180,18 @@ class Trainer:
                 tell()
                 if ended and not self._out_of_steps() and self._much_is_unsaved():
                     self.save(log)  # validation may fail, or be killed as it takes long
+                    self.saver.wait()
                 evaluation = self._validate(log)
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
             # The device is still busy with the last steps, and will have the next one before the
             # host has waited for it.
-            self._put_off = self._take(
-                log, at.score_best > best_before, None if validates else tell
-            )
+            is_best = at.score_best > best_before
+            self._put_off = self._take(log, is_best, None if validates else tell)
             if last:
                 self._catch_up()
-            if not last:
+            else:
                 self._stop_if_asked()
         return evaluation
 

@@ -1,0 +1,1 @@
+"""Timing: what is timed, and how."""

@@ -1,0 +1,1 @@
+"""Validation: predictions, what is counted of them, curves over budgets, pictures."""
