@@ -79,11 +79,6 @@ def _settle_in(worker: int) -> None:
             mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # older versions of it refuse more
 
 
-def has_workers(loader: DataLoader) -> bool:
-    """Whether another pass needs no new processes."""
-    return loader.num_workers == 0 or loader._iterator is not None
-
-
 def stop_workers(loader: DataLoader) -> None:
     """End the processes of a loader; another pass over it starts new ones.
 

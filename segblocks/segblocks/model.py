@@ -120,7 +120,6 @@ class SegBlocksModel(nn.Module):
         block_gain: Tensor | None = None,
         objective: Callable[..., Any] | None = None,
         targets: tuple[Tensor, ...] = (),
-        decision: Decision | None = None,
     ) -> Any:
         """Decide, split, run the network, combine.
 
@@ -136,8 +135,6 @@ class SegBlocksModel(nn.Module):
                 and from CUDA graphs if the network does; the same object each time, or all would
                 be captured again.
             targets: (…) tensors, the labels for example.
-            decision: what `decide` has returned for these images, in place of another one; then
-                budget, pixel_loss and block_gain do not matter.
 
         Returns:
             SegBlocksOutput: logits, grid and the policy's record, under the names of `Decision`;
@@ -149,27 +146,14 @@ class SegBlocksModel(nn.Module):
             )
         size = tuple(image.shape[2:])
         padded = pad_to_blocks(image, self.policy.block_size)
-        looks = decision is None and self.policy.needs_pixel_loss
-        if looks and pixel_loss is not None and block_gain is None:
+        if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
         if objective is not None:
-            decision = decision or self._decide(padded, budget, block_gain)
+            decision = self._decide(padded, budget, block_gain)
             return self._judge(padded, decision, size, objective, targets)
-        if decision is None:
-            decision = self.policy(padded, budget, block_gain)
-        elif decision.n_high is None:
-            decision = self.policy.settle(decision)
+        decision = self.policy(padded, budget, block_gain)
         logits = self._run(padded, decision.grid, decision.n_high)
         return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
-
-    def decide(self, image: Tensor) -> Decision:
-        """What the policy decides of images, for `forward` to act on; their number of high blocks
-        is None where the host has not asked the device for it yet.
-
-        Args:
-            image: (N, 3, H, W) floating point, as for `forward`.
-        """
-        return self._decide(pad_to_blocks(image, self.policy.block_size), None, None)
 
     @property
     def is_dense(self) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from segblocks import Decision, SegBlocksModel, SegBlocksOutput
+from segblocks import SegBlocksModel, SegBlocksOutput
 from segblocks.borders import pad_to_blocks
+from utils.oracle import forward_options
 from utils.training.state import TrainingState
 from utils.training.teacher import Teacher, distillation_loss
-from utils.validation.evaluate import forward_options
 
 AMP_DTYPES = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,37 +59,20 @@ class Objective:
         """Whether the policy learns from what is measured, as in the last epochs it may."""
         return self.run.progress.epoch >= self.run.schedule.refine_from
 
-    def __call__(
-        self,
-        image: Tensor,
-        label: Tensor,
-        budget: int | None = None,
-        decision: Decision | None = None,
-    ) -> Minimised:
+    def __call__(self, image: Tensor, label: Tensor, budget: int | None = None) -> Minimised:
         """Of images (N,3,H,W), normalised, and label (N,H,W) int64. `budget` is what --budget does
-        not say: how many blocks of each image are high; `decision` is what `decide` has returned
-        for them, settled."""
+        not say: how many blocks of each image are high."""
+        amp = self.args.amp
         options = forward_options(self.args, self.criterion, label)
         if options["budget"] is None:
             options["budget"] = budget
         taught = () if self.teacher is None else (self.teacher(image),)
         options |= {"objective": self._judge, "targets": (label, *taught)}
-        if decision is not None:
-            options["decision"] = decision
-        with self._autocast(image.device):
+        with torch.autocast(image.device.type, AMP_DTYPES[amp], enabled=amp != "off"):
             if self.refines:
                 known = (label, self._gain(image, label), self._before(image))
                 options |= {"objective": self._judge_refining, "targets": (*known, *taught)}
             return self.network(image, **options)
-
-    def decide(self, image: Tensor) -> Decision:
-        """What the policy decides of images, before the host knows how many blocks are high."""
-        with self._autocast(image.device):
-            return self.model.decide(image)
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        amp = self.args.amp
-        return torch.autocast(device.type, AMP_DTYPES[amp], enabled=amp != "off")
 
     def _gain(self, image: Tensor, label: Tensor) -> Tensor:
         """(N,Gh,Gw): how much of what the policy is rewarded for full resolution saves each block,

@@ -1,4 +1,4 @@
-"""One optimiser step: a batch, its loss, changed weights; from CUDA graphs where it can be."""
+"""One optimiser step: a batch, its loss, changed weights; as one CUDA graph where that can be."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -8,18 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from dataloaders import to_network
-from segblocks import Decision, TrainingGraphs
+from segblocks import TrainingGraphs
 from segblocks.policy.base import budget_count
-from utils.distributed import Alone
 from utils.logger import Means
 from utils.ranks import Ranks
+from utils.training.distributed import Alone
 from utils.training.guard import FiniteGuard
 from utils.training.objective import Objective
 from utils.training.optim import GraphedStep
 from utils.training.state import TrainingState
-from utils.training.step_pieces import Logged, Stepped, StepPieces
 from utils.training.uploads import Uploaded
-from utils.training.whole_step import WholeSteps
+from utils.training.whole_step import Logged, WholeSteps
 
 
 class OptimiserStep:
@@ -51,8 +50,8 @@ class OptimiserStep:
         self._graphed_update = GraphedStep(run.optimizer) if graphed else None
         self._whole: WholeSteps | None = None
         if graphed and ranks.count == 1 and self.args.accumulate == 1:
-            does = (self._inputs_of, objective.decide, self._loss_of, self._update)
-            self._whole = WholeSteps(StepPieces(run.model, run.optimizer, *does), give_up)
+            how = (self._loss_of, self._update, give_up)
+            self._whole = WholeSteps(run.model, run.optimizer, *how)
 
     def __call__(self, batches: Iterator[Uploaded], means: Means) -> None:
         """Take the next batches and a step; what is to be logged goes to `means`."""
@@ -75,11 +74,10 @@ class OptimiserStep:
         self, whole: WholeSteps, batch: Uploaded, budget: int | None, means: Means
     ) -> bool:
         """Whether the step was taken: not where the host has to know more to launch it."""
-        (tensors, index), policy = batch, self.model.policy
-        decides = budget is None and not self.model.is_dense
-        if policy.exploration or (decides and policy.needs_pixel_loss):
+        tensors, index = batch
+        if self.model.policy.exploration or (budget is None and not self.model.is_dense):
             return False
-        result = whole(tensors, budget, self.objective.refines, decides)
+        result = whole(tensors, budget, self.objective.refines)
         if result is None:
             return False
         loss, logged = result
@@ -95,7 +93,7 @@ class OptimiserStep:
         for i, (tensors, index) in enumerate(batches):
             self.shared.meet()
             with nullcontext() if i + 1 == accumulate else self.shared.later():
-                loss, logged = self._loss_of(*self._inputs_of(tensors), budget)
+                loss, logged = self._loss_of(tensors, budget)
                 weight = self.shared.weight / accumulate
                 # Only a loss that is still the graph's own output takes the short way back.
                 scaled = scaler.scale(loss if weight == 1 else loss * weight)
@@ -105,18 +103,10 @@ class OptimiserStep:
         self.shared.exchange()
         means.add_all(self._update())
 
-    def _inputs_of(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Image and label of a batch on the device."""
-        return to_network(*tensors, channels_last=self.args.channels_last)
-
-    def _loss_of(
-        self,
-        image: Tensor,
-        label: Tensor,
-        budget: int | None = None,
-        decision: Decision | None = None,
-    ) -> Stepped:
-        loss, names, values = self.objective(image, label, budget, decision)
+    def _loss_of(self, tensors: Sequence[Tensor], budget: int | None) -> tuple[Tensor, Logged]:
+        """Loss of a batch on the device, 0-d, and what to log."""
+        image, label = to_network(*tensors, channels_last=self.args.channels_last)
+        loss, names, values = self.objective(image, label, budget)
         return loss, [(names, values)]
 
     def _update(self) -> Logged:

@@ -4,7 +4,6 @@ import copy
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -13,14 +12,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import SegmentationDataset, has_workers, stop_workers
+from dataloaders import SegmentationDataset, stop_workers
 from segblocks import TrainingGraphs
 from utils.checkpoint import previous
-from utils.distributed import share_batch
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
+from utils.training.distributed import share_batch
 from utils.training.guard import FiniteGuard
 from utils.training.objective import Objective
 from utils.training.resume import BEST, LATEST, Progress, Told
@@ -81,7 +80,6 @@ class Trainer:
         self.saver = Saver(ranks)
         self._saved_at = time.monotonic()
         self._keep_previous = True
-        self._put_off: Callable[[], None] | None = None
 
     @property
     def progress(self) -> Progress:
@@ -101,35 +99,20 @@ class Trainer:
         self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told
 
-    def save(self, log: RunLog) -> None:
-        """Begin to write the checkpoint; `saver.wait` waits for it. Raises UserError where weights
-        are not finite, and what `Saver.save` raises."""
-        self._take(log)()
-
-    def _take(
-        self, log: RunLog, is_best: bool = False, tell: Callable[[], None] | None = None
-    ) -> Callable[[], None]:
-        """The same in two parts: the state is taken now; what is returned, which waits for the
-        device, writes it if it is fit to be kept, also as the best one if it `is_best`. `tell` is
-        called before that."""
-        state, good = self.saver.take(self.run.to_dict()), self.finite.ask(self.model)
+    def save(
+        self, log: RunLog, is_best: bool = False, meanwhile: Callable[[], None] | None = None
+    ) -> None:
+        """Begin to write the checkpoint, which is the best one, too, if it `is_best`; `saver.wait`
+        waits for it. `meanwhile` is called when the device has been told to copy the state. Raises
+        UserError where weights are not finite, what that and what `Saver.save` raises."""
+        state = self.saver.take(self.run.to_dict())
+        if meanwhile is not None:
+            meanwhile()
+        self.finite.check(self.model)
         also = log.folder / BEST if is_best else None
-
-        def write() -> None:
-            if tell is not None:
-                tell()
-            good()
-            self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
-            self._saved_at = time.monotonic()
-            self._keep_previous = True
-
-        return write
-
-    def _catch_up(self) -> None:
-        """Do what was put off until the device has something to do."""
-        put_off, self._put_off = self._put_off, None
-        if put_off is not None:
-            put_off()
+        self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
+        self._saved_at = time.monotonic()
+        self._keep_previous = True
 
     # ---- training ----
 
@@ -145,8 +128,6 @@ class Trainer:
                 self.saver.wait()
                 raise
             except Exception:  # not KeyboardInterrupt, which is not to wait
-                with suppress(Exception):
-                    self._catch_up()
                 self.saver.settle(log)
                 raise
             finally:
@@ -180,18 +161,13 @@ class Trainer:
                 tell()
                 if ended and not self._out_of_steps() and self._much_is_unsaved():
                     self.save(log)  # validation may fail, or be killed as it takes long
-                    self.saver.wait()
                 evaluation = self._validate(log)
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
-            # The device is still busy with the last steps, and will have the next one before the
-            # host has waited for it.
-            is_best = at.score_best > best_before
-            self._put_off = self._take(log, is_best, None if validates else tell)
-            if last:
-                self._catch_up()
-            else:
+            # The device is still busy with the last steps, and is to go on soon.
+            self.save(log, at.score_best > best_before, None if validates else tell)
+            if not last:
                 self._stop_if_asked()
         return evaluation
 
@@ -212,15 +188,14 @@ class Trainer:
         started, images = time.monotonic(), 0
 
         def teller() -> Callable[[], None]:
-            if not images:  # a run that goes on from the end of an epoch
-                return lambda: None
-            now, rates = replace(at), dict(self.run.schedule.now)
-            good, values = self.finite.ask(), means.ask(self.ranks.replicas.total)
+            now, rates = replace(at), self._learning_rates()
 
             def tell() -> None:
                 nonlocal started, images
-                good()
-                self._log_steps(log, values(), now, rates, images / (time.monotonic() - started))
+                if not images:  # a run that goes on from the end of an epoch
+                    return
+                self.finite.check()
+                self._log_steps(log, means, now, rates, images / (time.monotonic() - started))
                 started, images = time.monotonic(), 0
 
             return tell
@@ -229,7 +204,6 @@ class Trainer:
         steps = range(at.step, self.steps_per_epoch)
         for _ in progress(steps, title, "img", self.images_per_step, quiet=not self.ranks.main):
             self._step(means)
-            self._catch_up()
             self._profile.step()
             at.step, at.total_steps = at.step + 1, at.total_steps + 1
             images += self.images_per_step
@@ -259,8 +233,7 @@ class Trainer:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""
         at = self.progress
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
-        if not has_workers(self.val_loader):
-            self.saver.wait()  # those that begin now would keep its file open
+        self.saver.wait()  # data workers that begin now would keep the file open
         evaluation = self._evaluate(log, self.model, self.args, "val")
         if self.run.average:
             averaged = copy.deepcopy(self.model)
@@ -292,18 +265,24 @@ class Trainer:
         log.scalars(step, {f"{prefix}{name}": x for name, x in evaluation.scalars().items()})
         return evaluation
 
+    def _learning_rates(self) -> dict[str, float | torch.Tensor]:
+        """Of the groups, as they are now."""
+        rates = {group["name"]: group["lr"] for group in self.run.optimizer.param_groups}
+        return {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in rates.items()}
+
     def _log_steps(
         self,
         log: RunLog,
-        values: dict[str, float],
+        means: Means,
         at: Progress,
-        rates: dict[str, float],
+        rates: dict[str, float | torch.Tensor],
         images_per_second: float,
     ) -> None:
+        values = means.pop(self.ranks.replicas.total)
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
-            | {f"lr/{name}": rate for name, rate in rates.items()}
+            | {f"lr/{name}": float(rate) for name, rate in rates.items()}
             | {"train/images_per_second": images_per_second},
         )
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -334,8 +313,7 @@ class Trainer:
         return self.ranks.main and (late or self.saver.writer.has_failed)
 
     def _stop_if_asked(self) -> None:
-        """Between epochs, with the state just taken."""
+        """Between epochs, with the state just saved."""
         asked = max(number or 0 for number in self.ranks.everyones(self._stop.number))
         if asked:
-            self._catch_up()
             raise Stopped(asked)

@@ -1,25 +1,25 @@
-"""Optimiser steps that the host launches as one CUDA graph each, or two."""
+"""Optimiser steps that the host launches as one CUDA graph each."""
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from segblocks import SegBlocksModel
-from segblocks.capture import Buffers, layout, recorded_in
+from segblocks.capture import Buffers, check_outputs, layout, recorded_in, stand_ins_of
 from segblocks.capturing import CaptureFailed, cleared_up
-from segblocks.reading import Reading
-from utils.training.step_pieces import Batch, Stepped, StepPieces
+
+Logged = list[tuple[tuple[str, ...], Tensor]]  # names of numbers, and these (len(names),) float
 
 
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    result: Any  # of the piece, in the memory that the graph writes
+    loss: Tensor
+    logged: Logged
 
 
 class WholeSteps:
@@ -28,25 +28,34 @@ class WholeSteps:
     `segblocks.TrainingGraphs` has graphs of what network and policy do; what is between them the
     host launches one by one, and on small crops that takes it as long as all the rest takes the
     GPU. Where nothing has to be read from the device in between, because it is known how many
-    blocks are high, everything is one graph. Where the policy decides that, there are two, with
-    nothing between but the number on its way to the host.
+    blocks are high, everything is one graph.
 
     The first step of a kind runs as written, because libraries set themselves up and Adam makes
     its moments; after it, each setting is captured when it occurs. What cannot be captured is told
     in one warning.
 
     Args:
-        pieces: what a step does; its optimiser is capturable.
+        model: whose parameters change.
+        optimizer: capturable.
+        loss_of: tensors of a batch, budget → loss, 0-d, and what to log.
+        update: changes weights by the gradients that are `.grad` then → more to log.
         give_up: called when a capture has failed: graphs that draw from the device's generator are
             void then.
     """
 
     MOST = 64  # captures; further settings run as written
 
-    def __init__(self, pieces: StepPieces, give_up: Callable[[], None]):
-        self.pieces, self._give_up = pieces, give_up
-        self.model, self.optimizer = pieces.model, pieces.optimizer
-        self._parameters = pieces.parameters
+    def __init__(
+        self,
+        model: SegBlocksModel,
+        optimizer: torch.optim.Optimizer,
+        loss_of: Callable[..., tuple[Tensor, Logged]],
+        update: Callable[[], Logged],
+        give_up: Callable[[], None],
+    ):
+        self.model, self.optimizer = model, optimizer
+        self._loss_of, self._update, self._give_up = loss_of, update, give_up
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._seen: set[Hashable] = set()  # kinds of steps that ran as written
         self._moments: object = None
         self._buffers = Buffers()
@@ -54,16 +63,14 @@ class WholeSteps:
         self.given_up = False
 
     def __call__(
-        self, batch: Batch, budget: int | None, kind: Hashable, decides: bool = False
-    ) -> Stepped | None:
+        self, batch: tuple[Tensor, ...], budget: int | None, kind: Hashable
+    ) -> tuple[Tensor, Logged] | None:
         """Take a step -> its loss and what to log; None: that is left to others.
 
         Args:
-            batch: what the pieces take, of any layouts.
-            budget: blocks of each image that run high; None for a network without blocks, and where
-                the policy decides.
+            batch: what `loss_of` takes, of any layouts.
+            budget: blocks of each image that run high; None for a network without blocks.
             kind: whatever else a step depends on, beside numbers on the device.
-            decides: whether the policy decides how many blocks are high.
         """
         self._notice_other_moments()
         kind = (kind, *map(layout, batch))
@@ -72,14 +79,16 @@ class WholeSteps:
         if kind not in self._seen:
             self._seen.add(kind)
             with _launched_one_by_one(self.model):
-                return self.pieces.whole(batch, budget)
-        if decides:
-            return self._in_two(batch, kind)
-        captured = self._find((kind, budget), batch, partial(self.pieces.whole, budget=budget))
+                return self._step(batch, budget)
+        captured = self._find(batch, budget, kind)
         if captured is None:
             return None
         self._buffers.place(batch)
-        return self._replay(captured)
+        captured.graph.replay()
+        # Whoever keeps what he has made of weights asks them whether they have changed.
+        torch.autograd.graph.increment_version(self._parameters)
+        # The next step writes to the same memory.
+        return captured.loss.clone(), [(names, x.clone()) for names, x in captured.logged]
 
     def release(self) -> None:
         """Destroy all graphs, with the memory that they hold."""
@@ -88,31 +97,6 @@ class WholeSteps:
         self.captured.clear()
         self._buffers = Buffers()
 
-    def _in_two(self, batch: Batch, kind: Hashable) -> Stepped | None:
-        first = self._find((kind, "begin"), batch, self.pieces.begin)
-        if first is None:
-            return None
-        self._buffers.place(batch)
-        first.graph.replay()
-        begun, policy = first.result, self.model.policy
-        count = Reading(begun.count).wait()
-        n_high = policy.rounded_up(count, begun.decision.sampled.numel())
-        finish = partial(self.pieces.finish, begun, n_high)
-        second = self._find((kind, "finish", n_high), batch, lambda _: finish())
-        if second is not None:
-            return self._replay(second)
-        # It has begun, so nobody else can take it.
-        with _launched_one_by_one(self.model):
-            return finish()
-
-    def _replay(self, captured: _Captured) -> Stepped:
-        captured.graph.replay()
-        # Whoever keeps what he has made of weights asks them whether they have changed.
-        torch.autograd.graph.increment_version(self._parameters)
-        loss, logged = captured.result
-        # The next step writes to the same memory.
-        return loss.clone(), [(names, x.clone()) for names, x in logged]
-
     def _notice_other_moments(self) -> None:
         state = self.optimizer.state
         if state is not self._moments:  # before the first step, or a checkpoint was loaded
@@ -120,7 +104,10 @@ class WholeSteps:
             self._seen.clear()
             self.release()
 
-    def _find(self, key: Hashable, batch: Batch, piece: Callable[[Batch], Any]) -> _Captured | None:
+    def _find(
+        self, batch: tuple[Tensor, ...], budget: int | None, kind: Hashable
+    ) -> _Captured | None:
+        key = (kind, budget)
         if key in self.captured:
             return self.captured[key]
         # Moments that a step makes are not for a graph, which would make them again each time.
@@ -128,22 +115,35 @@ class WholeSteps:
         if not has_moments or len(self.captured) >= self.MOST:
             return None
         try:
-            self.captured[key] = self._capture(batch, piece)
+            self.captured[key] = self._capture(batch, budget)
         except CaptureFailed as failure:
             self.given_up = True
             self.release()
             self._give_up()
-            warnings.warn(f"steps are launched in parts: {failure}", stacklevel=4)
+            warnings.warn(f"steps are launched in parts: {failure}", stacklevel=3)
         if self.given_up:
             torch.cuda.empty_cache()  # of the failed step, which lived as long as its error
         return self.captured.get(key)
 
-    def _capture(self, batch: Batch, piece: Callable[[Batch], Any]) -> _Captured:
+    def _capture(self, batch: tuple[Tensor, ...], budget: int | None) -> _Captured:
         device, buffers = batch[0].device, self._buffers
         inputs, graph = buffers.inputs(batch), torch.cuda.CUDAGraph()
         recorded = recorded_in(graph, buffers.pool, buffers.stream(device))
         with cleared_up(device, buffers.pool), torch.cuda.device(device), recorded:
-            return _Captured(graph, piece(tuple(inputs)))
+            return _Captured(graph, *self._step(tuple(inputs), budget))
+
+    def _step(self, batch: tuple[Tensor, ...], budget: int | None) -> tuple[Tensor, Logged]:
+        with stand_ins_of(self.model) as stand_ins:
+            loss, logged = self._loss_of(batch, budget)
+            check_outputs(loss, [loss], list(stand_ins.values()))
+            wanted = [stand_ins[p] for p in self._parameters]
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        try:
+            for p, gradient in zip(self._parameters, found):
+                p.grad = gradient if gradient is None else _laid_out_as(p, gradient)
+            return loss.detach(), [*logged, *self._update()]
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
 
 @contextmanager
@@ -155,3 +155,11 @@ def _launched_one_by_one(model: SegBlocksModel) -> Iterator[None]:
         yield
     finally:
         model.train_from_graphs(graphs)
+
+
+@torch.no_grad()
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """Fused optimisers want both in one order."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, requires_grad=False).copy_(gradient)

@@ -1,7 +1,6 @@
 """Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
@@ -21,6 +20,7 @@ from utils.inference import KeptCopy, use_half
 from utils.logger import RunLog, progress
 from utils.losses import task_loss
 from utils.macs import MacCounter
+from utils.oracle import pixel_loss_of
 from utils.ranks import ALONE, Ranks
 from utils.seeding import forked_rng
 from utils.validation import viz
@@ -172,21 +172,3 @@ def evaluate(
         gmacs_per_module=gmacs,
         policy_metrics=None if policy_metrics is None else policy_metrics.compute(ranks),
     )
-
-
-def forward_options(
-    args: Namespace, criterion: nn.Module, label: torch.Tensor
-) -> dict[str, float | int | Callable | None]:
-    """What `SegBlocksModel.forward` takes beyond the image: the budget, and for the oracle policy
-    the loss it looks at."""
-    options: dict[str, Any] = {"budget": args.budget}
-    if args.segblocks_policy == "oracle":
-        options["pixel_loss"] = pixel_loss_of(criterion, label)
-    return options
-
-
-def pixel_loss_of(
-    criterion: nn.Module, label: torch.Tensor
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """logits → loss of each pixel, `label` (N,H,W)."""
-    return lambda logits: criterion(logits, label)[1]

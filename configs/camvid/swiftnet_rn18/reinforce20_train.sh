@@ -4,6 +4,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
 run --mode train --name camvid/swiftnet_rn18/reinforce20 \
     --dataset camvid --backbone resnet18 \
     --pretrain-backbone no --res 480 --crop-res 384 512 --scale-min 0.5 --scale-max 1.667 \
-    --epochs 110 --val-every 10 --batch-size 8 --num-workers 12 \
+    --epochs 110 --val-every 10 --batch-size 8 \
     --segblocks-policy reinforce --segblocks-percent-target 0.2 --segblocks-block-size 64 \
     "$@"
