@@ -1,8 +1,10 @@
 """Several processes that share each batch train and validate as one does."""
 
+import signal
+
 import pytest
 import torch
-from jobs import run_job
+from jobs import Kill, run_job
 from tiny import (  # noqa: F401
     REINFORCE,
     arguments,
@@ -59,6 +61,17 @@ def job(folder, *flags, **options):
 )
 def test_an_epoch_on_two_ranks_equals_one_on_one(tmp_path, policy, flags):
     compare(tmp_path, [*POLICIES[policy], *flags])
+
+
+def test_a_rank_that_is_lost_costs_no_epoch(tmp_path):
+    """It is lost in the first step of the second epoch; the other one ends, and does not wait."""
+    argv = arguments(tmp_path, *SETTING, "--epochs", "2", "--val-every", "0")
+    lost, other = 1, 0
+    exits = run_job(argv, count=2, kill=Kill(step=2, rank=lost))
+    assert exits[lost] == -signal.SIGKILL
+    assert exits[other] > 0
+    progress = checkpoint(tmp_path / "default")["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 0)
 
 
 def compare(tmp_path, flags, **options):
