@@ -65,6 +65,10 @@ class CosineSchedule:
 
     In closed form, so that the rates of an epoch follow from the flags alone and not from how the
     run came there, as those of PyTorch's scheduler do.
+
+    Attributes:
+        now: the rates of this epoch, by name of their group; on the host, where those of an
+            optimiser in a CUDA graph are not.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, args: Namespace):
@@ -72,6 +76,7 @@ class CosineSchedule:
         self.refine_from = args.epochs - args.segblocks_refine_epochs
         self.policy_epochs = min(args.segblocks_policy_epochs or args.epochs, self.refine_from)
         self.rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.now: dict[str, float] = {}
         self.go_to(0)
 
     def go_to(self, epoch: int) -> None:
@@ -90,6 +95,7 @@ class CosineSchedule:
                 group["lr"].fill_(now)
             else:
                 group["lr"] = now
+            self.now[group["name"]] = now
 
     def step(self) -> None:
         """On to the next epoch."""

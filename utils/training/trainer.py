@@ -188,7 +188,7 @@ class Trainer:
         started, images = time.monotonic(), 0
 
         def teller() -> Callable[[], None]:
-            now, rates = replace(at), self._learning_rates()
+            now, rates = replace(at), dict(self.run.schedule.now)
 
             def tell() -> None:
                 nonlocal started, images
@@ -265,24 +265,19 @@ class Trainer:
         log.scalars(step, {f"{prefix}{name}": x for name, x in evaluation.scalars().items()})
         return evaluation
 
-    def _learning_rates(self) -> dict[str, float | torch.Tensor]:
-        """Of the groups, as they are now."""
-        rates = {group["name"]: group["lr"] for group in self.run.optimizer.param_groups}
-        return {n: x.clone() if isinstance(x, torch.Tensor) else x for n, x in rates.items()}
-
     def _log_steps(
         self,
         log: RunLog,
         means: Means,
         at: Progress,
-        rates: dict[str, float | torch.Tensor],
+        rates: dict[str, float],
         images_per_second: float,
     ) -> None:
         values = means.pop(self.ranks.replicas.total)
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
-            | {f"lr/{name}": float(rate) for name, rate in rates.items()}
+            | {f"lr/{name}": rate for name, rate in rates.items()}
             | {"train/images_per_second": images_per_second},
         )
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
