@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloaders.base import SegmentationDataset
 from dataloaders.decode import DataError
+from dataloaders.lending import LendingLoader, Slots
 from dataloaders.sampler import ResumableSampler, SampleKey
 
 Sample = tuple[Tensor, Tensor, int] | tuple[Tensor, Tensor, int, Tensor]
@@ -127,18 +128,30 @@ def build_loader(
         )
     step = batch_size * accumulate * world_size if train else None
     sampler = ResumableSampler(len(dataset), train, seed, rank, world_size, step)
-    return DataLoader(
-        _Keyed(dataset),
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=train,
-        num_workers=num_workers,
-        collate_fn=_collate if train else _collate_any,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_settle_in,
+    forks = num_workers > 0 and sys.platform == "linux"
+    options = {
+        "batch_size": batch_size,
+        "sampler": sampler,
+        "drop_last": train,
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": _settle_in,
         # Forked workers share what is kept in memory (DecodedImages).
-        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
-        pin_memory=torch.cuda.is_available(),
+        "multiprocessing_context": "fork" if forks else None,
         # Otherwise every pass would draw a number from the global generator.
-        generator=torch.Generator().manual_seed(seed),
-    )
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    slots = _slots(dataset, batch_size, num_workers) if train and forks else None
+    if slots is not None:
+        return LendingLoader(_Keyed(dataset), slots, **options)
+    collate, pinned = _collate if train else _collate_any, torch.cuda.is_available()
+    return DataLoader(_Keyed(dataset), collate_fn=collate, pin_memory=pinned, **options)
+
+
+def _slots(dataset: SegmentationDataset, batch_size: int, workers: int) -> Slots | None:
+    """None where the first sample is damaged, which is to be told when its turn comes."""
+    try:
+        sample = dataset.sample(0)
+    except (DataError, OSError):
+        return None
+    return Slots(sample, batch_size, workers, _collate)
