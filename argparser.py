@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from contextlib import suppress
 from fractions import Fraction
 from typing import NoReturn
 
@@ -80,6 +81,16 @@ WHOLE = _number(int, 0)
 POSITIVE = _number(float, 0, above=True)
 NOT_NEGATIVE = _number(float, 0)
 SHARE = _number(float, 0, 1)
+
+
+def epochs_or_share(text: str) -> int | float:
+    """A whole number of epochs, or a share of --epochs, below 1."""
+    for kind in (WHOLE, _number(float, 0, below=1)):
+        with suppress(argparse.ArgumentTypeError):
+            return kind(text)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a whole number of epochs nor a share of them below 1 (1/7)"
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -268,13 +279,14 @@ def _blocks(group) -> None:
         help="learning rate of the policy relative to LR (default: 1)")
     add("--segblocks-policy-wd-factor", type=NOT_NEGATIVE, default=1.0, metavar="F",
         help="weight decay of the policy relative to WEIGHT_DECAY (default: 1)")
-    add("--segblocks-policy-epochs", type=WHOLE, default=0, metavar="EPOCHS",
-        help="epochs in which the policy learns, by a cosine of its own; then its weights stay as "
-        "they are, before it knows the training images by heart (default: 0, in all of them)")
-    add("--segblocks-refine-epochs", type=WHOLE, default=0, metavar="EPOCHS",
-        help="last epochs, in which the policy learns again, to rank blocks by how much of its "
-        "reward full resolution saves them, measured by two more passes of the by then trained "
-        "network, and by what it said of them before (default: 0)")
+    add("--segblocks-policy-epochs", type=epochs_or_share, default=0, metavar="EPOCHS|SHARE",
+        help="epochs in which the policy learns, or which share of --epochs (1/7), by a cosine of "
+        "its own; then its weights stay as they are, before it knows the training images by heart "
+        "(default: 0, in all of them)")
+    add("--segblocks-refine-epochs", type=epochs_or_share, default=0, metavar="EPOCHS|SHARE",
+        help="last epochs, or share of --epochs, in which the policy learns again, to rank blocks "
+        "by how much of its reward full resolution saves them, measured by two more passes of the "
+        "by then trained network, and by what it said of them before (default: 0)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
         help="training: a budget for every batch, drawn between these shares; the policy then "
         "learns to rank blocks for any budget (default: the policy decides how many)")
@@ -355,6 +367,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # One budget is a setting of the run, several are so many runs.
     args.budgets = args.budget or []
     args.budget = args.budgets[0] if len(args.budgets) == 1 else None
+    learns, refines = args.segblocks_policy_epochs, args.segblocks_refine_epochs
+    if isinstance(learns, float):  # 0 would be all of them
+        args.segblocks_policy_epochs = max(int(learns * args.epochs), int(learns > 0))
+    if isinstance(refines, float):
+        args.segblocks_refine_epochs = int(refines * args.epochs)
     if args.segblocks_calibrate is None:
         fitted = args.mode == "train" and _ranks_only(args)
         args.segblocks_calibrate = "train" if fitted else "no"

@@ -146,6 +146,8 @@ REFUSED = {
     "--segblocks-policy reinforce --epochs 9 --segblocks-policy-epochs 5 "
     "--segblocks-refine-epochs 5": "too few",
     "--segblocks-policy reinforce --segblocks-refine-epochs 5 --segblocks-calibrate no": "a share",
+    "--segblocks-policy reinforce --segblocks-policy-epochs 1.5": "a share of them below 1",
+    "--segblocks-policy reinforce --segblocks-refine-epochs -1": "a share of them below 1",
     "--segblocks-policy random --segblocks-budget-power 3": "needs --segblocks-budgets",
     "--segblocks-policy reinforce --segblocks-place-weight 2": "--segblocks-calibrate train or val",
     "--dataset camvid": "SEGBLOCKS_CAMVID_DIR",
@@ -160,3 +162,24 @@ def test_refused_in_one_line_with_status_2(line, capsys):
     (message,) = capsys.readouterr().err.strip().splitlines()
     assert message.startswith("train.py: error: ")
     assert REFUSED[line] in message
+
+
+@pytest.mark.parametrize(
+    ("given", "epochs", "learns", "refines"),
+    [
+        ("1/7", 300, 42, 42),
+        ("0.1", 60, 6, 6),
+        ("1/7", 7, 1, 1),
+        ("1/7", 3, 1, 0),  # 0 epochs of learning would mean all of them
+        ("0.0", 3, 0, 0),
+        ("15", 300, 15, 15),
+    ],
+)
+def test_epochs_of_the_policy_may_be_a_share(given, epochs, learns, refines):
+    line = (
+        f"--segblocks-policy reinforce --epochs {epochs} --segblocks-policy-epochs {given} "
+        f"--segblocks-refine-epochs {given}"
+    )
+    args = parse_args(line.split())
+    assert (args.segblocks_policy_epochs, args.segblocks_refine_epochs) == (learns, refines)
+    assert isinstance(args.segblocks_policy_epochs, int)

@@ -14,7 +14,10 @@ from tiny import figures, make_camvid, make_cityscapes
 from argparser import parse_args
 from utils.speed import benchmark
 
-OF_TRAINING = ("factor", "weight", "budgets", "reward", "normalise", "warmup", "calibrate")
+OF_TRAINING = (
+    "factor", "weight", "budget", "reward", "normalise", "warmup", "calibrate", "epochs",
+    "recolour",
+)  # fmt: skip
 TINY = {
     "cityscapes": "--res 256 --crop-res 128",
     "camvid": "--res 128 --crop-res 64",

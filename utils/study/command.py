@@ -52,8 +52,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--recipe",
         choices=RECIPES,
-        default="calibrated",
-        help="how the learned policies of the headline are trained (default: %(default)s)",
+        default=None,
+        help="how the learned policies of the headline are trained (default: by data set)",
     )
     add(
         "--epochs",
@@ -100,6 +100,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--report-only", action="store_true", help="run nothing, report what is there")
     add("--list", action="store_true", help="print the commands that are left, run nothing")
     args, flags = parser.parse_known_args(argv)  # fmt: skip
+    args.recipe = args.recipe or SETUPS[args.dataset].recipe
     if args.parallel < 1 or (args.epochs is not None and args.epochs < 1):
         parser.error("--parallel and --epochs take numbers of at least 1")
     return args, flags
