@@ -369,9 +369,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.budget = args.budgets[0] if len(args.budgets) == 1 else None
     learns, refines = args.segblocks_policy_epochs, args.segblocks_refine_epochs
     if isinstance(learns, float):  # 0 would be all of them
-        args.segblocks_policy_epochs = max(int(learns * args.epochs), int(learns > 0))
+        args.segblocks_policy_epochs = max(_whole(learns * args.epochs), int(learns > 0))
     if isinstance(refines, float):
-        args.segblocks_refine_epochs = int(refines * args.epochs)
+        args.segblocks_refine_epochs = _whole(refines * args.epochs)
     if args.segblocks_calibrate is None:
         fitted = args.mode == "train" and _ranks_only(args)
         args.segblocks_calibrate = "train" if fitted else "no"
@@ -381,6 +381,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.teacher and args.teacher_weight is None:
         args.teacher_weight = WEIGHT
     return args
+
+
+def _whole(epochs: float) -> int:
+    """Rounded down, but for what floats lose: 0.29 of 100 are 29."""
+    return int(epochs + 1e-9)
 
 
 def _ranks_only(args: argparse.Namespace) -> bool:

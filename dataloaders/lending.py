@@ -76,15 +76,16 @@ class Slots:
         shape = (workers, _SLOTS, -(-end // _ALIGNED) * _ALIGNED)
         # Anonymous, so that no /dev/shm can be too small for it; forked workers inherit it.
         self._memory = torch.frombuffer(mmap.mmap(-1, prod(shape)), dtype=torch.uint8).view(shape)
-        self._unpin: weakref.finalize | None = None
+        self._pinned: weakref.finalize | None = None  # ends it
 
     def fill(self, samples: list[tuple]) -> _Filled | Batch:
         """In a worker: put samples, each of them (image, label, index, *changes), into its next
         slot."""
         images, labels, indices, *changes = zip(*samples)
         kinds = (images, labels, *changes)
-        fitting = (part.fits(kind) for part, kind in zip(self._parts, kinds))
-        if len(samples) != self._batch_size or not all(fitting):
+        fitting = [part.fits(kind) for part, kind in zip(self._parts, kinds)]
+        as_the_first = len(kinds) == len(self._parts) and all(fitting)
+        if len(samples) != self._batch_size or not as_the_first:
             return self._collate(samples)
         worker, slot = get_worker_info().id, self._filled % _SLOTS
         self._filled += 1
@@ -109,11 +110,11 @@ class Slots:
 
     def pin(self) -> None:
         """Let CUDA copy from the slots without waiting, where the system allows it."""
-        if self._unpin is not None:
+        if self._pinned is not None:
             return
         cudart, start = torch.cuda.cudart(), self._memory.data_ptr()
         if int(cudart.cudaHostRegister(start, self._memory.nbytes, 0)) == 0:
-            self._unpin = weakref.finalize(self, _unpin, self._memory)
+            self._pinned = weakref.finalize(self, _unpin, self._memory)
         else:
             with suppress(RuntimeError):  # CUDA tells of the failure again, to whoever asks next
                 torch.zeros(1, device="cuda")
@@ -142,8 +143,8 @@ class LendingLoader(DataLoader):
         return map(self.slots.copy, super().__iter__())
 
     def lend(self) -> Iterator[Batch]:
-        """Batches in pinned memory, each to be read until the next one is asked for. Only with
-        CUDA."""
+        """Batches in memory that is pinned where the system allows it, each to be read until the
+        next one is asked for, or another pass begins. Only with CUDA."""
         batches = super().__iter__()
-        self.slots.pin()
+        self.slots.pin()  # while workers begin: that touches all of it
         return map(self.slots.read, batches)

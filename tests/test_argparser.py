@@ -170,6 +170,7 @@ def test_refused_in_one_line_with_status_2(line, capsys):
         ("1/7", 300, 42, 42),
         ("0.1", 60, 6, 6),
         ("1/7", 7, 1, 1),
+        ("0.29", 100, 29, 29),
         ("1/7", 3, 1, 0),  # 0 epochs of learning would mean all of them
         ("0.0", 3, 0, 0),
         ("15", 300, 15, 15),

@@ -80,10 +80,12 @@ def test_a_batch_is_the_readers_until_the_next_is_asked_for(build, without_cuda)
     expected = batches(0, as_bytes=True)
     loader = build(data(as_bytes=True), 1)
     loader.sampler.set_epoch(0, epochs=2)
+    assert loader.prefetch_factor == PREFETCH
     lent = loader.lend()
     for k in range(9):
         batch = next(lent)
         _wait_for(loader, k + PREFETCH, expected)  # all that the worker may make meanwhile
+        assert loader._iterator._send_idx == k + 1 + PREFETCH  # or it would make more
         assert same([list(batch)], [expected[k]])
 
 
@@ -120,9 +122,9 @@ def test_a_pass_that_was_left_does_not_show_in_the_next(build, without_cuda):
 
 
 class _Odd:
-    """A data set of which one sample is other than the first."""
+    """A data set of which some samples are other ones."""
 
-    def __init__(self, odd: int, change):
+    def __init__(self, odd: set[int], change):
         self.data, self.odd, self.change = data(as_bytes=True), odd, change
         self.info, self.split = self.data.info, self.data.split
 
@@ -131,7 +133,7 @@ class _Odd:
 
     def sample(self, index, epoch=0):
         found = self.data.sample(index, epoch)
-        return self.change(*found) if index == self.odd else found
+        return self.change(*found) if index in self.odd else found
 
 
 def _damaged(*_):
@@ -140,7 +142,7 @@ def _damaged(*_):
 
 @pytest.mark.parametrize("odd", [0, 7])
 def test_a_damaged_sample_is_told_when_its_turn_comes(build, odd):
-    loader = build(_Odd(odd, _damaged), 1)
+    loader = build(_Odd({odd}, _damaged), 1)
     assert isinstance(loader, LendingLoader) == (odd != 0)
     with pytest.raises(DataError, match="no picture"):
         list(loader)
@@ -148,17 +150,44 @@ def test_a_damaged_sample_is_told_when_its_turn_comes(build, odd):
 
 @pytest.mark.parametrize("odd", [0, 7])
 def test_samples_of_two_sizes_are_refused(build, odd):
-    dataset = _Odd(odd, lambda image, label: (image[..., 1:], label[..., 1:]))
+    dataset = _Odd({odd}, lambda image, label: (image[..., 1:], label[..., 1:]))
     with pytest.raises(DataError, match="cannot share a batch"):
         list(build(dataset, 1))
 
 
+def test_a_tensor_more_than_the_first_sample_has_is_not_lost(build, without_cuda):
+    dataset = _Odd(set(), lambda image, label: (image, label, torch.ones(2)))
+    loader = build(dataset, 1)
+    dataset.odd = set(range(12))
+    assert {len(batch) for batch in loader.lend()} == {4}
+
+
 def test_samples_other_than_the_first_are_handed_over_all_the_same(build, without_cuda):
     """With batches of one, sizes may differ."""
-    dataset = _Odd(7, lambda image, label: (image[..., 1:], label[..., 1:]))
+    dataset = _Odd({7}, lambda image, label: (image[..., 1:], label[..., 1:]))
     loader = build(dataset, 1, batch_size=1)
     sizes = [int(image.shape[-1]) for image, *_ in loader.lend()]
     assert sorted(sizes) == [31] + [32] * 11
+
+
+def test_what_is_lent_is_copied_before_the_next_is_asked_for():
+    told, batch = [], [torch.zeros(1), torch.zeros(1), torch.tensor([0])]
+
+    class Copied:
+        def synchronize(self):
+            told.append("copied")
+
+    def lent():
+        for i in range(3):
+            told.append(f"asked for {i}")
+            yield batch
+
+    uploads = Uploads(lent(), torch.device("cpu"))
+    next(uploads)
+    uploads._copied = Copied()
+    uploads.ahead()
+    uploads.ahead()  # it has one
+    assert told == ["asked for 0", "copied", "asked for 1"]
 
 
 @on_gpu
@@ -187,9 +216,9 @@ def test_lent_memory_is_pinned_and_let_go(build):
     batch = next(loader.lend())
     assert batch[0].is_pinned()
     torch.cuda.synchronize()
-    unpin = loader.slots._unpin
+    unpin = loader.slots._pinned
     loader.slots.pin()  # nothing to do
-    assert loader.slots._unpin is unpin
+    assert loader.slots._pinned is unpin
     unpin()
     assert not batch[0].is_pinned()
     torch.cuda.synchronize()
@@ -203,7 +232,7 @@ def test_memory_that_cannot_be_pinned_is_lent_all_the_same(build):
     start = slots._memory.data_ptr()
     assert int(cudart.cudaHostRegister(start, slots._memory.nbytes, 0)) == 0
     found = [[x.clone() for x in batch] for batch in loader.lend()]  # registering again fails
-    assert slots._unpin is None
+    assert slots._pinned is None
     cudart.cudaHostUnregister(start)
     torch.zeros(4, device="cuda").sum().item()
     assert same(found, batches(0, as_bytes=True))

@@ -42,6 +42,8 @@ def measure(flags: Sequence[str], images: int, warm_up: int, steps: int) -> dict
     trainer = Trainer(model, *loaders, args, device, ranks)
     loaders[0].sampler.set_epoch(0, 0, 1)
     batch = next(iter(loaders[0]))
+    if device.type == "cuda":  # as training has it
+        batch = [x.pin_memory() for x in batch]
 
     def seconds(steps: int) -> float:
         start = time.perf_counter()

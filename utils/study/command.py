@@ -53,7 +53,9 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--recipe",
         choices=RECIPES,
         default=None,
-        help="how the learned policies of the headline are trained (default: by data set)",
+        help="how the learned policies of the headline are trained (default: "
+        + ", ".join(f"{setup.recipe} for {name}" for name, setup in SETUPS.items())
+        + ")",
     )
     add(
         "--epochs",
