@@ -1,96 +1,27 @@
 """The command line of train.py: published flag names and defaults, grouped, every flag checked."""
 
 import argparse
-import math
 import os
-from contextlib import suppress
-from fractions import Fraction
 from typing import NoReturn
 
 from dataloaders import DATASETS, file_datasets
+from utils.flags.conflicts import conflict, ranks_only
+from utils.flags.types import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    WHOLE,
+    boolean,
+    budget,
+    epochs_or_share,
+    number,
+    whole_epochs,
+)
 from utils.losses import LOSSES
 from utils.training.teacher import WEIGHT
 
 POLICIES = ("disabled", "reinforce", "random", "middle", "heuristic", "oracle")
-_YES = ("yes", "true", "t", "y", "1")
-_NO = ("no", "false", "f", "n", "0")
-
-
-def boolean(text: str) -> bool:
-    """Read yes/true/t/y/1 or no/false/f/n/0, in any case."""
-    word = text.lower()
-    if word in _YES:
-        return True
-    if word in _NO:
-        return False
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is neither yes ({'/'.join(_YES)}) nor no ({'/'.join(_NO)})"
-    )
-
-
-def budget(text: str) -> float | int:
-    """Read a share of blocks (0.4, 40%) as float or a number of blocks (51) as int."""
-    try:
-        if text.endswith("%"):
-            value: float | int = float(text[:-1]) / 100
-        elif "." in text or "e" in text.lower():
-            value = float(text)
-        else:
-            value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0 or (isinstance(value, float) and not value <= 1):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a share of blocks (0.4 or 40%, from 0 to 1) "
-            "nor a number of blocks (51)"
-        )
-    return value
-
-
-def _number(
-    kind: type,
-    low: float,
-    high: float = math.inf,
-    above: bool = False,
-    below: float = math.inf,
-):
-    """An argparse type: a number from `low` (or above it) to `high` (or below `below`); floats may
-    be fractions."""
-
-    def read(text: str):
-        try:
-            value = float(Fraction(text)) if kind is float and "/" in text else kind(text)
-        except (ValueError, ZeroDivisionError):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number ({kind.__name__})"
-            ) from None
-        if not (low < value if above else low <= value) or not (value <= high and value < below):
-            bound = f"above {low:g}" if above else f"at least {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: accepted are values {bound}"
-                + (f" and at most {high:g}" if high < math.inf else "")
-                + (f" and below {below:g}" if below < math.inf else "")
-            )
-        return value
-
-    return read
-
-
-COUNT = _number(int, 1)
-WHOLE = _number(int, 0)
-POSITIVE = _number(float, 0, above=True)
-NOT_NEGATIVE = _number(float, 0)
-SHARE = _number(float, 0, 1)
-
-
-def epochs_or_share(text: str) -> int | float:
-    """A whole number of epochs, or a share of --epochs, below 1."""
-    for kind in (WHOLE, _number(float, 0, below=1)):
-        with suppress(argparse.ArgumentTypeError):
-            return kind(text)
-    raise argparse.ArgumentTypeError(
-        f"{text!r} is neither a whole number of epochs nor a share of them below 1 (1/7)"
-    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -191,7 +122,7 @@ def _training(group) -> None:
         help="largest crop box in units of CROP_RES: zooms out by S (default: %(default)s)")
     add("--jitter", type=SHARE, default=0.3, metavar="SHARE",
         help="brightness, contrast and saturation jitter, 0 to 1 (default: %(default)s)")
-    add("--rotate", type=_number(float, 0, 180), default=0.0, metavar="DEGREES",
+    add("--rotate", type=number(float, 0, 180), default=0.0, metavar="DEGREES",
         help="largest random rotation (default: 0)")
     add("--epochs", type=COUNT, default=350, metavar="N",
         help="epochs (default: %(default)s)")
@@ -216,7 +147,7 @@ def _training(group) -> None:
         help="largest gradient norm over all parameters (default: 0, no clipping)")
     add("--loss", choices=tuple(LOSSES), default="crossentropy",
         help="task loss; bootstrap_ce and ohem train on the hardest pixels (default: %(default)s)")
-    add("--ohem-threshold", type=_number(float, 0, 1, above=True), default=0.7, metavar="P",
+    add("--ohem-threshold", type=number(float, 0, 1, above=True), default=0.7, metavar="P",
         help="ohem keeps pixels whose true class has a probability below P (default: %(default)s)")
     add("--ohem-min-kept", type=COUNT, default=100_000, metavar="PIXELS",
         help="ohem keeps at least this many pixels per image of a batch (default: %(default)s)")
@@ -234,7 +165,7 @@ def _training(group) -> None:
     add("--cuda-graphs", type=boolean, default=True, metavar="YES/NO",
         help="on CUDA: replay training steps and passes of validation from CUDA graphs, which "
         "saves the host's time and changes results by rounding at most (default: yes)")
-    add("--ema", type=_number(float, 0, below=1), default=0.0, metavar="DECAY",
+    add("--ema", type=number(float, 0, below=1), default=0.0, metavar="DECAY",
         help="keep an exponential moving average of the weights with this decay a step, such as "
         "0.999, validated and saved beside them (default: 0, none)")
     add("--log-every", type=COUNT, default=100, metavar="STEPS",
@@ -369,113 +300,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.budget = args.budgets[0] if len(args.budgets) == 1 else None
     learns, refines = args.segblocks_policy_epochs, args.segblocks_refine_epochs
     if isinstance(learns, float):  # 0 would be all of them
-        args.segblocks_policy_epochs = max(_whole(learns * args.epochs), int(learns > 0))
+        args.segblocks_policy_epochs = max(whole_epochs(learns * args.epochs), int(learns > 0))
     if isinstance(refines, float):
-        args.segblocks_refine_epochs = _whole(refines * args.epochs)
+        args.segblocks_refine_epochs = whole_epochs(refines * args.epochs)
     if args.segblocks_calibrate is None:
-        fitted = args.mode == "train" and _ranks_only(args)
+        fitted = args.mode == "train" and ranks_only(args)
         args.segblocks_calibrate = "train" if fitted else "no"
-    problem = _conflict(args)
+    problem = conflict(args)
     if problem:
         parser.error(problem)
     if args.teacher and args.teacher_weight is None:
         args.teacher_weight = WEIGHT
     return args
-
-
-def _whole(epochs: float) -> int:
-    """Rounded down, but for what floats lose: 0.29 of 100 are 29."""
-    return int(epochs + 1e-9)
-
-
-def _ranks_only(args: argparse.Namespace) -> bool:
-    """A learned policy whose training never asks for a threshold, or not at the end."""
-    imposed = args.segblocks_budgets is not None or args.segblocks_refine_epochs > 0
-    return imposed and args.segblocks_policy == "reinforce"
-
-
-def _conflict(args: argparse.Namespace) -> str | None:
-    """What is wrong with how the flags go together, or None."""
-    name, policy = args.name, args.segblocks_policy
-    if not name or os.path.isabs(name) or ".." in name.split("/"):
-        return f"--name {name!r} must be a relative path inside --exp-dir, without '..'"
-    if args.mode != "train" and args.resume == "none":
-        return f"--mode {args.mode} needs a checkpoint: leave out --resume none"
-    if len(args.crop_res) > 2:
-        return f"--crop-res takes one or two numbers, not {len(args.crop_res)}"
-    if args.scale_min > args.scale_max:
-        return f"--scale-min {args.scale_min} is larger than --scale-max {args.scale_max}"
-    if args.budgets and args.mode == "train":
-        return (
-            "--budget is for --mode val and speed; in training use --segblocks-percent-target or "
-            "--segblocks-budgets"
-        )
-    if args.teacher and args.mode != "train":
-        return f"--teacher is for --mode train: {args.mode} runs what has been learned"
-    if args.teacher_weight is not None and not args.teacher:
-        return "--teacher-weight needs --teacher FILE"
-    if args.profiler and args.mode == "val":
-        return "--profiler is for --mode train and speed"
-    if args.policy_metrics and args.mode == "speed":
-        return "--policy-metrics is for --mode train and val: speed mode does not validate"
-    if len({type(b) for b in args.budgets if b == 1 or isinstance(b, float)}) > 1:
-        return "--budget 1 beside shares: 1 is one block; give 1.0 or 100% for all of them"
-    if args.budgets and policy == "disabled":
-        return "--budget needs blocks: choose a --segblocks-policy other than disabled"
-    problem = _policy_conflict(args)
-    if problem:
-        return problem
-    if args.mode == "speed" and policy == "oracle":
-        return "--mode speed cannot time --segblocks-policy oracle: it looks at the labels"
-    return missing_folder(args)
-
-
-def _policy_conflict(args: argparse.Namespace) -> str | None:
-    """The same, of how the policy learns."""
-    policy, budgets = args.segblocks_policy, args.segblocks_budgets
-    if budgets and budgets[0] > budgets[1]:
-        return f"--segblocks-budgets {budgets[0]} {budgets[1]}: the first is larger than the second"
-    if args.segblocks_budget_power != 1 and not budgets:
-        return "--segblocks-budget-power needs --segblocks-budgets LOW HIGH"
-    if budgets and policy == "disabled":
-        return "--segblocks-budgets needs blocks: choose a --segblocks-policy other than disabled"
-    learns = {
-        "--segblocks-reward balanced": args.segblocks_reward != "loss",
-        "--segblocks-normalise-advantage yes": args.segblocks_normalise_advantage,
-        "--segblocks-entropy-weight": args.segblocks_entropy_weight,
-        "--segblocks-recolour yes": args.segblocks_recolour,
-        "--segblocks-place-weight": args.segblocks_place_weight,
-        "--segblocks-policy-epochs": args.segblocks_policy_epochs,
-        "--segblocks-refine-epochs": args.segblocks_refine_epochs,
-        "--segblocks-warmup-epochs": args.segblocks_warmup_epochs,
-        "--segblocks-calibrate": args.segblocks_calibrate != "no",
-    }
-    given = next((flag for flag, value in learns.items() if value), None)
-    if given and policy != "reinforce":
-        return f"{given} is for a policy that learns: give --segblocks-policy reinforce"
-    if args.segblocks_warmup_share is not None and not args.segblocks_warmup_epochs:
-        return "--segblocks-warmup-share needs --segblocks-warmup-epochs above 0"
-    if args.mode == "train" and args.segblocks_calibrate == "no":
-        if args.segblocks_place_weight:
-            return "--segblocks-place-weight adds what --segblocks-calibrate train or val has found"
-        if args.segblocks_refine_epochs:
-            return "--segblocks-refine-epochs needs a share: --segblocks-calibrate train or val"
-    before = args.epochs - args.segblocks_refine_epochs
-    if args.segblocks_refine_epochs and before < max(1, args.segblocks_policy_epochs):
-        return (
-            f"--segblocks-refine-epochs {args.segblocks_refine_epochs} leaves too few of the "
-            f"{args.epochs} epochs for the policy to learn in before (--segblocks-policy-epochs)"
-        )
-    if args.segblocks_calibrate != "no" and args.mode == "speed":
-        return "--segblocks-calibrate is for train and val; speed uses the checkpoint's threshold"
-    if args.segblocks_calibrate != "no" and args.mode == "val" and args.budgets:
-        return "--segblocks-calibrate fits a threshold and --budget does without one: give either"
-    return None
-
-
-def missing_folder(args: argparse.Namespace) -> str | None:
-    """That the data set's folder was not given, or None."""
-    kind = file_datasets().get(args.dataset)
-    if kind is None or kind.options(args, "train")["data_dir"]:
-        return None
-    return f"--dataset {args.dataset} needs its folder: give {kind.flag} DIR or set {kind.variable}"

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from argparser import Parser, data_flags, missing_folder
+from argparser import Parser, data_flags
 from dataloaders.base import SegmentationDataset
 from dataloaders.files import PairedFiles
 from dataloaders.registry import build_dataset, find_dataset
@@ -23,6 +23,7 @@ from dataloaders.survey import Survey, survey
 from utils.class_weights import ENTRY, median_frequency_weights
 from utils.data import workers
 from utils.errors import UserError, user_errors
+from utils.flags.conflicts import missing_folder
 
 SIZES_SHOWN = 10
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from argparser import boolean, budget, build_parser, parse_args
+from argparser import build_parser, parse_args
+from utils.flags.types import boolean, budget
 
 PUBLISHED = {
     "mode": "train",

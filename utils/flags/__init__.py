@@ -1,0 +1,1 @@
+"""What the flags of train.py are made of, and how they go together."""
