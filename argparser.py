@@ -2,10 +2,11 @@
 
 import argparse
 import os
+from fractions import Fraction
 from typing import NoReturn
 
 from dataloaders import DATASETS, file_datasets
-from utils.flags.conflicts import conflict, ranks_only
+from utils.flags.conflicts import conflict
 from utils.flags.types import (
     COUNT,
     NOT_NEGATIVE,
@@ -16,7 +17,6 @@ from utils.flags.types import (
     budget,
     epochs_or_share,
     number,
-    whole_epochs,
 )
 from utils.losses import LOSSES
 from utils.training.teacher import WEIGHT
@@ -299,12 +299,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.budgets = args.budget or []
     args.budget = args.budgets[0] if len(args.budgets) == 1 else None
     learns, refines = args.segblocks_policy_epochs, args.segblocks_refine_epochs
-    if isinstance(learns, float):  # 0 would be all of them
-        args.segblocks_policy_epochs = max(whole_epochs(learns * args.epochs), int(learns > 0))
-    if isinstance(refines, float):
-        args.segblocks_refine_epochs = whole_epochs(refines * args.epochs)
+    if isinstance(learns, Fraction):  # 0 would be all of them
+        args.segblocks_policy_epochs = max(int(learns * args.epochs), int(learns > 0))
+    if isinstance(refines, Fraction):
+        args.segblocks_refine_epochs = int(refines * args.epochs)
     if args.segblocks_calibrate is None:
-        fitted = args.mode == "train" and ranks_only(args)
+        fitted = args.mode == "train" and _ranks_only(args)
         args.segblocks_calibrate = "train" if fitted else "no"
     problem = conflict(args)
     if problem:
@@ -312,3 +312,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     if args.teacher and args.teacher_weight is None:
         args.teacher_weight = WEIGHT
     return args
+
+
+def _ranks_only(args: argparse.Namespace) -> bool:
+    """A learned policy whose training never asks for a threshold, or not at the end."""
+    imposed = args.segblocks_budgets is not None or args.segblocks_refine_epochs > 0
+    return imposed and args.segblocks_policy == "reinforce"

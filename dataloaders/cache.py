@@ -9,6 +9,12 @@ from torchvision import tv_tensors
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 
 
+def shared_bytes(n: int) -> torch.Tensor:
+    """(n,) uint8 that forked workers share with this process, zeros at first. The system gives it
+    page by page as it is written to, and no /dev/shm can be too small for it."""
+    return torch.frombuffer(mmap.mmap(-1, n), dtype=torch.uint8)
+
+
 class DecodedImages:
     """Keeps what `load(index)` returned, for samples of one size; others are loaded every time.
 
@@ -19,10 +25,8 @@ class DecodedImages:
 
     def __init__(self, samples: int, height: int, width: int) -> None:
         self.samples, self.height, self.width = samples, height, width
-        memory = mmap.mmap(-1, samples * (self.sample_bytes(height, width) + 1))
-        parts = torch.frombuffer(memory, dtype=torch.uint8).split(
-            [samples * n for n in (3 * height * width, height * width, 1)]
-        )
+        sizes = [samples * n for n in (3 * height * width, height * width, 1)]
+        parts = shared_bytes(sum(sizes)).split(sizes)
         # Channels interleaved, as images arrive: crops and resizes are fastest on that.
         self._images = parts[0].view(samples, height, width, 3)
         self._labels = parts[1].view(samples, height, width)

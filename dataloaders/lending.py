@@ -1,6 +1,5 @@
 """Training batches in memory that a loader's workers share with their main process."""
 
-import mmap
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from dataloaders.cache import shared_bytes
 
 Batch = tuple[Tensor, ...]  # images, labels, indices, and what else the transform returns
 Collate = Callable[[list[tuple]], Batch]
@@ -66,16 +67,14 @@ class Slots:
         self._collate, self._batch_size, self._filled = collate, batch_size, 0
         parts, end = [], 0
         for x in sample:
-            start = -(-end // _ALIGNED) * _ALIGNED
-            end = start + batch_size * x.nbytes
+            size = batch_size * x.nbytes
             # Bytes with interleaved channels stay so: as planes they take ten times as long.
-            parts.append(
-                _Part(x.shape, x.dtype, x.ndim == 3 and x.dtype == torch.uint8, start, end)
-            )
+            interleaved = x.ndim == 3 and x.dtype == torch.uint8
+            parts.append(_Part(x.shape, x.dtype, interleaved, end, end + size))
+            end += -(-size // _ALIGNED) * _ALIGNED
         self._parts = parts
-        shape = (workers, _SLOTS, -(-end // _ALIGNED) * _ALIGNED)
-        # Anonymous, so that no /dev/shm can be too small for it; forked workers inherit it.
-        self._memory = torch.frombuffer(mmap.mmap(-1, prod(shape)), dtype=torch.uint8).view(shape)
+        shape = (workers, _SLOTS, end)
+        self._memory = shared_bytes(prod(shape)).view(shape)
         self._pinned: weakref.finalize | None = None  # ends it
 
     def fill(self, samples: list[tuple]) -> _Filled | Batch:
@@ -90,10 +89,8 @@ class Slots:
         worker, slot = get_worker_info().id, self._filled % _SLOTS
         self._filled += 1
         for part, kind in zip(self._parts, kinds):
-            there = part.of(self._memory[worker, slot])
-            if part.interleaved:
-                kind, there = [x.movedim(0, -1) for x in kind], there.movedim(1, -1)
-            torch.stack(kind, out=there)
+            for sample, there in zip(kind, part.of(self._memory[worker, slot])):
+                there.copy_(sample)
         return _Filled(worker, slot, indices)
 
     def read(self, batch: _Filled | Batch) -> Batch:

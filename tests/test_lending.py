@@ -7,17 +7,11 @@ from itertools import islice
 
 import pytest
 import torch
-from tiny import same
+from tiny import ON_GPU, same
 
 from dataloaders import DataError, build_dataset, build_loader, stop_workers, train_transform
 from dataloaders.lending import PREFETCH, LendingLoader, _Filled
 from utils.training.uploads import Uploads
-
-
-def on_gpu(test):
-    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-    return pytest.mark.gpu(skip(test))
-
 
 TRANSFORMS = {
     "float": {"jitter": 0.3},
@@ -190,49 +184,47 @@ def test_what_is_lent_is_copied_before_the_next_is_asked_for():
     assert told == ["asked for 0", "copied", "asked for 1"]
 
 
-@on_gpu
-@pytest.mark.parametrize("kind", TRANSFORMS)
-def test_uploads_are_what_is_loaded(kind):
-    device = torch.device("cuda")
-    expected = batches(0, 6, **TRANSFORMS[kind])
-    for _ in range(2):  # the second time, memory of the first may have its address
-        loader = build_loader(data(**TRANSFORMS[kind]), 2, train=True, num_workers=2, seed=5)
-        loader.sampler.set_epoch(0, epochs=6)
-        found = []
-        for (image, label, *changes), index in Uploads(loader, device):
-            assert {x.device.type for x in (image, label, *changes)} == {"cuda"}
-            found.append([image.cpu(), label.cpu(), index, *(x.cpu() for x in changes)])
-        assert same(found, expected)
-        stop_workers(loader)
-        gone = weakref.ref(loader.slots)
-        del loader
-        gc.collect()
-        assert gone() is None
+class TestOnCuda:
+    pytestmark = ON_GPU
 
+    @pytest.mark.parametrize("kind", TRANSFORMS)
+    def test_uploads_are_what_is_loaded(self, kind):
+        device = torch.device("cuda")
+        expected = batches(0, 6, **TRANSFORMS[kind])
+        for _ in range(2):  # the second time, memory of the first may have its address
+            loader = build_loader(data(**TRANSFORMS[kind]), 2, train=True, num_workers=2, seed=5)
+            loader.sampler.set_epoch(0, epochs=6)
+            found = []
+            for (image, label, *changes), index in Uploads(loader, device):
+                assert {x.device.type for x in (image, label, *changes)} == {"cuda"}
+                found.append([image.cpu(), label.cpu(), index, *(x.cpu() for x in changes)])
+            assert same(found, expected)
+            stop_workers(loader)
+            gone = weakref.ref(loader.slots)
+            del loader
+            gc.collect()
+            assert gone() is None
 
-@on_gpu
-def test_lent_memory_is_pinned_and_let_go(build):
-    loader = build(data(as_bytes=True), 1)
-    batch = next(loader.lend())
-    assert batch[0].is_pinned()
-    torch.cuda.synchronize()
-    unpin = loader.slots._pinned
-    loader.slots.pin()  # nothing to do
-    assert loader.slots._pinned is unpin
-    unpin()
-    assert not batch[0].is_pinned()
-    torch.cuda.synchronize()
+    def test_lent_memory_is_pinned_and_let_go(self, build):
+        loader = build(data(as_bytes=True), 1)
+        batch = next(loader.lend())
+        assert batch[0].is_pinned()
+        torch.cuda.synchronize()
+        unpin = loader.slots._pinned
+        loader.slots.pin()  # nothing to do
+        assert loader.slots._pinned is unpin
+        unpin()
+        assert not batch[0].is_pinned()
+        torch.cuda.synchronize()
 
-
-@on_gpu
-def test_memory_that_cannot_be_pinned_is_lent_all_the_same(build):
-    loader = build(data(as_bytes=True), 1)
-    loader.sampler.set_epoch(0, epochs=2)
-    slots, cudart = loader.slots, torch.cuda.cudart()
-    start = slots._memory.data_ptr()
-    assert int(cudart.cudaHostRegister(start, slots._memory.nbytes, 0)) == 0
-    found = [[x.clone() for x in batch] for batch in loader.lend()]  # registering again fails
-    assert slots._pinned is None
-    cudart.cudaHostUnregister(start)
-    torch.zeros(4, device="cuda").sum().item()
-    assert same(found, batches(0, as_bytes=True))
+    def test_memory_that_cannot_be_pinned_is_lent_all_the_same(self, build):
+        loader = build(data(as_bytes=True), 1)
+        loader.sampler.set_epoch(0, epochs=2)
+        slots, cudart = loader.slots, torch.cuda.cudart()
+        start = slots._memory.data_ptr()
+        assert int(cudart.cudaHostRegister(start, slots._memory.nbytes, 0)) == 0
+        found = [[x.clone() for x in batch] for batch in loader.lend()]  # registering again fails
+        assert slots._pinned is None
+        cudart.cudaHostUnregister(start)
+        torch.zeros(4, device="cuda").sum().item()
+        assert same(found, batches(0, as_bytes=True))

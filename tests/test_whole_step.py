@@ -2,17 +2,13 @@
 
 import pytest
 import torch
-from tiny import REINFORCE, checkpoint, run, same, tiny_backbone  # noqa: F401
+from tiny import DEVICES, ON_GPU, REINFORCE, checkpoint, run, same, tiny_backbone  # noqa: F401
 
 from utils.training.objective import Objective
 from utils.training.uploads import Uploads
 from utils.training.whole_step import WholeSteps
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
-on_gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 # Three steps an epoch, of two images of four blocks.
 SHORT = (
     "--epochs 3 --synthetic-size 128 256 --res 256 --crop-res 128 --synthetic-train-images 6 "
@@ -47,7 +43,7 @@ def both(tmp_path, *flags):
 
 
 class TestOnCuda:
-    pytestmark = on_gpu
+    pytestmark = ON_GPU
 
     @pytest.mark.parametrize(
         ("flags", "captures"),
@@ -116,7 +112,7 @@ class TestOnCuda:
         assert same(graphed["state_dict"], plain["state_dict"])
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("ahead", [False, True])
 def test_uploads_are_the_batches_in_order(device, ahead):
     batches = [[torch.full((1, 3), i), torch.full((2,), -i), torch.tensor([i])] for i in range(4)]

@@ -6,12 +6,6 @@ import os
 from dataloaders import file_datasets
 
 
-def ranks_only(args: argparse.Namespace) -> bool:
-    """A learned policy whose training never asks for a threshold, or not at the end."""
-    imposed = args.segblocks_budgets is not None or args.segblocks_refine_epochs > 0
-    return imposed and args.segblocks_policy == "reinforce"
-
-
 def conflict(args: argparse.Namespace) -> str | None:
     """What is wrong with how the flags go together, or None."""
     name, policy = args.name, args.segblocks_policy

@@ -76,16 +76,13 @@ NOT_NEGATIVE = number(float, 0)
 SHARE = number(float, 0, 1)
 
 
-def epochs_or_share(text: str) -> int | float:
-    """A whole number of epochs, or a share of --epochs, below 1."""
-    for kind in (WHOLE, number(float, 0, below=1)):
-        with suppress(argparse.ArgumentTypeError):
-            return kind(text)
+def epochs_or_share(text: str) -> int | Fraction:
+    """A whole number of epochs, or a share of --epochs, below 1; exact, as it is rounded down."""
+    with suppress(argparse.ArgumentTypeError):
+        return WHOLE(text)
+    with suppress(ValueError, ZeroDivisionError):
+        if 0 <= (share := Fraction(text)) < 1:
+            return share
     raise argparse.ArgumentTypeError(
         f"{text!r} is neither a whole number of epochs nor a share of them below 1 (1/7)"
     )
-
-
-def whole_epochs(epochs: float) -> int:
-    """Rounded down, but for what floats lose: 0.29 of 100 are 29."""
-    return int(epochs + 1e-9)
