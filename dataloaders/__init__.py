@@ -4,7 +4,7 @@ from dataloaders.base import SegmentationDataset
 from dataloaders.decode import DataError
 from dataloaders.info import DatasetInfo
 from dataloaders.jitter import device_can_jitter
-from dataloaders.loader import build_loader, stop_workers
+from dataloaders.loader import build_loader, start_workers, stop_workers
 from dataloaders.normalise import denormalise, to_network
 from dataloaders.registry import DATASETS, build_dataset, file_datasets, find_dataset
 from dataloaders.sampler import ResumableSampler
@@ -22,6 +22,7 @@ __all__ = [
     "device_can_jitter",
     "file_datasets",
     "find_dataset",
+    "start_workers",
     "stop_workers",
     "to_network",
     "train_transform",

@@ -80,6 +80,12 @@ def _settle_in(worker: int) -> None:
             mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # older versions of it refuse more
 
 
+def start_workers(loader: DataLoader) -> None:
+    """Begin the processes of a loader, which begin with the first pass over it otherwise."""
+    if loader.num_workers:
+        iter(loader)
+
+
 def stop_workers(loader: DataLoader) -> None:
     """End the processes of a loader; another pass over it starts new ones.
 

@@ -231,7 +231,7 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path, capsys, monkeypatch, 
 
 
 def test_out_of_gpu_memory_says_what_lowers_it(tmp_path, capsys, monkeypatch):
-    def full(self, image, label, budget):
+    def full(self, *_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Objective, "__call__", full)
@@ -240,6 +240,25 @@ def test_out_of_gpu_memory_says_what_lowers_it(tmp_path, capsys, monkeypatch):
     assert "out of GPU memory: lower --batch-size" in line
     assert "--accumulate" in line
     assert "--amp bf16" in line
+
+
+def test_an_epoch_is_saved_though_the_step_after_it_fails(tmp_path, monkeypatch):
+    """It is written when that step has been launched."""
+    loss_of, calls = Objective.__call__, []
+
+    def fails_late(self, *given):
+        calls.append(given)
+        if len(calls) > 3:  # steps an epoch
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss_of(self, *given)
+
+    monkeypatch.setattr(Objective, "__call__", fails_late)
+    flags = ("--epochs", "3", "--val-every", "0")
+    assert train.main(arguments(tmp_path, *flags)) == 1
+    (latest,) = tmp_path.rglob("checkpoint.pth")
+    progress = checkpoint(latest.parent)["progress"]
+    assert (progress["epoch"], progress["step"], progress["total_steps"]) == (1, 0, 3)
+    assert "epoch 1/3, step 3/3: loss" in (latest.parent / "run.log").read_text()
 
 
 # ---- weights that are not finite ----

@@ -270,8 +270,28 @@ def test_finite_guard_names_the_first_bad_step():
     guard = FiniteGuard(Names())
     for step, loss in enumerate([1.0, 2.0, float("inf"), float("nan")]):
         guard.add(torch.tensor(loss), torch.tensor([step]), step)
+    answer = guard.ask()
+    guard.add(torch.tensor(0.0), torch.tensor([4]), 4)
     with pytest.raises(UserError, match=r"inf at step 3 \(images: image2\)"):
+        answer()
+    guard.check()  # of what has been added since
+    guard.add(torch.tensor(float("nan")), torch.tensor([5]), 5)
+    with pytest.raises(UserError, match=r"nan at step 6 \(images: image5\)"):
         guard.check()
+
+
+def test_weights_are_named_as_they_were_when_asked():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    guard = FiniteGuard(None)
+    guard.check(net)
+    with torch.no_grad():
+        net[0].weight.fill_(1e30)  # large, but a number
+        guard.check(net)
+        net[0].bias[0] = torch.nan
+        answer = guard.ask(net)
+        net[2].weight.fill_(torch.inf)
+    with pytest.raises(UserError, match=r"^1 weights are not finite .* \(0\.bias\), though"):
+        answer()
 
 
 # ---- data ----
@@ -349,6 +369,29 @@ def test_means_are_of_what_was_added_since_the_last_time():
     means.add(("a",), torch.tensor([1.0]))
     assert means.pop(lambda x: 2 * x) == {"a": 2.0}
     assert means.pop() == {}
+    means.add(("a",), torch.tensor([1.0]))
+    asked = means.ask()
+    means.add(("a",), torch.tensor([2.0]))
+    assert asked() == {"a": 1.0}
+    assert means.pop() == {"a": 2.0}
+
+
+def test_workers_of_validation_begin_before_the_first_step(tmp_path, monkeypatch):
+    """Later they would keep a checkpoint open that is being written."""
+    begun, step = [], Trainer._step
+
+    def noted(self, means):
+        begun.append(
+            [loader._iterator is not None for loader in (self.train_loader, self.val_loader)]
+        )
+        step(self, means)
+
+    monkeypatch.setattr(Trainer, "_step", noted)
+    trainer = make_trainer(tmp_path, "--num-workers", "1")
+    with RunLog(tmp_path / "run") as log:
+        trainer.fit(log)
+    assert begun[0] == [True, True]
+    assert trainer.val_loader._iterator is None  # and they end
 
 
 # ---- speed ----

@@ -2,6 +2,7 @@
 
 import copy
 from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -26,10 +27,11 @@ class KeptCopy:
     Args:
         half: in half precision.
         from_graphs: run from CUDA graphs, in place of one kernel after the other.
+        failed: see TrainingGraphs.
     """
 
-    def __init__(self, half: bool, from_graphs: bool):
-        self.half, self.from_graphs = half, from_graphs
+    def __init__(self, half: bool, from_graphs: bool, failed: Callable[[], None] | None = None):
+        self.half, self.from_graphs, self._failed = half, from_graphs, failed
         self._copy: SegBlocksModel | None = None
 
     @torch.no_grad()
@@ -37,7 +39,7 @@ class KeptCopy:
         """The copy with the weights that `model`, always of the same architecture, has now."""
         if self._copy is None:
             self._copy = inference_copy(model, self.half)
-            graphs = TrainingGraphs(frozen=True) if self.from_graphs else None
+            graphs = TrainingGraphs(frozen=True, failed=self._failed) if self.from_graphs else None
             self._copy.train_from_graphs(graphs)
             return self._copy
         for own, new in zip(self._copy.parameters(), model.parameters(), strict=True):

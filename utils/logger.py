@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
+from segblocks.reading import Arriving
 from utils.errors import one_line, user_errors
 
 
@@ -151,10 +153,22 @@ class Means:
     def pop(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> dict[str, float]:
         """The means since the last call; waits for the device. `total` adds the values of one
         call up over the ranks."""
-        means = {}
-        for names, sums in self._sums.items():
-            means.update(zip(names, (total(sums) / self._counts[names]).tolist()))
+        return self.ask(total)()
+
+    def ask(
+        self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+    ) -> Callable[[], dict[str, float]]:
+        """The same in two parts: what is returned gives the means, and waits for no more than the
+        device has been told by now."""
+        arriving = {
+            names: Arriving(total(sums) / self._counts[names]) for names, sums in self._sums.items()
+        }
         self._sums, self._counts = {}, {}
+
+        def means() -> dict[str, float]:
+            values = (zip(names, x.wait().tolist()) for names, x in arriving.items())
+            return dict(chain.from_iterable(values))
+
         return means
 
 

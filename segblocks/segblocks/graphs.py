@@ -58,10 +58,14 @@ class TrainingGraphs:
             others of them run without where no gradient is wanted.
         frozen: nothing of the networks but values ever changes, so it is not looked for before each
             pass.
+        failed: called when a capture has failed: the CUDA generator of the device is another one
+            then, so graphs of others that draw from it are void.
     """
 
-    def __init__(self, most: int = 64, frozen: bool = False):
-        self.most, self.frozen = most, frozen
+    def __init__(
+        self, most: int = 64, frozen: bool = False, failed: Callable[[], None] | None = None
+    ):
+        self.most, self.frozen, self.failed = most, frozen, failed
         self._of_net: weakref.WeakKeyDictionary[nn.Module, _Graphs] = weakref.WeakKeyDictionary()
         self._without_gradient: weakref.WeakKeyDictionary[nn.Module, _Graphs]
         self._without_gradient = weakref.WeakKeyDictionary()
@@ -112,6 +116,8 @@ class TrainingGraphs:
             failed = True
             for other in self._all():  # they draw from a generator that is now replaced
                 other.drop()
+            if self.failed is not None:
+                self.failed()
             if graphs.given_up:  # else a library set itself up: the pass as written sees to that
                 does = "trains" if graphs.learns else "is evaluated"
                 warnings.warn(

@@ -120,6 +120,7 @@ class SegBlocksModel(nn.Module):
         block_gain: Tensor | None = None,
         objective: Callable[..., Any] | None = None,
         targets: tuple[Tensor, ...] = (),
+        decision: Decision | None = None,
     ) -> Any:
         """Decide, split, run the network, combine.
 
@@ -135,25 +136,41 @@ class SegBlocksModel(nn.Module):
                 and from CUDA graphs if the network does; the same object each time, or all would
                 be captured again.
             targets: (…) tensors, the labels for example.
+            decision: what `decide` has returned for these images, in place of another one; then
+                budget, pixel_loss and block_gain do not matter.
 
         Returns:
             SegBlocksOutput: logits, grid and the policy's record, under the names of `Decision`;
             or what `objective` returns.
         """
-        if image.dim() != 4 or not image.is_floating_point():
-            raise TypeError(
-                f"image must be floating point (N, C, H, W); got {image.dtype} {tuple(image.shape)}"
-            )
+        _check_image(image)
         size = tuple(image.shape[2:])
         padded = pad_to_blocks(image, self.policy.block_size)
-        if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
+        looks = decision is None and self.policy.needs_pixel_loss
+        if looks and pixel_loss is not None and block_gain is None:
             block_gain = self.block_gain(image, pixel_loss)
         if objective is not None:
-            decision = self._decide(padded, budget, block_gain)
+            if decision is None:
+                decision = self._decide(padded, budget, block_gain)
             return self._judge(padded, decision, size, objective, targets)
-        decision = self.policy(padded, budget, block_gain)
+        if decision is None:
+            decision = self.policy(padded, budget, block_gain)
+        elif decision.n_high is None:
+            decision = self.policy.settle(decision)
         logits = self._run(padded, decision.grid, decision.n_high)
         return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
+
+    def decide(
+        self,
+        image: Tensor,
+        budget: float | int | None = None,
+        block_gain: Tensor | None = None,
+    ) -> Decision:
+        """What the policy decides of images, for `forward` to act on; their number of high blocks
+        is None where the host has not asked the device for it yet. Arguments and errors as for
+        `forward`; the oracle needs `block_gain`."""
+        _check_image(image)
+        return self._decide(pad_to_blocks(image, self.policy.block_size), budget, block_gain)
 
     @property
     def is_dense(self) -> bool:
@@ -247,6 +264,13 @@ class SegBlocksModel(nn.Module):
                 logits = self._run(padded, mask, mask.numel() * value)
                 losses.append(pixel_loss(crop_output(logits, tuple(padded.shape[2:]), size)))
         return block_mean((losses[0] - losses[1]).float(), self.policy.block_size)[0]
+
+
+def _check_image(image: Tensor) -> None:
+    if image.dim() != 4 or not image.is_floating_point():
+        raise TypeError(
+            f"image must be floating point (N, C, H, W); got {image.dtype} {tuple(image.shape)}"
+        )
 
 
 @contextmanager

@@ -1,7 +1,28 @@
-"""Reading a number from the device without waiting for what is launched after it."""
+"""Reading from the device without waiting for what is launched after it."""
 
 import torch
 from torch import Tensor
+
+
+class Arriving:
+    """A tensor on its way to the host.
+
+    Args:
+        value: of any shape and type, on any device; on a CPU it must not change meanwhile.
+    """
+
+    def __init__(self, value: Tensor):
+        self._value = value.detach().to("cpu", non_blocking=True)  # from CUDA into pinned memory
+        self._arrived = None
+        if value.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(value.device))
+
+    def wait(self) -> Tensor:
+        """The tensor on the CPU, once it is there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._value
 
 
 class Reading:
@@ -12,14 +33,8 @@ class Reading:
     """
 
     def __init__(self, value: Tensor):
-        self._value = value.to("cpu", non_blocking=True)  # from CUDA into pinned memory
-        self._arrived = None
-        if value.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record(torch.cuda.current_stream(value.device))
+        self._arriving = Arriving(value)
 
     def wait(self) -> int:
         """The number, once it is there."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return int(self._value)
+        return int(self._arriving.wait())

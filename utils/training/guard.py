@@ -1,15 +1,19 @@
 """Notices losses and weights that are not finite, without waiting for the device at every step."""
 
-from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dataloaders import SegmentationDataset
+from segblocks.reading import Arriving
 from utils.errors import UserError
 from utils.ranks import ALONE, Ranks
 
 ADVICE = "lower --lr, set --grad-clip, or use --amp bf16 or off"
+
+
+Step = tuple[Tensor, Tensor, int]  # loss, 0-d; indices of its samples (N,); its number, from 0
 
 
 class FiniteGuard:
@@ -17,26 +21,39 @@ class FiniteGuard:
 
     def __init__(self, dataset: SegmentationDataset, ranks: Ranks = ALONE):
         self.dataset, self.ranks = dataset, ranks
-        self._losses: deque[tuple[torch.Tensor, torch.Tensor, int]] = deque()
+        self._steps: list[Step] = []
 
-    def add(self, loss: torch.Tensor, index: torch.Tensor, step: int) -> None:
+    def add(self, loss: Tensor, index: Tensor, step: int) -> None:
         """A 0-d loss of the samples `index` (N,) in step number `step`, counted from 0."""
-        self._losses.append((loss, index, step))
+        self._steps.append((loss, index, step))
 
     def check(self, model: nn.Module | None = None) -> None:
         """Raise UserError, on all ranks, naming the first bad step since the last check and its
         images on the rank that saw it; or if `model` has weights that are not finite."""
-        found = self._first_bad() or (_bad_weights(model) if model else None)
-        self._losses.clear()
-        bad = [text for text in self.ranks.everyones(found) if text]
-        if bad:
-            raise UserError(bad[0])
+        self.ask(model)()
 
-    def _first_bad(self) -> str | None:
-        if not self._losses:
-            return None
-        finite = torch.stack([loss for loss, _, _ in self._losses]).isfinite().tolist()
-        for good, (loss, index, step) in zip(finite, self._losses):
+    def ask(self, model: nn.Module | None = None) -> Callable[[], None]:
+        """The same in two parts: what is returned raises. It is about losses and weights as they
+        are now, and waits for no more than the device has been told by now."""
+        steps, self._steps = self._steps, []
+        weights = _weights(model) if model else {}
+        values = [loss.float() for loss, _, _ in steps]
+        values += torch._foreach_norm(list(weights.values()), ord=torch.inf) if weights else []
+        finite = Arriving(torch.stack([x.float() for x in values]).isfinite()) if values else None
+
+        def answer() -> None:
+            flags = [] if finite is None else finite.wait().tolist()
+            losses, of_weights = flags[: len(steps)], flags[len(steps) :]
+            bad = [name for name, good in zip(weights, of_weights) if not good]
+            found = self._bad_loss(steps, losses) or (_describe(bad) if bad else None)
+            everyones = [text for text in self.ranks.everyones(found) if text]
+            if everyones:
+                raise UserError(everyones[0])
+
+        return answer
+
+    def _bad_loss(self, steps: Sequence[Step], finite: Sequence[bool]) -> str | None:
+        for (loss, index, step), good in zip(steps, finite):
             if not good:
                 names = ", ".join(self.dataset.name_of(int(i)) for i in index)
                 return (
@@ -46,13 +63,13 @@ class FiniteGuard:
         return None
 
 
-def _bad_weights(model: nn.Module) -> str | None:
-    values = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
-    if torch.stack([norm.float() for norm in torch._foreach_norm(values)]).isfinite().all():
-        return None
-    names = [n for n, t in model.state_dict().items() if not t.isfinite().all()]
-    if not names:
-        return None
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """By name, those that could be infinite or not a number."""
+    state = model.state_dict(keep_vars=True).items()
+    return {n: t.detach() for n, t in state if t.is_floating_point() and t.numel()}
+
+
+def _describe(names: Sequence[str]) -> str:
     return (
         f"{len(names)} weights are not finite after the last step ({', '.join(names[:3])}), though "
         f"its loss was; they are not saved, and the last checkpoint is from before: {ADVICE}"

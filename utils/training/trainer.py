@@ -12,14 +12,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import SegmentationDataset, stop_workers
+from dataloaders import SegmentationDataset, start_workers, stop_workers
 from segblocks import TrainingGraphs
 from utils.checkpoint import previous
+from utils.errors import UserError
 from utils.logger import Means, RunLog, progress
 from utils.losses import task_loss
 from utils.profiler import profiler
 from utils.ranks import ALONE, Agreement, Ranks
 from utils.training.distributed import share_batch
+from utils.training.graph_set import GraphSet
 from utils.training.guard import FiniteGuard
 from utils.training.objective import Objective
 from utils.training.resume import BEST, LATEST, Progress, Told
@@ -57,8 +59,13 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
         from_graphs = device.type == "cuda" and args.cuda_graphs
-        self._graphs = TrainingGraphs() if from_graphs else None
-        model.train_from_graphs(self._graphs)
+        # Of parts of steps and of validation; and of whole steps, too.
+        parts = GraphSet()
+        self._graphs = GraphSet(parts)
+        graphs = TrainingGraphs(failed=self._graphs.release) if from_graphs else None
+        if graphs is not None:
+            parts.add(graphs)
+        model.train_from_graphs(graphs)
         self.shared = share_batch(model, args, device, ranks, from_graphs)
         info, total = self.dataset.info, ranks.replicas.total
         criterion = task_loss(args, info, total).to(device)
@@ -66,20 +73,24 @@ class Trainer:
         self.run = TrainingState(model, args, device, reward)
         teacher = load_teacher(args, info, device)
         if teacher is not None:
-            teacher.train_from_graphs(self._graphs)
+            teacher.train_from_graphs(graphs)
         learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count, teacher)
         self.objective = Objective(self.run, *learnt)
         # Images as validation sees them, where the policy's threshold is fitted on some.
         self.calibration_set: SegmentationDataset | None = None
-        self.kept = Kept(args, device)
+        self.kept = Kept(args, device, self._graphs.release)
+        parts.add(self.kept.copy)
         self.finite = FiniteGuard(self.dataset, ranks)
-        how = (self.shared, self.finite, ranks, from_graphs, self._release_graphs)
+        how = (self.shared, self.finite, ranks, from_graphs, parts.release)
         self._take_step = OptimiserStep(self.run, self.objective, *how)
+        self._graphs.add(self._take_step)
         self.images_per_step = images_per_step(vars(args))
         self.steps_per_epoch = len(self.dataset) // self.images_per_step
         self.saver = Saver(ranks)
         self._saved_at = time.monotonic()
         self._keep_previous = True
+        self._put_off: Callable[[], None] | None = None
+        self._told_at = 0.0  # when steps were last logged
 
     @property
     def progress(self) -> Progress:
@@ -99,20 +110,35 @@ class Trainer:
         self._keep_previous = Path(path).name != previous(Path(LATEST)).name
         return told
 
-    def save(
-        self, log: RunLog, is_best: bool = False, meanwhile: Callable[[], None] | None = None
-    ) -> None:
-        """Begin to write the checkpoint, which is the best one, too, if it `is_best`; `saver.wait`
-        waits for it. `meanwhile` is called when the device has been told to copy the state. Raises
-        UserError where weights are not finite, what that and what `Saver.save` raises."""
-        state = self.saver.take(self.run.to_dict())
-        if meanwhile is not None:
-            meanwhile()
-        self.finite.check(self.model)
+    def save(self, log: RunLog) -> None:
+        """Begin to write the checkpoint; `saver.wait` waits for it. Raises UserError where weights
+        are not finite, and what `Saver.save` raises."""
+        self._snapshot(log)()
+
+    def _snapshot(
+        self, log: RunLog, is_best: bool = False, tell: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """The same in two parts: the state is taken now; what is returned, which waits for the
+        device, writes it if it is fit to be kept, also as the best one if it `is_best`. `tell` is
+        called before that."""
+        state, check = self.saver.take(self.run.to_dict()), self.finite.ask(self.model)
         also = log.folder / BEST if is_best else None
-        self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
-        self._saved_at = time.monotonic()
-        self._keep_previous = True
+
+        def write() -> None:
+            if tell is not None:
+                tell()
+            check()
+            self.saver.save(log.folder / LATEST, state, log, self._keep_previous, also)
+            self._saved_at = time.monotonic()
+            self._keep_previous = True
+
+        return write
+
+    def _catch_up(self) -> None:
+        """Do what was put off until the device has something to do."""
+        put_off, self._put_off = self._put_off, None
+        if put_off is not None:
+            put_off()
 
     # ---- training ----
 
@@ -127,23 +153,22 @@ class Trainer:
             except Stopped:
                 self.saver.wait()
                 raise
-            except Exception:  # not KeyboardInterrupt, which is not to wait
-                self.saver.settle(log)
+            except Exception as error:  # not KeyboardInterrupt, which is not to wait
+                try:
+                    self._catch_up()
+                except UserError as earlier:
+                    raise earlier from error
+                finally:
+                    self.saver.settle(log)
                 raise
             finally:
                 self.close()
 
     def close(self) -> None:
         """After the last step, before ranks part."""
-        self._release_graphs()
-        self._take_step.release()
+        self._graphs.close()
         for loader in (self.train_loader, self.val_loader):
             stop_workers(loader)
-
-    def _release_graphs(self) -> None:
-        if self._graphs is not None:
-            self._graphs.release()
-        self.kept.copy.release()
 
     def _fit(self, log: RunLog) -> Evaluation | None:
         at, evaluation, args = self.progress, None, self.args
@@ -151,6 +176,8 @@ class Trainer:
             start = at.step * self.images_per_step
             self.train_loader.sampler.set_epoch(at.epoch, start, args.epochs - at.epoch)
             self._batches = Uploads(self.train_loader, self.device)
+            # Later they would keep a checkpoint open that is being written, and steps waiting.
+            start_workers(self.val_loader)
         while at.epoch < args.epochs and not self._out_of_steps():
             best_before = at.score_best
             tell = self._train_epoch(log)
@@ -161,12 +188,17 @@ class Trainer:
                 tell()
                 if ended and not self._out_of_steps() and self._much_is_unsaved():
                     self.save(log)  # validation may fail, or be killed as it takes long
+                    self.saver.wait()
                 evaluation = self._validate(log)
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
-            # The device is still busy with the last steps, and is to go on soon.
-            self.save(log, at.score_best > best_before, None if validates else tell)
+            # The device is still busy with the last steps, and will have the next one before the
+            # host has waited for it.
+            is_best = at.score_best > best_before
+            self._put_off = self._snapshot(log, is_best, None if validates else tell)
+            if last or self.ranks.count > 1:  # where one fails, the others would wait for it
+                self._catch_up()
             if not last:
                 self._stop_if_asked()
         return evaluation
@@ -185,18 +217,21 @@ class Trainer:
         at, args = self.progress, self.args
         self.model.train()
         means = Means()
-        started, images = time.monotonic(), 0
+        started, images = time.monotonic(), 0  # images since the last line
 
         def teller() -> Callable[[], None]:
+            if not images:  # a run that goes on from the end of an epoch
+                return lambda: None
             now, rates = replace(at), dict(self.run.schedule.now)
+            check, values = self.finite.ask(), means.ask(self.ranks.replicas.total)
 
             def tell() -> None:
-                nonlocal started, images
-                if not images:  # a run that goes on from the end of an epoch
-                    return
-                self.finite.check()
-                self._log_steps(log, means, now, rates, images / (time.monotonic() - started))
-                started, images = time.monotonic(), 0
+                nonlocal images
+                check()
+                # What was put off until then kept the device busy with the steps before.
+                seconds = time.monotonic() - max(started, self._told_at)
+                self._log_steps(log, values(), now, rates, images / seconds)
+                self._told_at, images = time.monotonic(), 0
 
             return tell
 
@@ -225,6 +260,7 @@ class Trainer:
     def _step(self, means: Means) -> None:
         self.model.policy.exploration = self._exploration()
         self._take_step(self._batches, means)
+        self._catch_up()
         self._batches.ahead()
         if self.run.average:
             self.run.average.update(self.progress.total_steps + 1)
@@ -233,7 +269,6 @@ class Trainer:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""
         at = self.progress
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
-        self.saver.wait()  # data workers that begin now would keep the file open
         evaluation = self._evaluate(log, self.model, self.args, "val")
         if self.run.average:
             averaged = copy.deepcopy(self.model)
@@ -268,12 +303,11 @@ class Trainer:
     def _log_steps(
         self,
         log: RunLog,
-        means: Means,
+        values: dict[str, float],
         at: Progress,
         rates: dict[str, float],
         images_per_second: float,
     ) -> None:
-        values = means.pop(self.ranks.replicas.total)
         log.scalars(
             at.total_steps,
             {f"train/{name}": value for name, value in values.items()}
@@ -308,7 +342,8 @@ class Trainer:
         return self.ranks.main and (late or self.saver.writer.has_failed)
 
     def _stop_if_asked(self) -> None:
-        """Between epochs, with the state just saved."""
+        """Between epochs, with the state just taken."""
         asked = max(number or 0 for number in self.ranks.everyones(self._stop.number))
         if asked:
+            self._catch_up()
             raise Stopped(asked)

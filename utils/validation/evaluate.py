@@ -1,8 +1,8 @@
 """Validation at label size: accuracy, where the policy looks, operations actually executed."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import DatasetInfo, to_network
-from dataloaders.base import derive_seed
+from dataloaders import DatasetInfo
 from utils.data import one_by_one
 from utils.errors import user_errors
 from utils.inference import KeptCopy, use_half
@@ -26,10 +25,9 @@ from utils.seeding import forked_rng
 from utils.validation import viz
 from utils.validation.judge import BlockShares, Judge, block_shares
 from utils.validation.metrics import SegmentationMetrics
+from utils.validation.passes import VAL_SEED, Passes
 from utils.validation.policy_metrics import PolicyFigures, PolicyMetrics
 from utils.validation.predict import resize_labels
-
-VAL_SEED = 1  # of random placement in validation, so that a second validation gives the same
 
 
 @dataclass
@@ -83,10 +81,13 @@ class Evaluation:
 
 class Kept:
     """What one validation of a network leaves to the next: its copy, counts of operations, and
-    what judges its outputs, as part of CUDA graphs."""
+    what judges its outputs, as part of CUDA graphs. `failed`: see TrainingGraphs."""
 
-    def __init__(self, args: Namespace, device: torch.device):
-        self.copy = KeptCopy(use_half(args, device), device.type == "cuda" and args.cuda_graphs)
+    def __init__(
+        self, args: Namespace, device: torch.device, failed: Callable[[], None] | None = None
+    ):
+        from_graphs = device.type == "cuda" and args.cuda_graphs
+        self.copy = KeptCopy(use_half(args, device), from_graphs, failed)
         self.macs: dict = {}
         self._judge: Judge | None = None
 
@@ -130,34 +131,33 @@ def evaluate(
     with user_errors():
         criterion = task_loss(args, info).to(device)
     shown: list[tuple[int, torch.Tensor]] = []
+
+    def gain_of(image: torch.Tensor, at_image: torch.Tensor) -> torch.Tensor | None:
+        if model.policy.needs_pixel_loss or (policy_metrics and not model.is_dense):
+            return model.block_gain(image, pixel_loss_of(criterion, at_image))
+        return None
+
+    passes = Passes(model, judge, device, half, args.budget, gain_of)
     with torch.no_grad(), forked_rng(device, VAL_SEED):
         images, count = one_by_one(loader), len(loader.sampler)
         bar = progress(images, "validate", "img", quiet=not ranks.main, total=count)
-        for *pair, index in bar:
-            torch.manual_seed(derive_seed(VAL_SEED, index))
-            image, label = to_network(*(x.to(device, non_blocking=True) for x in pair))
-            image = image.half() if half else image  # 1,3,h,w; labels 1,H,W
-            at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
-            gain = None
-            if model.policy.needs_pixel_loss or (policy_metrics and not model.is_dense):
-                gain = model.block_gain(image, pixel_loss_of(criterion, at_image))
-            run = partial(model, image, budget=args.budget, block_gain=gain)
-            judged = judge(run, label, at_image)
-            macs.add(tuple(image.shape), judged.n_high, run)
+        for made in passes(bar):
+            judged, size = made.judged, made.image.shape[-2:]
+            macs.add(tuple(made.image.shape), judged.n_high, made.again)
             metrics.update(judged.confusion)
             blocks.update(judged.blocks)
-            of_image = resize_labels(judged.prediction, image.shape[-2:])
+            of_image = resize_labels(judged.prediction, size)
             if policy_metrics is not None:
-                policy_metrics.update(index, of_image, at_image, judged, gain)
-            if index < args.num_viz_images:
-                seen = (image[0], of_image[0], at_image[0], judged.grid[0])
+                policy_metrics.update(made.index, of_image, made.at_image, judged, made.gain)
+            if made.index < args.num_viz_images:
+                seen = (made.image[0], of_image[0], made.at_image[0], judged.grid[0])
                 pictures = viz.pictures(*seen, info, args.segblocks_block_size)
-                name = Path(loader.dataset.dataset.name_of(index)).stem
+                name = Path(loader.dataset.dataset.name_of(made.index)).stem
                 for kind in args.viz:  # another file for every image, so each rank writes its own
                     viz.save_picture(log.folder / "viz" / kind / f"{name}.png", pictures[kind])
                 if log.tensorboard:
                     together = viz.side_by_side(list(pictures.values()))
-                    shown.append((index, together.cpu()))
+                    shown.append((made.index, together.cpu()))
     if args.viz and args.num_viz_images:
         log.info(f"pictures: {log.folder / 'viz'}")
     everyones = ranks.everyones((blocks.counts_on_host(), macs, shown))
