@@ -54,7 +54,7 @@ def test_one_after_the_other(tmp_path, device):
     ]
     for i, state in enumerate(states):
         own.write(tmp_path / f"{i}.pth", state)
-        assert i < 2 or (tmp_path / f"{i - 2}.pth").exists(), "one is under way, one waits"
+        assert i < 3 or (tmp_path / f"{i - 3}.pth").exists(), "one is under way, two wait"
     own.write(tmp_path / "0.pth", {"a": torch.zeros(1)}, True)
     own.wait()
     for i, state in enumerate(states[1:], 1):
@@ -128,13 +128,34 @@ def test_a_newer_state_takes_the_place_of_one_that_waits(tmp_path, held, device)
 
 
 def test_what_has_another_purpose_is_not_replaced(tmp_path, held):
-    own, names = CheckpointWriter(), ("a", "b", "best", "c")
-    release = threading.Timer(0.2, held.set)
-    release.start()
+    """Nor is it waited for, which would take the minute that `held` allows, and fail."""
+    own, names = CheckpointWriter(), ("a", "best", "c")
     own.write(tmp_path / "a", {"x": 0})
-    own.write(tmp_path / "b", {"x": 1})  # another file
+    own.write(tmp_path / "c", {"x": 1})  # another file; gives way to the next
     own.write(tmp_path / "c", {"x": 2}, also=tmp_path / "best")
     own.write(tmp_path / "c", {"x": 3})
+    own.write(tmp_path / "c", {"x": 4})
+    held.set()
+    own.wait()
+    assert [load_checkpoint(tmp_path / name)["x"] for name in names] == [0, 2, 4]
+
+
+def test_a_newer_best_state_takes_the_place_of_one_that_waits(tmp_path, held):
+    own, best = CheckpointWriter(), tmp_path / "best"
+    for x in range(5):
+        own.write(tmp_path / "a", {"x": x}, also=best)
+    held.set()
+    own.wait()
+    assert [load_checkpoint(path)["x"] for path in (tmp_path / "a", best)] == [4, 4]
+
+
+def test_more_than_two_that_wait_are_waited_for(tmp_path, held):
+    own, names = CheckpointWriter(), ("a", "b", "c", "d")
+    for x, name in enumerate(names[:3]):
+        own.write(tmp_path / name, {"x": x})
+    threading.Timer(0.2, held.set).start()
+    own.write(tmp_path / "d", {"x": 3})
+    assert held.is_set()
     own.wait()
     assert [load_checkpoint(tmp_path / name)["x"] for name in names] == [0, 1, 2, 3]
 

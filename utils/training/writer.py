@@ -77,12 +77,15 @@ class CheckpointWriter:
     """Writes checkpoints in another thread, one after the other, as `save_checkpoint` does.
 
     A write takes as long as an epoch of a small data set. What is written is the state at the call
-    of `write`, or of `snapshot` before it. Behind the write that is under way one more may wait; a
-    newer state of the same file takes its place.
+    of `write`, or of `snapshot` before it. Behind the write that is under way others may wait: of
+    one file and one that is to be kept, for example. A newer state of the same file takes the place
+    of the last of them.
     """
 
+    MOST_WAITING = 2  # each holds a copy of the state; `write` waits for what would be more
+
     def __init__(self) -> None:
-        self._writes: list[_Write] = []  # at most two that have not ended, in order
+        self._writes: list[_Write] = []  # that have not ended, in order
         self._pinned: list[Pinned] = []  # that no snapshot uses
 
     @property
@@ -111,13 +114,12 @@ class CheckpointWriter:
         failure = None
         try:
             self._forget_ended()
-            if len(self._writes) > 1:
-                replaced = self._writes[-1]
-                if also is None and replaced.path == path and replaced.withdraw():
-                    self._forget(replaced)
-                    keep_previous = keep_previous and replaced.keep_previous
-                else:
-                    self.wait()
+            last = self._writes[-1] if len(self._writes) > 1 else None
+            if last is not None and last.path == path and last.withdraw(also):
+                self._forget(last)
+                keep_previous = keep_previous and last.keep_previous
+            elif len(self._writes) > self.MOST_WAITING:
+                self.wait()
         except OSError as error:
             failure = error
             self.wait()  # for what came after that
@@ -221,9 +223,10 @@ class _Write(threading.Thread):
     def has_failed(self) -> bool:
         return not self.is_alive() and self.error is not None
 
-    def withdraw(self) -> bool:
-        """Whether nothing will be written, as it has not begun and holds no copy for `also`."""
-        return self._also is None and self._may_begin.acquire(blocking=False)
+    def withdraw(self, also: Path | None) -> bool:
+        """Whether nothing will be written, as it has not begun, nor is it for another file than its
+        own and the `also` of what takes its place."""
+        return self._also in (None, also) and self._may_begin.acquire(blocking=False)
 
     def run(self) -> None:
         try:
