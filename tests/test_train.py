@@ -349,7 +349,8 @@ def test_tensorboard_and_log_hold_what_they_should(tmp_path):
 
 
 def test_a_picture_in_tensorboard_is_the_one_that_was_given(tmp_path):
-    picture = torch.randint(256, (3, 30, 50), dtype=torch.uint8)
+    picture = torch.linspace(0, 255, 30 * 50).to(torch.uint8).view(30, 50)
+    picture = torch.stack([picture, picture.flip(0), picture.flip(1)])
     with RunLog(tmp_path, tensorboard=True) as log:
         log.picture(7, "val/0", picture)
     events = EventAccumulator(str(tmp_path))
@@ -357,7 +358,7 @@ def test_a_picture_in_tensorboard_is_the_one_that_was_given(tmp_path):
     (found,) = events.Images("val/0")
     assert (found.step, found.width, found.height) == (7, 50, 30)
     shown = Image.open(io.BytesIO(found.encoded_image_string))
-    assert torch.equal(pil_to_tensor(shown), picture)
+    assert (pil_to_tensor(shown).int() - picture.int()).abs().float().mean() < 3  # of 255: a JPEG
 
 
 def test_means_are_of_what_was_added_since_the_last_time():
