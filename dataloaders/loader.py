@@ -81,9 +81,12 @@ def _settle_in(worker: int) -> None:
 
 
 def start_workers(loader: DataLoader) -> None:
-    """Begin the processes of a loader, which begin with the first pass over it otherwise."""
+    """Begin the processes of a loader, which begin with the first pass over it otherwise. Call it
+    before `set_epoch`."""
     if loader.num_workers:
+        loader.sampler.set_epoch(0, epochs=0)  # what they prepare now the first pass would discard
         iter(loader)
+        loader.sampler.set_epoch(0)
 
 
 def stop_workers(loader: DataLoader) -> None:

@@ -55,9 +55,9 @@ class ResumableSampler(Sampler[SampleKey]):
 
         Several in a row let workers prepare the next epoch while the present one is validated.
         `start` counts the samples of the first epoch, over all ranks, that were already used: steps
-        done times the samples of a step. It is forgotten at the next call.
+        done times the samples of a step. It is forgotten at the next call. No epochs: no samples.
         """
-        if epoch < 0 or not 0 <= start <= self.size or start % self.world_size or epochs < 1:
+        if epoch < 0 or not 0 <= start <= self.size or start % self.world_size or epochs < 0:
             raise ValueError(
                 f"cannot start epoch {epoch} at sample {start}: give an epoch of at least 0 and a "
                 f"multiple of {self.world_size} (the ranks) up to {self.size} (the samples)"
@@ -78,7 +78,7 @@ class ResumableSampler(Sampler[SampleKey]):
         first, others = (
             len(range(start + self.rank, self.stop, self.world_size)) for start in (self.start, 0)
         )
-        return first + (self.epochs - 1) * others
+        return first + (self.epochs - 1) * others if self.epochs else 0
 
     def _order(self, epoch: int) -> range | list[int]:
         if not self.shuffle:

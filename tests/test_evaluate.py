@@ -20,11 +20,12 @@ from tiny import (  # noqa: F401
 
 import train
 from argparser import parse_args
+from segblocks import SegBlocksModel
 from utils.data import build_val_set
 from utils.logger import RunLog
 from utils.macs import MacCounter, count
 from utils.validation.evaluate import Kept, evaluate
-from utils.validation.judge import BlockShares, block_shares, blocks_with, count_blocks
+from utils.validation.judge import BlockShares, Judge, block_shares, blocks_with, count_blocks
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
@@ -42,6 +43,25 @@ def test_validation_touches_neither_weights_nor_random_numbers(tmp_path):
     assert torch.equal(drawn, torch.get_rng_state())
     assert trainer.model.training
     assert str(first) == str(second)  # random placement included; as text, where NaN equals NaN
+
+
+def test_the_policy_is_an_image_ahead(tmp_path, monkeypatch):
+    events, decide, judge = [], SegBlocksModel.decide, Judge.__call__
+
+    def noted_decision(self, *given):
+        events.append("decide")
+        return decide(self, *given)
+
+    def noted_judge(self, *given):
+        events.append("judge")
+        return judge(self, *given)
+
+    monkeypatch.setattr(SegBlocksModel, "decide", noted_decision)
+    monkeypatch.setattr(Judge, "__call__", noted_judge)
+    trainer = make_trainer(tmp_path, *REINFORCE, "--synthetic-val-images", "3")
+    with RunLog(tmp_path / "log") as log:
+        evaluate(trainer.model, trainer.val_loader, trainer.args, trainer.device, log)
+    assert events == ["decide", "decide", "judge", "decide", "judge", "judge"]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -9,6 +9,8 @@ from dataloaders import (
     ResumableSampler,
     build_dataset,
     build_loader,
+    start_workers,
+    stop_workers,
     train_transform,
     val_transform,
 )
@@ -120,6 +122,23 @@ def test_ranks_share_each_global_batch():
             assert {*first[part], *second[part]} == {*order[4 * step : 4 * step + 4]}
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_that_begin_early_load_nothing_before_they_are_asked(workers):
+    data = _train_data(5)
+    loaded, sample = torch.zeros(5).share_memory_(), data.sample
+
+    def counted(index, *given):
+        loaded[index] += 1
+        return sample(index, *given)
+
+    data.sample = counted
+    loader = build_loader(data, 2, train=False, num_workers=workers)
+    start_workers(loader)
+    assert torch.cat([batch[2] for batch in loader]).tolist() == [0, 1, 2, 3, 4]
+    assert loaded.tolist() == [1] * 5
+    stop_workers(loader)
+
+
 def test_sampler_start_continues_the_same_order():
     whole, part = ResumableSampler(10, True, 2, 1, 2), ResumableSampler(10, True, 2, 1, 2)
     whole.set_epoch(4)
@@ -128,6 +147,8 @@ def test_sampler_start_continues_the_same_order():
     assert len(part) == 2
     part.set_epoch(5)
     assert len(part) == 5
+    part.set_epoch(5, epochs=0)
+    assert len(part) == len(list(part)) == 0
 
 
 @pytest.mark.parametrize("start", [0, 6])

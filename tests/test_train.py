@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (  # noqa: F401
+    DEVICES,
     REINFORCE,
     SPEED,
     arguments,
@@ -33,6 +35,7 @@ from utils.logger import Means, RunLog
 from utils.training.guard import FiniteGuard
 from utils.training.objective import Objective
 from utils.training.trainer import Trainer
+from utils.training.writer import Saver
 from utils.validation.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
@@ -274,19 +277,20 @@ def test_finite_guard_names_the_first_bad_step():
     guard.add(torch.tensor(0.0), torch.tensor([4]), 4)
     with pytest.raises(UserError, match=r"inf at step 3 \(images: image2\)"):
         answer()
-    guard.check()  # of what has been added since
+    guard.ask()()  # of what has been added since
     guard.add(torch.tensor(float("nan")), torch.tensor([5]), 5)
     with pytest.raises(UserError, match=r"nan at step 6 \(images: image5\)"):
-        guard.check()
+        guard.ask()()
 
 
-def test_weights_are_named_as_they_were_when_asked():
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_are_named_as_they_were_when_asked(device):
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
-    guard = FiniteGuard(None)
-    guard.check(net)
+    net, guard = net.to(device), FiniteGuard(None)
+    guard.ask(net)()
     with torch.no_grad():
         net[0].weight.fill_(1e30)  # large, but a number
-        guard.check(net)
+        guard.ask(net)()
         net[0].bias[0] = torch.nan
         answer = guard.ask(net)
         net[2].weight.fill_(torch.inf)
@@ -366,15 +370,53 @@ def test_means_are_of_what_was_added_since_the_last_time():
     for value in (1.0, 2.0, 6.0):
         means.add(("a",), torch.tensor([value]))
     means.add(("b",), torch.tensor([5.0]))
-    assert means.pop() == {"a": 3.0, "b": 5.0}
+    assert means.ask()() == {"a": 3.0, "b": 5.0}
     means.add(("a",), torch.tensor([1.0]))
-    assert means.pop(lambda x: 2 * x) == {"a": 2.0}
-    assert means.pop() == {}
+    assert means.ask(lambda x: 2 * x)() == {"a": 2.0}
+    assert means.ask()() == {}
     means.add(("a",), torch.tensor([1.0]))
     asked = means.ask()
     means.add(("a",), torch.tensor([2.0]))
     assert asked() == {"a": 1.0}
-    assert means.pop() == {"a": 2.0}
+    assert means.ask()() == {"a": 2.0}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_epoch_is_written_when_a_gpu_has_the_next_step(tmp_path, monkeypatch, device):
+    """Of a CPU, which has done all by then, at once."""
+    events, save, loss_of = [], Saver.save, Objective.__call__
+
+    def noted_loss(self, *given):
+        events.append("step")
+        return loss_of(self, *given)
+
+    def noted_save(self, path, *given):
+        events.append("save")
+        save(self, path, *given)
+
+    monkeypatch.setattr(Objective, "__call__", noted_loss)
+    monkeypatch.setattr(Saver, "save", noted_save)
+    flags = ("--epochs", "2", "--val-every", "0", "--device", device, "--cuda-graphs", "no")
+    run(tmp_path, *flags)
+    ends = ["step", "save"] if device == "cuda" else ["save", "step"]
+    assert events == [*["step"] * 3, *ends, *["step"] * 2, "save"]
+
+
+def test_images_per_second_are_those_of_the_steps(tmp_path, monkeypatch):
+    """What follows an epoch belongs to the next line, and so do its images."""
+    passed = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: passed[0])
+    loss_of = Objective.__call__
+
+    def takes_a_second(self, *given):
+        passed[0] += 1
+        return loss_of(self, *given)
+
+    monkeypatch.setattr(Objective, "__call__", takes_a_second)
+    folder = run(tmp_path, "--epochs", "3", "--val-every", "0", "--log-every", "1")
+    lines = [x for x in (folder / "run.log").read_text().splitlines() if "img/s" in x]
+    assert len(lines) == 9
+    assert all(x.endswith("; 2.0 img/s") for x in lines)
 
 
 def test_workers_of_validation_begin_before_the_first_step(tmp_path, monkeypatch):

@@ -149,6 +149,36 @@ def test_a_newer_best_state_takes_the_place_of_one_that_waits(tmp_path, held):
     assert [load_checkpoint(path)["x"] for path in (tmp_path / "a", best)] == [4, 4]
 
 
+def test_the_best_and_an_average_of_weights_take_turns(tmp_path, held):
+    """Whatever waits gives way to what replaces it, not only the last."""
+    own = CheckpointWriter()
+    own.write(tmp_path / "a", {"x": 0})
+    for x in range(1, 5):
+        own.write(tmp_path / "average", {"x": x})
+        own.write(tmp_path / "a", {"x": x}, also=tmp_path / "best")
+    held.set()
+    own.wait()
+    assert [load_checkpoint(tmp_path / name)["x"] for name in ("average", "a", "best")] == [4, 4, 4]
+
+
+def test_a_failure_is_told_unless_later_writes_make_up_for_it(tmp_path, held):
+    own, missing = CheckpointWriter(), tmp_path / "missing" / "best"
+    own.write(tmp_path / "a", {"x": 0}, also=missing)
+    own.write(tmp_path / "a", {"x": 1})
+    held.set()
+    with pytest.raises(OSError, match="missing"):
+        own.wait()
+    assert load_checkpoint(tmp_path / "a") == {"x": 1}
+    held.clear()
+    own.write(tmp_path / "a", {"x": 2}, also=missing)
+    own.write(tmp_path / "b", {"x": 2})
+    held.set()
+    (tmp_path / "missing").mkdir()
+    own.write(tmp_path / "a", {"x": 3}, also=missing)
+    own.wait()
+    assert load_checkpoint(missing) == {"x": 3}
+
+
 def test_more_than_two_that_wait_are_waited_for(tmp_path, held):
     own, names = CheckpointWriter(), ("a", "b", "c", "d")
     for x, name in enumerate(names[:3]):

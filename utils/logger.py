@@ -1,5 +1,6 @@
 """run.log, TensorBoard and progress bars of one experiment."""
 
+import io
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any, Self
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
-from torchvision.io import encode_jpeg
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from segblocks.reading import Arriving
@@ -151,16 +152,11 @@ class Means:
         for names, values in several:
             self.add(names, values)
 
-    def pop(self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> dict[str, float]:
-        """The means since the last call; waits for the device. `total` adds the values of one
-        call up over the ranks."""
-        return self.ask(total)()
-
     def ask(
         self, total: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
     ) -> Callable[[], dict[str, float]]:
-        """The same in two parts: what is returned gives the means, and waits for no more than the
-        device has been told by now."""
+        """What gives the means since the last time, and waits for no more than the device has been
+        told by now. `total` adds the values of one call up over the ranks."""
         arriving = {
             names: Arriving(total(sums) / self._counts[names]) for names, sums in self._sums.items()
         }
@@ -204,10 +200,12 @@ def _as_summary(tag: str, picture: torch.Tensor) -> Summary:
     """What `SummaryWriter.add_image` makes, as a JPEG. TensorBoard goes through each byte of it in
     Python, for a checksum, and nothing else in the process gets far meanwhile: five pictures as
     PNG held up training for longer than validating a hundred small images took."""
-    packed = encode_jpeg(picture, JPEG_QUALITY).numpy().tobytes()
-    _, height, width = picture.shape
-    what = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": packed}
-    return Summary(value=[Summary.Value(tag=tag, image=Summary.Image(**what))])
+    packed = io.BytesIO()
+    image = to_pil_image(picture)
+    image.save(packed, "JPEG", quality=JPEG_QUALITY)
+    size = {"height": image.height, "width": image.width, "colorspace": 3}
+    image = Summary.Image(**size, encoded_image_string=packed.getvalue())
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def _no_nan(value: Any) -> Any:

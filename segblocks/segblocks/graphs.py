@@ -29,6 +29,10 @@ _hooks = attrgetter(
 _trains, _requires_grad = attrgetter("training"), attrgetter("requires_grad")
 
 
+class _TooMany(CaptureFailed):
+    """Nothing was captured."""
+
+
 class TrainingGraphs:
     """Captures and replays what networks do on CUDA, in one thread and on one stream: forward and
     backward passes of training, and forward passes under `torch.no_grad` (not `inference_mode`).
@@ -114,10 +118,10 @@ class TrainingGraphs:
             captured = graphs.find(prepared, function, setting)
         except CaptureFailed as failure:
             failed = True
-            for other in self._all():  # they draw from a generator that is now replaced
-                other.drop()
-            if self.failed is not None:
-                self.failed()
+            if isinstance(failure, _TooMany):
+                graphs.drop()
+            else:
+                self._drop_all()
             if graphs.given_up:  # else a library set itself up: the pass as written sees to that
                 does = "trains" if graphs.learns else "is evaluated"
                 warnings.warn(
@@ -135,6 +139,13 @@ class TrainingGraphs:
         if graphs is None:
             graphs = known[net] = _Graphs(net, self.most, learns, self.frozen)
         return graphs
+
+    def _drop_all(self) -> None:
+        """They draw from a generator that has been replaced."""
+        for graphs in self._all():
+            graphs.drop()
+        if self.failed is not None:
+            self.failed()
 
     def _all(self) -> "list[_Graphs]":
         return [*self._of_net.values(), *self._without_gradient.values()]
@@ -215,7 +226,7 @@ class _Graphs:
         try:
             if full:
                 self.passed.add(key)
-                raise CaptureFailed(
+                raise _TooMany(
                     f"more than {self.most} settings occur, each to be captured; round the number "
                     "of high blocks (quantize_percentage)"
                 )

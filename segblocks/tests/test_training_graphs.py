@@ -412,6 +412,30 @@ class TestOnCuda:
         step(4)
         assert graphs.captured(net) == 0
 
+    def test_a_failed_capture_is_told_to_who_draws_from_the_same_generator(self):
+        told, net = [], Net().cuda()
+        graphs = TrainingGraphs(most=2, failed=lambda: told.append(graphs.captured(net)))
+
+        def step(count, function=net):
+            graphs(net, function, (images(0, count),))["logits"].mean().backward()
+
+        def reads(x):
+            assert x.sum().isfinite()
+            return net(x)
+
+        for count in (1, 1, 2):
+            step(count)
+        assert not told
+        with pytest.warns(UserWarning, match="more than 2 settings occur"):
+            step(3)
+        assert not told, "nothing was captured"
+        graphs = TrainingGraphs(failed=lambda: told.append(graphs.captured(net)))
+        step(1)
+        step(1)
+        assert graphs.captured(net) == 1
+        graphs(net, reads, (images(0),), "reads")
+        assert told == [0]
+
     def test_graphs_that_nobody_uses_do_not_end_a_capture(self):
         """The garbage collector would destroy them in the middle of it."""
         graph, (net, graphs) = torch.cuda.CUDAGraph(), (Net().cuda(), TrainingGraphs())
@@ -545,6 +569,25 @@ def test_an_objective_is_computed_from_what_the_model_returns(policy):
         twice.append([found["loss"].detach(), *(p.grad for p in model.net.head.parameters())])
     for one, two in zip(*twice):
         torch.testing.assert_close(two, one)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_decision_made_before_is_the_same_one(policy):
+    options = POLICIES[policy]
+    model = make(False, policy.split()[0], device="cpu", **options)
+    image = torch.randn(2, 3, 3 * BLOCK - 5, 4 * BLOCK)
+    results = []
+    for given in ({}, {"objective": lambda output: output}):
+        for before in (False, True):
+            torch.manual_seed(4)
+            decision = model.decide(image) if before else None
+            with torch.no_grad():
+                results.append(model(image, decision=decision, **given))
+    one, *others = results
+    for other in others:
+        assert torch.equal(other.grid, one.grid)
+        assert other.n_high == one.n_high
+        torch.testing.assert_close(other.logits, one.logits)
 
 
 def test_the_short_way_back_without_graphs():

@@ -27,14 +27,11 @@ class FiniteGuard:
         """A 0-d loss of the samples `index` (N,) in step number `step`, counted from 0."""
         self._steps.append((loss, index, step))
 
-    def check(self, model: nn.Module | None = None) -> None:
-        """Raise UserError, on all ranks, naming the first bad step since the last check and its
-        images on the rank that saw it; or if `model` has weights that are not finite."""
-        self.ask(model)()
-
     def ask(self, model: nn.Module | None = None) -> Callable[[], None]:
-        """The same in two parts: what is returned raises. It is about losses and weights as they
-        are now, and waits for no more than the device has been told by now."""
+        """What raises UserError, on all ranks, naming the first bad step since the last time and
+        its images on the rank that saw it; or if `model` has weights that are not finite. It is
+        about losses and weights as they are now, and waits for no more than the device has been
+        told by now."""
         steps, self._steps = self._steps, []
         weights = _weights(model) if model else {}
         values = [loss.float() for loss, _, _ in steps]

@@ -90,7 +90,6 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._keep_previous = True
         self._put_off: Callable[[], None] | None = None
-        self._told_at = 0.0  # when steps were last logged
 
     @property
     def progress(self) -> Progress:
@@ -193,11 +192,11 @@ class Trainer:
             if ended:
                 self.run.schedule.step()
                 at.epoch, at.step = at.epoch + 1, 0
-            # The device is still busy with the last steps, and will have the next one before the
-            # host has waited for it.
             is_best = at.score_best > best_before
             self._put_off = self._snapshot(log, is_best, None if validates else tell)
-            if last or self.ranks.count > 1:  # where one fails, the others would wait for it
+            # A GPU is still busy with the last steps, and will have the next one before the host
+            # has waited for it. Not of several ranks: where one fails, the others would wait.
+            if last or self.device.type != "cuda" or self.ranks.count > 1:
                 self._catch_up()
             if not last:
                 self._stop_if_asked()
@@ -217,21 +216,21 @@ class Trainer:
         at, args = self.progress, self.args
         self.model.train()
         means = Means()
-        started, images = time.monotonic(), 0  # images since the last line
+        started, images = time.monotonic(), 0  # since the last line
 
         def teller() -> Callable[[], None]:
+            """Logs the steps up to now, for which it waits."""
+            nonlocal started, images
             if not images:  # a run that goes on from the end of an epoch
                 return lambda: None
             now, rates = replace(at), dict(self.run.schedule.now)
             check, values = self.finite.ask(), means.ask(self.ranks.replicas.total)
+            per_second = images / (time.monotonic() - started)
+            started, images = time.monotonic(), 0
 
             def tell() -> None:
-                nonlocal images
                 check()
-                # What was put off until then kept the device busy with the steps before.
-                seconds = time.monotonic() - max(started, self._told_at)
-                self._log_steps(log, values(), now, rates, images / seconds)
-                self._told_at, images = time.monotonic(), 0
+                self._log_steps(log, values(), now, rates, per_second)
 
             return tell
 

@@ -77,9 +77,9 @@ class CheckpointWriter:
     """Writes checkpoints in another thread, one after the other, as `save_checkpoint` does.
 
     A write takes as long as an epoch of a small data set. What is written is the state at the call
-    of `write`, or of `snapshot` before it. Behind the write that is under way others may wait: of
-    one file and one that is to be kept, for example. A newer state of the same file takes the place
-    of the last of them.
+    of `write`, or of `snapshot` before it. Behind the write that is under way others may wait, such
+    as one of the latest state and one that is to be kept as the best. A newer state takes the place
+    of those that it replaces.
     """
 
     MOST_WAITING = 2  # each holds a copy of the state; `write` waits for what would be more
@@ -114,12 +114,13 @@ class CheckpointWriter:
         failure = None
         try:
             self._forget_ended()
-            last = self._writes[-1] if len(self._writes) > 1 else None
-            if last is not None and last.path == path and last.withdraw(also):
-                self._forget(last)
-                keep_previous = keep_previous and last.keep_previous
-            elif len(self._writes) > self.MOST_WAITING:
-                self.wait()
+            for waiting in self._writes[1:]:
+                if waiting.path == path and waiting.withdraw(also):
+                    self._forget(waiting)
+                    keep_previous = keep_previous and waiting.keep_previous
+            while len(self._writes) > self.MOST_WAITING:
+                self._writes[0].join()
+                self._forget_ended()
         except OSError as error:
             failure = error
             self.wait()  # for what came after that
@@ -132,15 +133,20 @@ class CheckpointWriter:
         return failure
 
     def wait(self) -> None:
-        """Until everything is written; raises what `save_checkpoint` raised, once, if the last
-        write failed: what came of those before it matters no more."""
-        error = None
+        """Until everything is written; raises what `save_checkpoint` raised, once, if a write has
+        failed and no later one has written all of its files."""
+        failures: list[tuple[set[Path], BaseException]] = []
         while self._writes:
-            self._writes[0].join()  # a signal may end that, and nothing is forgotten
-            error = self._writes[0].error
-            self._forget(self._writes[0])
-        if error is not None:
-            raise error
+            write = self._writes[0]
+            write.join()  # a signal may end that, and nothing is forgotten
+            if write.error is not None:
+                failures.append((write.files, write.error))
+            else:
+                failures = [(files - write.files, error) for files, error in failures]
+            self._forget(write)
+        for files, error in failures:
+            if files:
+                raise error
 
     def _forget_ended(self) -> None:
         """Raises what the first of them raised."""
@@ -216,6 +222,7 @@ class _Write(threading.Thread):
         self.path, self.pinned, self.keep_previous = path, snapshot.pinned, keep_previous
         self._before, self._copied, self._also = before, snapshot.copied, also
         self._given = (path, snapshot.state, keep_previous, also)
+        self.files = {path} if also is None else {path, also}
         self._may_begin = threading.Lock()  # taken by whoever decides whether it does
         self.error: BaseException | None = None
 

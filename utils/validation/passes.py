@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dataloaders import to_network
 from dataloaders.base import derive_seed
-from segblocks import Decision, SegBlocksModel
+from segblocks import SegBlocksModel
 from segblocks.reading import Reading
 from utils.validation.judge import Judge, Judged
 from utils.validation.predict import resize_labels
@@ -94,14 +94,11 @@ class Passes:
         count = None if decision.n_high is not None else Reading(decision.sampled.sum())
 
         def end() -> Pass:
-            act = partial(self.model, image, decision=self._settled(decision, count))
+            settled = decision
+            if count is not None:
+                settled = self.model.policy.settle(decision, count.wait())
+            act = partial(self.model, image, decision=settled)
             judged = self.judge(act, label, at_image)
             return Pass(index, image, at_image, gain, judged, again)
 
         return end
-
-    def _settled(self, decision: Decision, count: Reading | None) -> Decision:
-        if count is None:
-            return decision
-        policy = self.model.policy
-        return policy.promote(decision, policy.rounded_up(count.wait(), decision.sampled.numel()))

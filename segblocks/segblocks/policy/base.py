@@ -193,12 +193,13 @@ class Policy(nn.Module):
         grid = select_budget(scores.detach().float(), count)
         return Decision(grid, grid, scores.shape[0] * count, scores, self.stochastic)
 
-    def settle(self, decision: Decision) -> Decision:
+    def settle(self, decision: Decision, count: int | None = None) -> Decision:
         """Round the number of high blocks up, as `quantize_percentage` says.
 
-        Reads one number from the device, as the count sets the shapes.
+        `count`: how many are sampled; None: that is read from the device, as it sets the shapes.
         """
-        count = int(decision.sampled.sum())
+        if count is None:
+            count = int(decision.sampled.sum())
         wanted = self.rounded_up(count, decision.sampled.numel())
         if wanted == count:
             return replace(decision, n_high=count)
