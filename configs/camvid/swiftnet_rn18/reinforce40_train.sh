@@ -9,5 +9,5 @@ run --mode train --name camvid/swiftnet_rn18/reinforce40 \
     --segblocks-calibrate val --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5 \
     --segblocks-reward balanced --segblocks-policy-wd-factor 30 --segblocks-policy-epochs 1/7 \
     --segblocks-place-weight 2 --segblocks-recolour yes --segblocks-refine-epochs 1/7 \
-    --segblocks-budgets 0.2 0.2 \
+    --segblocks-budgets 0.2 1.0 --segblocks-budget-power 24 \
     "$@"
