@@ -66,9 +66,9 @@ def train(args: Namespace) -> None:
         loaders = train_loader(train_set, args, ranks), val_loader(val_set, args, ranks)
         trainer = Trainer(model, *loaders, args, device, ranks)
         if args.segblocks_calibrate == "val":
-            trainer.calibration_set = val_set
+            trainer.validations.calibration_set = val_set
         elif args.segblocks_calibrate == "train":
-            trainer.calibration_set = build_calibration_set(args)
+            trainer.validations.calibration_set = build_calibration_set(args)
         told = resume(trainer, args)
         check_same_start(trainer, ranks)
         log = RunLog(folder_of(args), tensorboard=True, quiet=not ranks.main)

@@ -16,7 +16,7 @@ import train
 from utils.errors import UserError
 from utils.logger import RunLog
 from utils.ranks import Agreement, Ranks
-from utils.training import trainer, writer
+from utils.training import trainer, validations, writer
 from utils.training.optim import restore
 from utils.training.signals import stop_requests
 
@@ -36,7 +36,7 @@ def test_sigterm_twice_still_saves_and_ctrl_c_twice_does_not_wait():
 def test_validation_that_fails_loses_little(tmp_path, monkeypatch, limit):
     """What is much is saved before; then the same command begins with the validation."""
     monkeypatch.setattr(trainer, "UNSAVED_SECONDS", limit)
-    evaluate, folder, steps = trainer.evaluate, tmp_path / "default", []
+    evaluate, folder, steps = validations.evaluate, tmp_path / "default", []
 
     def fail(*args, **options):
         raise UserError("no such label")
@@ -45,14 +45,14 @@ def test_validation_that_fails_loses_little(tmp_path, monkeypatch, limit):
         steps.append(checkpoint(folder)["progress"]["total_steps"])
         return evaluate(*args, **options)
 
-    monkeypatch.setattr(trainer, "evaluate", fail)
+    monkeypatch.setattr(validations, "evaluate", fail)
     assert train.main(arguments(tmp_path, *SETTING)) == 1
     assert (folder / "checkpoint.pth").exists() == (limit == 0)
     if limit:
         return
     at = checkpoint(folder)["progress"]
     assert (at["epoch"], at["step"]) == (0, 3)
-    monkeypatch.setattr(trainer, "evaluate", note)
+    monkeypatch.setattr(validations, "evaluate", note)
     run(tmp_path, *SETTING)
     assert steps == [3, 6, 9]
 
@@ -195,7 +195,7 @@ def test_data_workers_end_with_training(tmp_path, monkeypatch, fails):
     flags = [*SETTING, "--num-workers", "2", "--epochs", "1"]
     one = make_trainer(tmp_path, *flags)
     if fails:
-        monkeypatch.setattr(one, "_evaluate", None)
+        monkeypatch.setattr(one, "validations", None)
     with RunLog(tmp_path / "default") as log:
         if fails:
             with pytest.raises(TypeError):

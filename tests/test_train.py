@@ -187,7 +187,7 @@ def test_parameter_groups(tmp_path, pretrained, factor):
 def test_the_best_checkpoint_is_that_of_the_highest_score(tmp_path, monkeypatch):
     scores = iter((0.2, 0.5, 0.4))
     monkeypatch.setattr(
-        "utils.training.trainer.evaluate",
+        "utils.training.validations.evaluate",
         lambda *given, **options: replace(evaluate(*given, **options), miou=next(scores)),
     )
     folder = run(tmp_path, "--epochs", "3", "--synthetic-train-images", "2")

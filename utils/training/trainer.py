@@ -4,7 +4,6 @@ import copy
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dataloaders import SegmentationDataset, start_workers, stop_workers
+from dataloaders import start_workers, stop_workers
 from segblocks import TrainingGraphs
 from utils.checkpoint import previous
 from utils.errors import UserError
@@ -29,11 +28,12 @@ from utils.training.reward import build_reward
 from utils.training.signals import Stopped, stop_requests
 from utils.training.state import TrainingState, images_per_step
 from utils.training.step import OptimiserStep
+from utils.training.step_lines import StepLines
 from utils.training.teacher import load_teacher
 from utils.training.uploads import Uploads
+from utils.training.validations import Validations
 from utils.training.writer import Saver
-from utils.validation.calibrate import calibrate
-from utils.validation.evaluate import Evaluation, Kept, evaluate
+from utils.validation.evaluate import Evaluation
 
 UNSAVED_SECONDS = 60  # of training that validation does not begin on
 SAVE = 1  # what ranks agree on beside signals to stop, whose numbers are larger
@@ -76,10 +76,8 @@ class Trainer:
             teacher.train_from_graphs(graphs)
         learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count, teacher)
         self.objective = Objective(self.run, *learnt)
-        # Images as validation sees them, where the policy's threshold is fitted on some.
-        self.calibration_set: SegmentationDataset | None = None
-        self.kept = Kept(args, device, self._graphs.release)
-        parts.add(self.kept.copy)
+        self.validations = Validations(val_loader, args, device, ranks, self._graphs.release)
+        parts.add(self.validations.kept.copy)
         self.finite = FiniteGuard(self.dataset, ranks)
         how = (self.shared, self.finite, ranks, from_graphs, parts.release)
         self._take_step = OptimiserStep(self.run, self.objective, *how)
@@ -215,46 +213,32 @@ class Trainer:
         which it waits."""
         at, args = self.progress, self.args
         self.model.train()
-        means = Means()
-        started, images = time.monotonic(), 0  # since the last line
+        lines = StepLines(log, self.finite, self.ranks, (args.epochs, self.steps_per_epoch))
 
-        def teller() -> Callable[[], None]:
-            """Logs the steps up to now, for which it waits."""
-            nonlocal started, images
-            if not images:  # a run that goes on from the end of an epoch
-                return lambda: None
-            now, rates = replace(at), dict(self.run.schedule.now)
-            check, values = self.finite.ask(), means.ask(self.ranks.replicas.total)
-            per_second = images / (time.monotonic() - started)
-            started, images = time.monotonic(), 0
-
-            def tell() -> None:
-                check()
-                self._log_steps(log, values(), now, rates, per_second)
-
-            return tell
+        def said() -> Callable[[], None]:
+            return lines.ask(at, self.run.schedule.now)
 
         title = f"epoch {at.epoch + 1}/{args.epochs}"
         steps = range(at.step, self.steps_per_epoch)
         for _ in progress(steps, title, "img", self.images_per_step, quiet=not self.ranks.main):
-            self._step(means)
+            self._step(lines.means)
             self._profile.step()
             at.step, at.total_steps = at.step + 1, at.total_steps + 1
-            images += self.images_per_step
+            lines.add(self.images_per_step)
             ends = at.step == self.steps_per_epoch
             if self._out_of_steps():
                 break
             if at.total_steps % args.log_every == 0 and not ends:
-                teller()()
+                said()()
             asked = self._agreed(self._stop.number or SAVE * self._save_is_due())
             if asked > SAVE and ends:
-                teller()()
+                said()()
             if asked > SAVE or (asked == SAVE and not ends):
                 self.save(log)
                 self._agreed.forget()
             if asked > SAVE:
                 raise Stopped(asked)
-        return teller()
+        return said()
 
     def _step(self, means: Means) -> None:
         self.model.policy.exploration = self._exploration()
@@ -268,13 +252,11 @@ class Trainer:
         """Validate the weights and, with --ema, their average; keep whichever is best so far."""
         at = self.progress
         log.info(f"validation after epoch {at.epoch + 1}, step {at.step}")
-        evaluation = self._evaluate(log, self.model, self.args, "val")
+        evaluation = self.validations(self.model, log, at.total_steps)
         if self.run.average:
             averaged = copy.deepcopy(self.model)
             averaged.load_state_dict(self.run.average.weights_of(self.model))
-            # Pictures are those of the weights themselves.
-            args = Namespace(**{**vars(self.args), "num_viz_images": 0})
-            score = self._evaluate(log, averaged, args, "ema_val").miou
+            score = self.validations(averaged, log, at.total_steps, averaged=True).miou
             if score > at.ema_score_best:
                 at.ema_score_best, at.ema_score_best_epoch = score, at.epoch
                 state = {"state_dict": averaged.state_dict(), "args": vars(self.args)}
@@ -283,41 +265,6 @@ class Trainer:
         if evaluation.miou > at.score_best:
             at.score_best, at.score_best_epoch = evaluation.miou, at.epoch
         return evaluation
-
-    def _evaluate(self, log: RunLog, model: nn.Module, args: Namespace, tag: str) -> Evaluation:
-        started, step = time.monotonic(), self.progress.total_steps
-        if self.calibration_set is not None:
-            log.info(f"  {calibrate(model, self.calibration_set, args, self.device)}")
-        evaluation = evaluate(
-            model, self.val_loader, args, self.device, log, step, self.ranks, self.kept
-        )
-        what = {"val": "weights", "ema_val": "average of weights"}[tag]
-        log.info(f"  {what} ({time.monotonic() - started:.0f} s):")
-        for line in evaluation.lines():
-            log.info(f"    {line}")
-        prefix = tag.removesuffix("val")
-        log.scalars(step, {f"{prefix}{name}": x for name, x in evaluation.scalars().items()})
-        return evaluation
-
-    def _log_steps(
-        self,
-        log: RunLog,
-        values: dict[str, float],
-        at: Progress,
-        rates: dict[str, float],
-        images_per_second: float,
-    ) -> None:
-        log.scalars(
-            at.total_steps,
-            {f"train/{name}": value for name, value in values.items()}
-            | {f"lr/{name}": rate for name, rate in rates.items()}
-            | {"train/images_per_second": images_per_second},
-        )
-        text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.info(
-            f"epoch {at.epoch + 1}/{self.args.epochs}, step {at.step}/{self.steps_per_epoch}: "
-            f"{text}; {images_per_second:.1f} img/s"
-        )
 
     def _exploration(self) -> float:
         """1 at the start of training, 0 once --segblocks-warmup-epochs are over."""
