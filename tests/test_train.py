@@ -1,15 +1,11 @@
 """Training, validation and timing of the application, end to end on tiny data."""
 
-import io
 import os
 import signal
-import time
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import (  # noqa: F401
     DEVICES,
     REINFORCE,
@@ -22,17 +18,13 @@ from tiny import (  # noqa: F401
     same,
     tiny_backbone,
 )
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 import train
 from argparser import parse_args
 from segblocks import SegBlocksModel
 from segblocks.capture import capture
-from utils import memory
 from utils.data import build_val_set
-from utils.errors import UserError
-from utils.logger import Means, RunLog
-from utils.training.guard import FiniteGuard
+from utils.logger import RunLog
 from utils.training.objective import Objective
 from utils.training.trainer import Trainer
 from utils.training.writer import Saver
@@ -249,136 +241,7 @@ def test_a_policy_learns_again_in_the_last_epochs_from_what_is_measured(tmp_path
     assert same([v for v in before.values() if v.dim() == 4], weights[2])
 
 
-def test_loss_that_is_not_finite_stops_and_names_step_and_images(tmp_path, capsys, monkeypatch):
-    folder = run(tmp_path, "--max-steps", "1")
-    good = (folder / "checkpoint.pth").read_bytes()
-    monkeypatch.setattr(
-        Objective, "__call__", lambda self, *_: (_nan(self.model), ("loss",), torch.zeros(1))
-    )
-    assert train.main(arguments(tmp_path, "--max-steps", "3")) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: the loss is nan at step 2 (images: synthetic/train/00000")
-    assert (folder / "checkpoint.pth").read_bytes() == good
-
-
-def _nan(model):
-    return sum(p.sum() for p in model.parameters()) * torch.nan
-
-
-def test_finite_guard_names_the_first_bad_step():
-    class Names:
-        def name_of(self, index):
-            return f"image{index}"
-
-    guard = FiniteGuard(Names())
-    for step, loss in enumerate([1.0, 2.0, float("inf"), float("nan")]):
-        guard.add(torch.tensor(loss), torch.tensor([step]), step)
-    answer = guard.ask()
-    guard.add(torch.tensor(0.0), torch.tensor([4]), 4)
-    with pytest.raises(UserError, match=r"inf at step 3 \(images: image2\)"):
-        answer()
-    guard.ask()()  # of what has been added since
-    guard.add(torch.tensor(float("nan")), torch.tensor([5]), 5)
-    with pytest.raises(UserError, match=r"nan at step 6 \(images: image5\)"):
-        guard.ask()()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_weights_are_named_as_they_were_when_asked(device):
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
-    net, guard = net.to(device), FiniteGuard(None)
-    guard.ask(net)()
-    with torch.no_grad():
-        net[0].weight.fill_(1e30)  # large, but a number
-        guard.ask(net)()
-        net[0].bias[0] = torch.nan
-        answer = guard.ask(net)
-        net[2].weight.fill_(torch.inf)
-    with pytest.raises(UserError, match=r"^1 weights are not finite .* \(0\.bias\), though"):
-        answer()
-
-
-# ---- data ----
-
-
-@pytest.mark.parametrize(("choice", "free", "kept"), [
-    ("auto", 1 << 30, True), ("auto", 1000, False), ("yes", 0, True), ("no", 1 << 30, False),
-])  # fmt: skip
-def test_decoded_images_are_kept_where_they_fit(tmp_path, monkeypatch, choice, free, kept):
-    monkeypatch.setattr("utils.data.free_memory", lambda: free)
-    loader = make_trainer(tmp_path, "--cache-images", choice).train_loader
-    assert (loader.dataset.dataset.decoded is not None) is kept
-
-
-def test_free_memory_is_within_the_limit_of_a_container(tmp_path, monkeypatch):
-    (tmp_path / "limit").write_text("5000000\n")
-    (tmp_path / "used").write_text("2000000\n")
-    (tmp_path / "none").write_text("max\n")
-    unlimited = [(tmp_path / "none", tmp_path / "used"), (tmp_path / "gone", tmp_path / "gone")]
-    monkeypatch.setattr(memory, "_GROUP_FILES", unlimited)
-    whole = memory.free_memory()
-    assert whole > 5000000
-    monkeypatch.setattr(memory, "_GROUP_FILES", [(tmp_path / "limit", tmp_path / "used")])
-    assert memory.free_memory() == 3000000
-
-
-# ---- validation ----
-
-
-def test_tensorboard_and_log_hold_what_they_should(tmp_path):
-    folder = run(tmp_path, *REINFORCE, "--max-steps", "2", "--log-every", "1")
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = events.Tags()
-    expected = {
-        *(f"train/loss_{kind}" for kind in ("task", "policy", "total")),
-        *(f"train/{name}" for name in ("share", "sparsity_reward", "advantage")),
-        *(f"train/{name}" for name in ("task_advantage", "prob_mean", "prob_std")),
-        *(f"lr/{group}" for group in ("decoder", "backbone", "policy")),
-        *(f"val/{name}" for name in ("miou", "overall_accuracy", "mean_accuracy")),
-        *(f"val/{name}" for name in ("weighted_accuracy", "share", "gmacs")),
-        "val_iou/road",
-        "val_gmacs/net.backbone",
-    }
-    assert expected <= set(tags["scalars"])
-    assert tags["images"] == ["val/0", "val/1"]
-    assert [e.step for e in events.Scalars("train/loss_total")] == [1, 2]
-    total, task, policy = (
-        events.Scalars(f"train/loss_{kind}")[0].value for kind in ("total", "task", "policy")
-    )
-    assert total == pytest.approx(task + policy, abs=1e-6)
-    log = (folder / "run.log").read_text()
-    assert "command: " in log
-    assert "mIoU" in log
-
-
-def test_a_picture_in_tensorboard_is_the_one_that_was_given(tmp_path):
-    picture = torch.linspace(0, 255, 30 * 50).to(torch.uint8).view(30, 50)
-    picture = torch.stack([picture, picture.flip(0), picture.flip(1)])
-    with RunLog(tmp_path, tensorboard=True) as log:
-        log.picture(7, "val/0", picture)
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    (found,) = events.Images("val/0")
-    assert (found.step, found.width, found.height) == (7, 50, 30)
-    shown = Image.open(io.BytesIO(found.encoded_image_string))
-    assert (pil_to_tensor(shown).int() - picture.int()).abs().float().mean() < 3  # of 255: a JPEG
-
-
-def test_means_are_of_what_was_added_since_the_last_time():
-    means = Means()
-    for value in (1.0, 2.0, 6.0):
-        means.add(("a",), torch.tensor([value]))
-    means.add(("b",), torch.tensor([5.0]))
-    assert means.ask()() == {"a": 3.0, "b": 5.0}
-    means.add(("a",), torch.tensor([1.0]))
-    assert means.ask(lambda x: 2 * x)() == {"a": 2.0}
-    assert means.ask()() == {}
-    means.add(("a",), torch.tensor([1.0]))
-    asked = means.ask()
-    means.add(("a",), torch.tensor([2.0]))
-    assert asked() == {"a": 1.0}
-    assert means.ask()() == {"a": 2.0}
+# ---- writing, workers ----
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -400,23 +263,6 @@ def test_an_epoch_is_written_when_a_gpu_has_the_next_step(tmp_path, monkeypatch,
     run(tmp_path, *flags)
     ends = ["step", "save"] if device == "cuda" else ["save", "step"]
     assert events == [*["step"] * 3, *ends, *["step"] * 2, "save"]
-
-
-def test_images_per_second_are_those_of_the_steps(tmp_path, monkeypatch):
-    """What follows an epoch belongs to the next line, and so do its images."""
-    passed = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: passed[0])
-    loss_of = Objective.__call__
-
-    def takes_a_second(self, *given):
-        passed[0] += 1
-        return loss_of(self, *given)
-
-    monkeypatch.setattr(Objective, "__call__", takes_a_second)
-    folder = run(tmp_path, "--epochs", "3", "--val-every", "0", "--log-every", "1")
-    lines = [x for x in (folder / "run.log").read_text().splitlines() if "img/s" in x]
-    assert len(lines) == 9
-    assert all(x.endswith("; 2.0 img/s") for x in lines)
 
 
 def test_workers_of_validation_begin_before_the_first_step(tmp_path, monkeypatch):
