@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from segblocks.reading import Arriving
+from segblocks.reading import Reading
 from utils.errors import one_line, user_errors
 
 JPEG_QUALITY = 90  # of 100, in TensorBoard; files under viz/ are PNG
@@ -157,14 +156,16 @@ class Means:
     ) -> Callable[[], dict[str, float]]:
         """What gives the means since the last time, and waits for no more than the device has been
         told by now. `total` adds the values of one call up over the ranks."""
-        arriving = {
-            names: Arriving(total(sums) / self._counts[names]) for names, sums in self._sums.items()
+        readings = {
+            names: Reading(total(sums) / self._counts[names]) for names, sums in self._sums.items()
         }
         self._sums, self._counts = {}, {}
 
         def means() -> dict[str, float]:
-            values = (zip(names, x.wait().tolist()) for names, x in arriving.items())
-            return dict(chain.from_iterable(values))
+            values: dict[str, float] = {}
+            for names, reading in readings.items():
+                values.update(zip(names, reading.wait().tolist()))
+            return values
 
         return means
 

@@ -146,16 +146,13 @@ class SegBlocksModel(nn.Module):
         _check_image(image)
         size = tuple(image.shape[2:])
         padded = pad_to_blocks(image, self.policy.block_size)
-        looks = decision is None and self.policy.needs_pixel_loss
-        if looks and pixel_loss is not None and block_gain is None:
-            block_gain = self.block_gain(image, pixel_loss)
-        if objective is not None:
-            if decision is None:
-                decision = self._decide(padded, budget, block_gain)
-            return self._judge(padded, decision, size, objective, targets)
         if decision is None:
-            decision = self.policy(padded, budget, block_gain)
-        elif decision.n_high is None:
+            if self.policy.needs_pixel_loss and pixel_loss is not None and block_gain is None:
+                block_gain = self.block_gain(image, pixel_loss)
+            decision = self._decide(padded, budget, block_gain)
+        if objective is not None:
+            return self._judge(padded, decision, size, objective, targets)
+        if decision.n_high is None:
             decision = self.policy.settle(decision)
         logits = self._run(padded, decision.grid, decision.n_high)
         return _output(decision, crop_output(logits, tuple(padded.shape[2:]), size))
@@ -236,7 +233,7 @@ class SegBlocksModel(nn.Module):
         inputs = (padded, *told.values(), *targets)
         prepared = None if self.graphs is None else self.graphs.prepare(self.net, inputs)
         if not settled:
-            n_high = self.policy.rounded_up(count.wait(), decision.sampled.numel())
+            n_high = self.policy.rounded_up(int(count.wait()), decision.sampled.numel())
         if prepared is None:
             return run(*inputs)
         setting = (n_high, self.legacy_upsample, objective, names, decision.stochastic, size)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Arriving:
+class Reading:
     """A tensor on its way to the host.
 
     Args:
@@ -23,18 +23,3 @@ class Arriving:
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._value
-
-
-class Reading:
-    """A whole number on its way to the host.
-
-    Args:
-        value: 0-d, of an integer type, on any device.
-    """
-
-    def __init__(self, value: Tensor):
-        self._arriving = Arriving(value)
-
-    def wait(self) -> int:
-        """The number, once it is there."""
-        return int(self._arriving.wait())

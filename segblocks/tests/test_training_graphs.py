@@ -549,11 +549,15 @@ def test_on_the_cpu_everything_is_as_without():
     assert captured(models[1]) == 0
 
 
+def _on_cpu(policy):
+    """-> a model without graphs, images that are no whole number of blocks."""
+    model = make(False, policy.split()[0], device="cpu", **POLICIES[policy])
+    return model, torch.randn(2, 3, 3 * BLOCK - 5, 4 * BLOCK)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_an_objective_is_computed_from_what_the_model_returns(policy):
-    options = POLICIES[policy]
-    model = make(False, policy.split()[0], device="cpu", **options)
-    image = torch.randn(2, 3, 3 * BLOCK - 5, 4 * BLOCK)
+    model, image = _on_cpu(policy)
     twice = []
     for how in ("returned", "given"):
         torch.manual_seed(4)
@@ -573,9 +577,7 @@ def test_an_objective_is_computed_from_what_the_model_returns(policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_decision_made_before_is_the_same_one(policy):
-    options = POLICIES[policy]
-    model = make(False, policy.split()[0], device="cpu", **options)
-    image = torch.randn(2, 3, 3 * BLOCK - 5, 4 * BLOCK)
+    model, image = _on_cpu(policy)
     results = []
     for given in ({}, {"objective": lambda output: output}):
         for before in (False, True):

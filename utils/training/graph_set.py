@@ -8,14 +8,14 @@ class Releasable(Protocol):
 
 
 class GraphSet:
-    """Whoever has graphs, and other sets.
+    """Whoever has graphs.
 
     It stands between those who find that graphs are void and those whose graphs these are, so that
     neither has to refer to the training loop, which would live on with its data workers.
     """
 
-    def __init__(self, *members: Releasable):
-        self._members = list(members)
+    def __init__(self) -> None:
+        self._members: list[Releasable] = []
 
     def add(self, member: Releasable) -> None:
         self._members.append(member)

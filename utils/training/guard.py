@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dataloaders import SegmentationDataset
-from segblocks.reading import Arriving
+from segblocks.reading import Reading
 from utils.errors import UserError
 from utils.ranks import ALONE, Ranks
 
@@ -34,9 +34,10 @@ class FiniteGuard:
         told by now."""
         steps, self._steps = self._steps, []
         weights = _weights(model) if model else {}
-        values = [loss.float() for loss, _, _ in steps]
-        values += torch._foreach_norm(list(weights.values()), ord=torch.inf) if weights else []
-        finite = Arriving(torch.stack([x.float() for x in values]).isfinite()) if values else None
+        values = [loss for loss, _, _ in steps]
+        if weights:
+            values += torch._foreach_norm(list(weights.values()), ord=torch.inf)
+        finite = Reading(torch.stack([x.float() for x in values]).isfinite()) if values else None
 
         def answer() -> None:
             flags = [] if finite is None else finite.wait().tolist()

@@ -30,7 +30,7 @@ class OptimiserStep:
         shared: how a batch is shared by ranks.
         finite: is told of losses.
         from_graphs: launch what can be as CUDA graphs.
-        give_up: called when a capture has failed, see WholeSteps.
+        failed: see TrainingGraphs.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class OptimiserStep:
         finite: FiniteGuard,
         ranks: Ranks,
         from_graphs: bool,
-        give_up: Callable[[], None],
+        failed: Callable[[], None],
     ):
         self.run, self.objective, self.shared, self.finite = run, objective, shared, finite
         self.args, self.model, self.ranks = run.args, run.model, ranks
@@ -50,7 +50,7 @@ class OptimiserStep:
         self._graphed_update = GraphedStep(run.optimizer) if graphed else None
         self._whole: WholeSteps | None = None
         if graphed and ranks.count == 1 and self.args.accumulate == 1:
-            how = (self._loss_of, self._update, give_up)
+            how = (self._loss_of, self._update, failed)
             self._whole = WholeSteps(run.model, run.optimizer, *how)
 
     def __call__(self, batches: Iterator[Uploaded], means: Means) -> None:

@@ -15,14 +15,24 @@ class StepLines:
 
     Args:
         finite: says whether their losses were.
+        at, rates: of the run, as they change: where it is, learning rates by name.
         of: epochs, and steps of each.
 
     Attributes:
         means: is given what each step returns.
     """
 
-    def __init__(self, log: RunLog, finite: FiniteGuard, ranks: Ranks, of: tuple[int, int]):
-        self.log, self.finite, self.total, self.of = log, finite, ranks.replicas.total, of
+    def __init__(
+        self,
+        log: RunLog,
+        finite: FiniteGuard,
+        ranks: Ranks,
+        at: Progress,
+        rates: Mapping[str, float],
+        of: tuple[int, int],
+    ):
+        self.log, self.finite, self.total = log, finite, ranks.replicas.total
+        self.at, self.rates, self.of = at, rates, of
         self.means = Means()
         self._since, self._images = time.monotonic(), 0
 
@@ -30,12 +40,12 @@ class StepLines:
         """A step more, of so many images."""
         self._images += images
 
-    def ask(self, at: Progress, rates: Mapping[str, float]) -> Callable[[], None]:
+    def ask(self) -> Callable[[], None]:
         """What writes a line about the steps since the last one, for which it waits. It raises
         UserError, on all ranks, where a loss was not finite."""
         if not self._images:  # a run that goes on from the end of an epoch
             return lambda: None
-        at, rates, now = replace(at), dict(rates), time.monotonic()
+        at, rates, now = replace(self.at), dict(self.rates), time.monotonic()
         check, means = self.finite.ask(), self.means.ask(self.total)
         images_per_second = self._images / (now - self._since)
         self._since, self._images = now, 0

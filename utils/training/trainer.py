@@ -59,12 +59,10 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.dataset = train_loader.dataset.dataset
         from_graphs = device.type == "cuda" and args.cuda_graphs
-        # Of parts of steps and of validation; and of whole steps, too.
-        parts = GraphSet()
-        self._graphs = GraphSet(parts)
+        self._graphs = GraphSet()
         graphs = TrainingGraphs(failed=self._graphs.release) if from_graphs else None
         if graphs is not None:
-            parts.add(graphs)
+            self._graphs.add(graphs)
         model.train_from_graphs(graphs)
         self.shared = share_batch(model, args, device, ranks, from_graphs)
         info, total = self.dataset.info, ranks.replicas.total
@@ -77,9 +75,9 @@ class Trainer:
         learnt = (self.shared.network, criterion, reward, info.ignore_index, ranks.count, teacher)
         self.objective = Objective(self.run, *learnt)
         self.validations = Validations(val_loader, args, device, ranks, self._graphs.release)
-        parts.add(self.validations.kept.copy)
+        self._graphs.add(self.validations.kept.copy)
         self.finite = FiniteGuard(self.dataset, ranks)
-        how = (self.shared, self.finite, ranks, from_graphs, parts.release)
+        how = (self.shared, self.finite, ranks, from_graphs, self._graphs.release)
         self._take_step = OptimiserStep(self.run, self.objective, *how)
         self._graphs.add(self._take_step)
         self.images_per_step = images_per_step(vars(args))
@@ -213,11 +211,8 @@ class Trainer:
         which it waits."""
         at, args = self.progress, self.args
         self.model.train()
-        lines = StepLines(log, self.finite, self.ranks, (args.epochs, self.steps_per_epoch))
-
-        def said() -> Callable[[], None]:
-            return lines.ask(at, self.run.schedule.now)
-
+        of = (args.epochs, self.steps_per_epoch)
+        lines = StepLines(log, self.finite, self.ranks, at, self.run.schedule.now, of)
         title = f"epoch {at.epoch + 1}/{args.epochs}"
         steps = range(at.step, self.steps_per_epoch)
         for _ in progress(steps, title, "img", self.images_per_step, quiet=not self.ranks.main):
@@ -229,16 +224,16 @@ class Trainer:
             if self._out_of_steps():
                 break
             if at.total_steps % args.log_every == 0 and not ends:
-                said()()
+                lines.ask()()
             asked = self._agreed(self._stop.number or SAVE * self._save_is_due())
             if asked > SAVE and ends:
-                said()()
+                lines.ask()()
             if asked > SAVE or (asked == SAVE and not ends):
                 self.save(log)
                 self._agreed.forget()
             if asked > SAVE:
                 raise Stopped(asked)
-        return said()
+        return lines.ask()
 
     def _step(self, means: Means) -> None:
         self.model.policy.exploration = self._exploration()

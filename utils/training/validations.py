@@ -18,6 +18,9 @@ from utils.validation.evaluate import Evaluation, Kept, evaluate
 class Validations:
     """Of the weights of a run and of their average.
 
+    Args:
+        failed: see TrainingGraphs.
+
     Attributes:
         calibration_set: images as validation sees them, where the policy's threshold is fitted
             on some.
@@ -31,7 +34,6 @@ class Validations:
         ranks: Ranks,
         failed: Callable[[], None],
     ):
-        """`failed`: see TrainingGraphs."""
         self.loader, self.args, self.device, self.ranks = loader, args, device, ranks
         self.kept = Kept(args, device, failed)
         self.calibration_set: SegmentationDataset | None = None

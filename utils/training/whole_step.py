@@ -39,7 +39,7 @@ class WholeSteps:
         optimizer: capturable.
         loss_of: tensors of a batch, budget → loss, 0-d, and what to log.
         update: changes weights by the gradients that are `.grad` then → more to log.
-        give_up: called when a capture has failed: graphs that draw from the device's generator are
+        failed: called when a capture has failed: graphs that draw from the device's generator are
             void then.
     """
 
@@ -51,10 +51,10 @@ class WholeSteps:
         optimizer: torch.optim.Optimizer,
         loss_of: Callable[..., tuple[Tensor, Logged]],
         update: Callable[[], Logged],
-        give_up: Callable[[], None],
+        failed: Callable[[], None],
     ):
         self.model, self.optimizer = model, optimizer
-        self._loss_of, self._update, self._give_up = loss_of, update, give_up
+        self._loss_of, self._update, self._failed = loss_of, update, failed
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._seen: set[Hashable] = set()  # kinds of steps that ran as written
         self._moments: object = None
@@ -119,7 +119,7 @@ class WholeSteps:
         except CaptureFailed as failure:
             self.given_up = True
             self.release()
-            self._give_up()
+            self._failed()
             warnings.warn(f"steps are launched in parts: {failure}", stacklevel=3)
         if self.given_up:
             torch.cuda.empty_cache()  # of the failed step, which lived as long as its error

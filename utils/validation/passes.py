@@ -86,19 +86,14 @@ class Passes:
         at_image = resize_labels(label, image.shape[-2:])  # 1,h,w
         gain = self.gain_of(image, at_image)
         again = partial(self.model, image, budget=self.budget, block_gain=gain)
-        if self.model.is_dense:
-            return lambda: Pass(
-                index, image, at_image, gain, self.judge(again, label, at_image), again
-            )
         decision = self.model.decide(image, self.budget, gain)
         count = None if decision.n_high is not None else Reading(decision.sampled.sum())
 
         def end() -> Pass:
             settled = decision
             if count is not None:
-                settled = self.model.policy.settle(decision, count.wait())
+                settled = self.model.policy.settle(decision, int(count.wait()))
             act = partial(self.model, image, decision=settled)
-            judged = self.judge(act, label, at_image)
-            return Pass(index, image, at_image, gain, judged, again)
+            return Pass(index, image, at_image, gain, self.judge(act, label, at_image), again)
 
         return end
