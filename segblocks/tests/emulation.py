@@ -48,6 +48,7 @@ inline int atomicAdd(int* at, int more) { return __sync_fetch_and_add(at, more);
 template <class T> inline T __ldcg(const T* at) { return *at; }
 template <class T> inline T __ldg(const T* at) { return *at; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline int __clz(int i) { return __builtin_clz(i); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
 template <class To, class From> inline To same_bits(From from) {
     To to;

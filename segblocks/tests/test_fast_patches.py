@@ -1,8 +1,14 @@
-"""The patch convolution and the turned stem on Hopper, against float32 rules on block tensors."""
+"""The patch convolution and the turned stem, against float32 rules on block tensors.
+
+On Hopper, and the convolution in bfloat16 with Hopper's instructions played on the CPU.
+"""
 
 import math
+import shutil
 from dataclasses import dataclass, replace
 
+import emulation
+import hopper_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,16 +18,15 @@ from patches_by_hand import kinds_of, tiles_by_hand
 from test_fast_layouts import plain_matrix
 
 from segblocks import BlockGrid, DualResTensor, to_blocks
-from segblocks.fast import patches, stem
+from segblocks.fast import patches, stem, tables
 from segblocks.fast.packing import pack
 from segblocks.fast.patches import Division, Tiling
 from segblocks.fast.steps import StemStep
 from segblocks.fast.tables import Scale, TableKey, build_tables
 
-pytestmark = ON_HOPPER
-
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 REPEATS = 5
+PROCESSORS = 6  # of the GPU that the CPU plays
 NAN = float("nan")
 
 
@@ -30,11 +35,24 @@ def _float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def grid_of(shape: tuple[int, int, int], n_high: int) -> BlockGrid:
-    """A grid on the GPU with so many high blocks, anywhere."""
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        if not shutil.which("g++"):
+            pytest.skip("g++ is not installed")
+        for module in (patches, tables):
+            monkeypatch.setattr(module, "prepare", emulation.prepare)
+        monkeypatch.setattr(patches, "load", hopper_on_cpu.load)
+        monkeypatch.setattr(patches, "launch", hopper_on_cpu.launch)
+        monkeypatch.setattr(patches, "multiprocessors", lambda device: PROCESSORS)
+    return request.param
+
+
+def grid_of(shape: tuple[int, int, int], n_high: int, device: str = "cuda") -> BlockGrid:
+    """A grid with so many high blocks, anywhere."""
     total = shape[0] * shape[1] * shape[2]
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    return BlockGrid.from_mask((order < n_high).view(shape).cuda(), n_high)
+    return BlockGrid.from_mask((order < n_high).view(shape).to(device), n_high)
 
 
 def edges_of(averages: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +73,7 @@ def quads_of(pixels: torch.Tensor, scale: Scale) -> torch.Tensor:
 
 def extended_input(grid: BlockGrid, scale: Scale, channels: int, dtype) -> torch.Tensor:
     """Random pixels and what follows them; NaN where nothing may be read."""
-    x = torch.randn(scale.zero + 1, channels, device="cuda").to(dtype)
+    x = torch.randn(scale.zero + 1, channels, device=grid.mask.device).to(dtype)
     x[-1] = 0
     averages = quads_of(x.float(), scale).to(dtype)
     if scale.block > 4 and grid.n_high:
@@ -80,9 +98,9 @@ def check_output(out: torch.Tensor, expected: torch.Tensor, scale: Scale) -> Non
 
 
 @pytest.mark.parametrize("kind", GRIDS)
-def test_tables_of_tiles(kind):
+def test_tables_of_tiles(kind, device):
     mask = make_grid(kind)
-    grid = BlockGrid.from_mask(mask.cuda())
+    grid = BlockGrid.from_mask(mask.to(device))
     blocks = [4, 8, 16, 24, 32]  # over one launch
     tables = patches.build_patches(grid.slot, grid.cells, grid.n_high, blocks)
     for block in blocks:
@@ -126,10 +144,10 @@ class Case:
     lanes: int = 0  # thread blocks for each slice and part; 0: as planned
     streamed: bool = False
 
-    def divide(self, scale: Scale) -> Division:
+    def divide(self, scale: Scale, processors: int) -> Division:
         second = 64 if self.residual else self.extra
         channels = (self.cin, second, self.cout)
-        d = patches.plan(scale, channels, torch.device("cuda", 0))
+        d = patches.divide(Tiling.of(scale), channels, processors)
         if self.streamed:
             chunks, stages = d.chunk_of[-1], patches._STREAMED
             ring = min(8, (patches._SHARED - stages * patches._STAGE_BYTES) // d.tiling.slot)
@@ -206,14 +224,17 @@ CASES = {
 
 
 class Convolution:
-    """Random inputs and parameters of a case, on the GPU, and what it should make of them."""
+    """Random inputs and parameters of a case, and what it should make of them."""
 
-    def __init__(self, case: Case):
-        self.case, self.grid = case, grid_of(case.grid, case.high)
+    def __init__(self, case: Case, device: str):
+        if device == "cpu":
+            case = replace(case, dtype=torch.bfloat16)
+        self.case, self.grid = case, grid_of(case.grid, case.high, device)
+        self.device = device
         grid, block, dtype = self.grid, case.block, case.dtype
         n_blocks = grid.mask.numel()
         self.scale = Scale.of(block, case.high, n_blocks)
-        self.division = case.divide(self.scale)
+        self.division = case.divide(self.scale, patches.multiprocessors(0))
         keys = [TableKey(block), TableKey(block, centre=True)]
         found = build_tables(grid.slot, grid.cells, case.high, keys)
         self.table, self.own = found[keys[0]], found[keys[1]][0]
@@ -222,7 +243,7 @@ class Convolution:
         cin, cout = case.cin, case.cout
         self.x = extended_input(grid, self.scale, cin, dtype)
         weight = torch.randn(cout, cin, 3, 3) / (9 * cin) ** 0.5
-        self.weight = weight.to("cuda", dtype)
+        self.weight = weight.to(device, dtype)
         packed = [patches.pack_patch_weights(plain_matrix(weight).to(dtype), 9)]
         self.channels, self.second = (cin, case.extra, cout), None
         if case.extra:
@@ -230,21 +251,21 @@ class Convolution:
             self.second = extended_input(grid, scale2, case.extra, dtype)
             self.second_rows = scale2.rows
             matrix = torch.randn(case.extra, cout) / case.extra**0.5
-            self.second_weight = matrix.t().to("cuda", dtype)[:, :, None, None]
+            self.second_weight = matrix.t().to(device, dtype)[:, :, None, None]
             packed.append(patches.pack_patch_weights(matrix.to(dtype)))
         elif case.residual:
             self.second = extended_input(grid, self.scale, cout, dtype)
             packed.append(patches.pack_patch_weights(patches.identity(cout).to(dtype)))
             self.channels = (cin, 64, cout)
-        self.packed = torch.cat(packed).cuda()
-        self.bias = torch.randn(self.packed.shape[1], device="cuda")
-        self.post = torch.randn(2, self.packed.shape[1], device="cuda") if case.post else None
-        self.count = torch.zeros(4096, dtype=torch.int32, device="cuda")
+        self.packed = torch.cat(packed).to(device)
+        self.bias = torch.randn(self.packed.shape[1], device=device)
+        self.post = torch.randn(2, self.packed.shape[1], device=device) if case.post else None
+        self.count = torch.zeros(4096, dtype=torch.int32, device=device)
 
     def run(self) -> torch.Tensor:
         case = self.case
         shape = (self.scale.zero + 1, case.cout)
-        out = torch.full(shape, NAN, dtype=case.dtype, device="cuda")
+        out = torch.full(shape, NAN, dtype=case.dtype, device=self.device)
         more = {}
         if case.extra:
             more = {"x2": self.second, "stride2": case.extra_stride}
@@ -284,9 +305,9 @@ class Convolution:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_convolutions(name):
-    convolution = Convolution(CASES[name])
-    results = [convolution.run() for _ in range(REPEATS)]
+def test_convolutions(name, device):
+    convolution = Convolution(CASES[name], device)
+    results = [convolution.run() for _ in range(REPEATS if device == "cuda" else 1)]
     check_output(results[0], convolution.expected(), convolution.scale)
     bits = [out.view(torch.int16) for out in results]
     assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
@@ -297,7 +318,7 @@ def test_cases_cover_every_way_of_sharing_the_work():
     ways = set()
     for case in CASES.values():
         n_blocks = case.grid[0] * case.grid[1] * case.grid[2]
-        d = case.divide(Scale.of(case.block, case.high, n_blocks))
+        d = case.divide(Scale.of(case.block, case.high, n_blocks), 132)
         tiles, low = d.tiling.high_tiles, d.tiling.tiles - d.tiling.high_tiles
         ways.add("streamed" if not d.resident else "parts" if d.parts > 1 else "whole")
         ways.add("three parts" if d.parts > 2 else "")
@@ -306,9 +327,9 @@ def test_cases_cover_every_way_of_sharing_the_work():
     assert ways - {""} == {"streamed", "parts", "three parts", "whole", "odd", "even"}
 
 
-def test_averages_inside_a_block_are_left_alone():
+def test_averages_inside_a_block_are_left_alone(device):
     """Nobody reads them, so they cost no write."""
-    convolution = Convolution(Case(16, high=5))
+    convolution = Convolution(Case(16, high=5), device)
     averages = convolution.run()[convolution.scale.rows : convolution.scale.zero]
     _, inside = edges_of(averages, 16)
     assert inside.numel() > 0
@@ -318,6 +339,7 @@ def test_averages_inside_a_block_are_left_alone():
 # -- the stem --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_HOPPER)])
 @pytest.mark.parametrize("processors", [None, 3], ids=["planned", "few thread blocks"])
 @pytest.mark.parametrize("high", [0, 5, 12])
 @pytest.mark.parametrize(
@@ -330,20 +352,20 @@ def test_averages_inside_a_block_are_left_alone():
         (128, 7, 128, torch.bfloat16, True),
     ],
 )
-def test_the_stem(block, size, channels, dtype, relu, high, processors, monkeypatch):
+def test_the_stem(block, size, channels, dtype, relu, high, processors, device, monkeypatch):
     if processors:
         monkeypatch.setattr(stem, "multiprocessors", lambda device: processors)
-    grid = grid_of((1, 3, 4), high)
-    image = torch.randn(1, 3, 3 * block, 4 * block, device="cuda").to(dtype)
-    weight = torch.randn(channels, 3, size, size, device="cuda") / (3 * size * size) ** 0.5
-    weight, bias = weight.to(dtype).float(), torch.randn(channels, device="cuda")
+    grid = grid_of((1, 3, 4), high, device)
+    image = torch.randn(1, 3, 3 * block, 4 * block, device=device).to(dtype)
+    weight = torch.randn(channels, 3, size, size, device=device) / (3 * size * size) ** 0.5
+    weight, bias = weight.to(dtype).float(), torch.randn(channels, device=device)
     packed = pack(StemStep(1, weight, bias, relu, math.inf, 0), block // 2, dtype)
     assert packed.by_patches
     x = stem.split_padded(image, grid.slot, grid.cells, high, block, dtype)
     scale = Scale.of(block // 2, high, 12)
     results = []
     for _ in range(REPEATS):
-        out = torch.full((scale.zero + 1, channels), NAN, dtype=dtype, device="cuda")
+        out = torch.full((scale.zero + 1, channels), NAN, dtype=dtype, device=device)
         stem.convolve_stem(x, packed.weights, packed.bias, out, scale, 12, relu)
         results.append(out)
     expected = F.conv2d(to_blocks(image.float(), grid), weight, bias, 2, size // 2).pixels

@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
             barrier_init(full + 8 * i, PRODUCERS + 1);
             barrier_init(empty + 8 * i, BM == 64 ? 4 : 8);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_ready();
     }
     __syncthreads();
     if (threadIdx.x >= 256)

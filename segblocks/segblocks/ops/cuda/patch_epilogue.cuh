@@ -26,8 +26,7 @@ INLINE bool add_parts(const Arguments& p, float (&acc)[4 * LINES], int index, in
     }
     sync_threads(1 + group, 128);
     if (thread == 0) {  // the barrier and this order what all threads wrote before what others read
-        asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
-                     : "=r"(*arrived) : "l"(count) : "memory");
+        *arrived = count_arrival(count);
         if (*arrived == p.parts - 1) *count = 0;
     }
     sync_threads(1 + group, 128);
@@ -64,15 +63,13 @@ INLINE Rows<COUNT> rows_of(const Arguments& p, const Tile& tile, unsigned from, 
     int r = threadIdx.x % 32 / 4, first = tile.first + 64 * half;
 #pragma unroll
     for (int j = 0; j < COUNT; j++) {
-        asm volatile("ld.shared.s32 %0, [%1];"
-                     : "=r"(rows.pixels[j]) : "r"(from + (64 * half + 8 * j + r) * 4));
+        rows.pixels[j] = load_shared(from + (64 * half + 8 * j + r) * 4);
         if (tile.kind == ROWS && first + 8 * j + r >= p.at.rows) rows.pixels[j] = p.at.zero;
     }
 #pragma unroll
     for (int j = 0; j < COUNT / 4; j++) {
         int m = first + 32 * j + 4 * r;
-        asm volatile("ld.shared.s32 %0, [%1];"
-                     : "=r"(rows.averages[j]) : "r"(from + (TILE + 16 * half + 8 * j + r) * 4));
+        rows.averages[j] = load_shared(from + (TILE + 16 * half + 8 * j + r) * 4);
         if (tile.kind == ROWS) rows.averages[j] = m < p.at.high_rows ? p.at.rows + m / 4 : -1;
     }
     return rows;

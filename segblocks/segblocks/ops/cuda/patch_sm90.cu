@@ -441,7 +441,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) patch_conv(const __grid_con
             barrier_init(s.weights_full + 8 * i, 1);
             barrier_init(s.weights_empty + 8 * i, 8);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_ready();
     }
     __syncthreads();
     if (threadIdx.x >= 256) {

@@ -23,6 +23,21 @@ INLINE void barrier_wait(unsigned barrier, int parity) {
         "r"(parity)
         : "memory");
 }
+// Makes barriers just initialised visible to asynchronous copies; all threads meet after it.
+INLINE void barriers_ready() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+INLINE int load_shared(unsigned from) {
+    int word;
+    asm volatile("ld.shared.s32 %0, [%1];" : "=r"(word) : "r"(from));
+    return word;
+}
+// Counts one more; orders what was written before it ahead of what others read behind theirs.
+INLINE int count_arrival(int* count) {
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(count) : "memory");
+    return before;
+}
 // 16 bytes, kept in L1 on the way.
 INLINE void copy_async(unsigned to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");

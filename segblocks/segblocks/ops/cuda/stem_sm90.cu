@@ -169,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(288, 2) stem_conv(const __grid_cons
             barrier_init(empty + 8 * i, 8);
         }
         barrier_init(weights_full, 1);
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barriers_ready();
     }
     __syncthreads();
     if (threadIdx.x >= 256) {

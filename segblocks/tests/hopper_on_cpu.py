@@ -1,0 +1,108 @@
+"""Runs a kernel for Hopper's own instructions on the CPU, in bfloat16.
+
+`hopper_on_cpu.h` has the instructions; everything else is the kernel's own text, compiled by g++.
+"""
+
+import ctypes
+import functools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segblocks.ops.cuda import module
+
+_HERE = Path(__file__).parent
+_INSTRUCTIONS = (
+    "wgmma.cuh",
+    "pipeline.cuh",
+    "follow.cuh",
+)  # headers that hopper_on_cpu.h stands for
+_TRANSPOSE = re.compile(r"INLINE unsigned transpose.*?\n}\n", re.DOTALL)
+_LOOP = """
+extern "C" int run(const char* parameters, unsigned blocks, unsigned threads) {
+    static Arguments p;
+    memcpy(&p, parameters, sizeof p);
+    blockDim.x = threads;
+    gridDim = {blocks, 1, 1};
+    fibers.resize(threads);
+    warps.resize(threads / 32);
+    std::vector<unsigned> order(threads);
+    for (unsigned i = 0; i < threads; i++) order[i] = i;
+    unsigned random = 1;
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+        memset(dynamic_memory, 0xff, sizeof dynamic_memory);
+        everyone = {};
+        for (Meeting& meeting : named) meeting = {};
+        for (Warp& warp : warps) warp = {};
+        for (unsigned i = threads - 1; i; i--) {
+            random = random * 1664525 + 1013904223;
+            std::swap(order[i], order[random / 65536 % (i + 1)]);
+        }
+        for (unsigned i = 0; i < threads; i++) {
+            Fiber& fiber = fibers[i];
+            fiber.stack.resize(1 << 16);
+            fiber.done = false, fiber.exchanges = 0;
+            fiber.copies.clear(), fiber.products.assign(1, {});
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.data();
+            fiber.context.uc_stack.ss_size = fiber.stack.size();
+            fiber.context.uc_link = &scheduler;
+            makecontext(&fiber.context, (void (*)())+[] {
+                KERNEL(p);
+                progress = me().done = true;
+            }, 0);
+        }
+        for (unsigned left = threads; left;) {
+            progress = false, left = 0;
+            for (unsigned i : order) {
+                if (fibers[i].done) continue;
+                running = threadIdx.x = i;
+                swapcontext(&scheduler, &fibers[i].context);
+                left += !fibers[i].done;
+            }
+            if (left && !progress && !land_bulks()) return left;
+        }
+    }
+    return 0;
+}
+extern "C" unsigned size() { return sizeof(Arguments); }
+"""
+
+
+def load(file: str, kernel: str, options: tuple[str, ...], device: Any, shared: int) -> ctypes.CDLL:
+    """In place of `hopper.load`."""
+    return _library(file, kernel, options)
+
+
+def launch(
+    library: ctypes.CDLL,
+    grid: tuple[int, ...],
+    block: tuple[int],
+    shared: int,
+    parameters: bytes,
+    device: torch.device,
+    follows: bool = False,
+) -> None:
+    """In place of `launch.launch`."""
+    assert len(parameters) == library.size()
+    stuck = library.run(parameters, *map(ctypes.c_uint, (grid[0], block[0])))
+    assert not stuck, f"{stuck} threads of a thread block wait for ever"
+
+
+@functools.cache
+def _library(file: str, kernel: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        source, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        text = module.source(file, without=_INSTRUCTIONS)
+        text = _TRANSPOSE.sub("", text).replace("#define INLINE __device__ __forceinline__\n", "")
+        text = text.replace("extern __shared__ char dynamic[];", "char* dynamic = dynamic_memory;")
+        loop = _LOOP.replace("KERNEL", kernel)
+        source.write_text(f'#include "{_HERE}/hopper_on_cpu.h"\n' + text + loop)
+        command = ["g++", "-O2", "-shared", "-fPIC", *options, str(source), "-o", str(binary)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return ctypes.CDLL(str(binary))
