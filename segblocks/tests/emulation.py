@@ -7,6 +7,7 @@ or, where they meet in shared memory, as threads of the CPU.
 
 import ctypes
 import functools
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ using std::min;
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 struct int4 { int x, y, z, w; };
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 struct Index { unsigned x, y, z; };
 struct alignas(16) float4 { float x, y, z, w; };
 static Index blockIdx, blockDim, gridDim;
@@ -124,7 +126,7 @@ def _library(file: str, kernel: str, options: tuple[str, ...]) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         text = module.source(file)
-        name = "Params" if "struct Params" in text else "Arguments"
+        name = re.search(rf"\b{kernel}\(const (?:__grid_constant__ )?(\w+)&? p\)", text)[1]
         loop = _LOOP.replace("KERNEL", kernel).replace("Params", name)
         source.write_text(_SHIM + text + loop)
         together = f"-DTOGETHER={int('__syncthreads' in text)}"

@@ -22,6 +22,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #define INLINE inline
 #pragma GCC diagnostic ignored "-Wunknown-pragmas"
 using std::max;
@@ -48,14 +49,22 @@ inline float __uint_as_float(unsigned i) { return same_bits<float>(i); }
 inline unsigned __float_as_uint(float f) { return same_bits<unsigned>(f); }
 template <class T> inline T __ldcg(const T* at) { return *at; }
 template <class T> inline T __ldg(const T* at) { return *at; }
+inline int __clz(int i) { return __builtin_clz(i); }
+inline void __threadfence() {}
+inline int atomicAdd(int* at, int more) {
+    *at += more;
+    return *at - more;
+}
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float fmaxf(float a, float b) { return a > b || b != b ? a : b; }
 template <class T> inline void __stcg(T* at, T value) { *at = value; }
 
 // -- fibers ------------------------------------------------------------------------------------------
 
-struct Product {  // D[64, N] += A B of a thread, yet to be computed
+struct Product {  // D[64, N] = A B of a thread, or += with `add`; yet to be computed
     float* d;
     unsigned long long a, b;
-    int n;
+    int n, add;
 };
 struct Copy {
     char* to;
@@ -160,12 +169,16 @@ INLINE void copy_async(unsigned to, const void* from) {
 }
 INLINE void copy_zeros(unsigned to, const void*) { me().copies.push_back({shared(to), nullptr}); }
 INLINE void copy_ahead(unsigned to, const void* from) { copy_async(to, from); }
-INLINE void copy_async_arrive(unsigned barrier) {
+INLINE void copies_landed() {
     for (const Copy& copy : me().copies)
         copy.from ? memcpy(copy.to, copy.from, 16) : memset(copy.to, 0, 16);
     me().copies.clear();
+}
+INLINE void copy_async_arrive(unsigned barrier) {
+    copies_landed();
     barrier_arrive(barrier);
 }
+INLINE void store_shared(unsigned to, uint4 v) { memcpy(shared(to), &v, sizeof v); }
 struct Bulk {
     unsigned to;
     const void* from;
@@ -196,8 +209,8 @@ INLINE int read_ahead(const int* at) { return *at; }
 // -- products ----------------------------------------------------------------------------------------
 
 template <int N> struct Wgmma {
-    INLINE static void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int) {
-        me().products.back().push_back({d, a, b, N});
+    INLINE static void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add) {
+        me().products.back().push_back({d, a, b, N, add});
     }
 };
 INLINE unsigned long long tile_descriptor(unsigned address) {
@@ -217,6 +230,7 @@ inline float element(unsigned long long descriptor, int n, int k) {
     return same_bits<float>((unsigned)*(std::uint16_t*)shared(at) << 16);
 }
 inline void compute(const Product& p) {
+    if (!p.add) std::fill(p.d, p.d + p.n / 2, 0.f);
     int thread = running % 128, row = thread / 32 * 16 + thread % 32 / 4;
     float left[2][16];
     for (int k = 0; k < 16; k++)

@@ -6,13 +6,17 @@
 import ctypes
 import functools
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import emulation
+import pytest
 import torch
 
+from segblocks.fast import hopper, patches, stem, tables
 from segblocks.ops.cuda import module
 
 _HERE = Path(__file__).parent
@@ -71,6 +75,18 @@ extern "C" int run(const char* parameters, unsigned blocks, unsigned threads) {
 }
 extern "C" unsigned size() { return sizeof(Arguments); }
 """
+
+
+def play(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches of tables and of Hopper's convolutions run on the CPU, on CPU tensors."""
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not installed")
+    for user in (patches, stem, tables):
+        monkeypatch.setattr(user, "prepare", emulation.prepare)
+    for user in (hopper, patches, stem):
+        monkeypatch.setattr(user, "load", load)
+        monkeypatch.setattr(user, "launch", launch)
+    monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
 
 def load(file: str, kernel: str, options: tuple[str, ...], device: Any, shared: int) -> ctypes.CDLL:

@@ -1,13 +1,11 @@
 """The patch convolution and the turned stem, against float32 rules on block tensors.
 
-On Hopper, and the convolution in bfloat16 with Hopper's instructions played on the CPU.
+On Hopper, and in bfloat16 with Hopper's instructions played on the CPU.
 """
 
 import math
-import shutil
 from dataclasses import dataclass, replace
 
-import emulation
 import hopper_on_cpu
 import pytest
 import torch
@@ -18,7 +16,7 @@ from patches_by_hand import kinds_of, tiles_by_hand
 from test_fast_layouts import plain_matrix
 
 from segblocks import BlockGrid, DualResTensor, to_blocks
-from segblocks.fast import patches, stem, tables
+from segblocks.fast import patches, stem
 from segblocks.fast.packing import pack
 from segblocks.fast.patches import Division, Tiling
 from segblocks.fast.steps import StemStep
@@ -38,12 +36,7 @@ def _float32_is_float32(monkeypatch):
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
 def device(request, monkeypatch):
     if request.param == "cpu":
-        if not shutil.which("g++"):
-            pytest.skip("g++ is not installed")
-        for module in (patches, tables):
-            monkeypatch.setattr(module, "prepare", emulation.prepare)
-        monkeypatch.setattr(patches, "load", hopper_on_cpu.load)
-        monkeypatch.setattr(patches, "launch", hopper_on_cpu.launch)
+        hopper_on_cpu.play(monkeypatch)
         monkeypatch.setattr(patches, "multiprocessors", lambda device: PROCESSORS)
     return request.param
 
@@ -307,7 +300,7 @@ class Convolution:
 @pytest.mark.parametrize("name", CASES)
 def test_convolutions(name, device):
     convolution = Convolution(CASES[name], device)
-    results = [convolution.run() for _ in range(REPEATS if device == "cuda" else 1)]
+    results = [convolution.run() for _ in range(REPEATS if device != "cpu" else 1)]
     check_output(results[0], convolution.expected(), convolution.scale)
     bits = [out.view(torch.int16) for out in results]
     assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
@@ -339,7 +332,6 @@ def test_averages_inside_a_block_are_left_alone(device):
 # -- the stem --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_HOPPER)])
 @pytest.mark.parametrize("processors", [None, 3], ids=["planned", "few thread blocks"])
 @pytest.mark.parametrize("high", [0, 5, 12])
 @pytest.mark.parametrize(
@@ -353,6 +345,8 @@ def test_averages_inside_a_block_are_left_alone(device):
     ],
 )
 def test_the_stem(block, size, channels, dtype, relu, high, processors, device, monkeypatch):
+    if device == "cpu":
+        dtype, processors = torch.bfloat16, processors or 132
     if processors:
         monkeypatch.setattr(stem, "multiprocessors", lambda device: processors)
     grid = grid_of((1, 3, 4), high, device)
@@ -364,7 +358,7 @@ def test_the_stem(block, size, channels, dtype, relu, high, processors, device, 
     x = stem.split_padded(image, grid.slot, grid.cells, high, block, dtype)
     scale = Scale.of(block // 2, high, 12)
     results = []
-    for _ in range(REPEATS):
+    for _ in range(REPEATS if device != "cpu" else 1):
         out = torch.full((scale.zero + 1, channels), NAN, dtype=dtype, device=device)
         stem.convolve_stem(x, packed.weights, packed.bias, out, scale, 12, relu)
         results.append(out)

@@ -1,8 +1,12 @@
-"""The convolution that goes row by row on Hopper, against float32 rules on block tensors."""
+"""The convolution that goes row by row, against float32 rules on block tensors.
+
+On Hopper, and in bfloat16 with Hopper's instructions played on the CPU.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import hopper_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,14 +19,19 @@ from segblocks.fast.hopper import Fused, convolve, pack_weights
 from segblocks.fast.row_tiles import Division, Tile, divide
 from segblocks.fast.tables import Scale, TableKey, build_tables
 
-pytestmark = ON_HOPPER
-
 LOW, HIGH, NARROW = Tile(64, 128, 4, 2, 64), Tile(128, 128, 3, 2, 64), Tile(128, 64, 3, 2, 128)
 
 
 @pytest.fixture(autouse=True)
 def _float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        hopper_on_cpu.play(monkeypatch)
+    return request.param
 
 
 @dataclass(frozen=True)
@@ -112,10 +121,13 @@ CASES = {  # 1124 rows: 18 tiles of 64, 9 of 128
 
 
 class Convolution:
-    """Random inputs and parameters of a case, on the GPU, and what it should make of them."""
+    """Random inputs and parameters of a case, and what it should make of them."""
 
-    def __init__(self, case: Case):
-        self.case, self.grid = case, grid_of(case.grid, case.high)
+    def __init__(self, case: Case, device: str):
+        if device == "cpu":
+            case = replace(case, dtype=torch.bfloat16)
+        self.case, self.grid = case, grid_of(case.grid, case.high, device)
+        self.device = device
         grid, dtype = self.grid, case.dtype
         n_blocks = grid.mask.numel()
         self.scale = Scale.of(case.block, case.high, n_blocks)
@@ -131,30 +143,30 @@ class Convolution:
         cin, cout = case.cin, case.cout
         self.x = extended_input(grid, self.source, cin, dtype)
         weight = torch.randn(cout, cin, case.size, case.size) / (case.size**2 * cin) ** 0.5
-        self.weight = weight.to("cuda", dtype)
+        self.weight = weight.to(device, dtype)
         filled = F.pad(weight, (0, 0, 0, 0, 0, -cin % 64))
         packed = [pack_weights(plain_matrix(filled).to(dtype), case.size**2)]
         self.second = self.addend = None
         if case.extra:
             self.second = extended_input(grid, self.scale, case.extra, dtype)
             matrix = torch.randn(case.extra, cout) / case.extra**0.5
-            self.second_weight = matrix.t().to("cuda", dtype)[:, :, None, None]
+            self.second_weight = matrix.t().to(device, dtype)[:, :, None, None]
             packed.append(pack_weights(matrix.to(dtype)))
         if case.residual:
             self.addend = extended_input(grid, self.scale, cout, dtype)
         elif case.enlarged:
             self.addend = extended_input(grid, self.small, cout, dtype)
-        self.packed = torch.cat(packed).cuda()
+        self.packed = torch.cat(packed).to(device)
         width = self.packed.shape[1]
-        self.bias = torch.randn(width, device="cuda")
-        self.pre = torch.randn(2, cin, device="cuda") if case.pre else None
-        self.post = torch.randn(2, width, device="cuda") if case.post else None
-        self.count = torch.zeros(4096, dtype=torch.int32, device="cuda")
+        self.bias = torch.randn(width, device=device)
+        self.pre = torch.randn(2, cin, device=device) if case.pre else None
+        self.post = torch.randn(2, width, device=device) if case.post else None
+        self.count = torch.zeros(4096, dtype=torch.int32, device=device)
 
     def run(self) -> torch.Tensor:
         case = self.case
         shape = (self.scale.zero + 1, case.cout)
-        out = torch.full(shape, NAN, dtype=case.dtype, device="cuda")
+        out = torch.full(shape, NAN, dtype=case.dtype, device=self.device)
         convolve(
             Fused(
                 taps=case.size**2,
@@ -211,9 +223,9 @@ class Convolution:
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("poisoned_memory")
-def test_convolutions(name):
-    convolution = Convolution(CASES[name])
-    results = [convolution.run() for _ in range(REPEATS)]
+def test_convolutions(name, device):
+    convolution = Convolution(CASES[name], device)
+    results = [convolution.run() for _ in range(REPEATS if device != "cpu" else 1)]
     check_output(results[0], convolution.expected(), convolution.scale)
     bits = [out.view(torch.int16) for out in results]
     assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"

@@ -115,7 +115,7 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
             to[i] = v;
         }
     }
-    if (TAPS > 1) asm volatile("cp.async.wait_all;" ::: "memory");
+    if (TAPS > 1) copies_landed();
     __syncwarp();
     follow();
     int4 rows[EACH / 4];
@@ -152,9 +152,7 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
         for (int i = 0; i < EACH; i++) {
             uint4 w = affine_relu(v[i], p.pre, p.cin, channel);
             if (SB_RAGGED && !exists) w = make_uint4(0, 0, 0, 0);
-            asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(place(i)), "r"(w.x),
-                         "r"(w.y), "r"(w.z), "r"(w.w)
-                         : "memory");
+            store_shared(place(i), w);
         }
         fence_proxy();
         barrier_arrive(filled);

@@ -60,16 +60,22 @@ INLINE uint4 pack_eight(const float (&v)[8]) {
 
 // A ReLU that keeps NaN, as PyTorch's does.
 INLINE float positive(float x) {
-    float y;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
-    return y;
+#ifdef __CUDA_ARCH__
+    asm("max.NaN.f32 %0, %0, 0f00000000;" : "+f"(x));
+    return x;
+#else
+    return x < 0 ? 0 : x;
+#endif
 }
 
 // No more than `limit`; NaN stays.
 INLINE float at_most(float x, float limit) {
-    float y;
-    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(limit));
-    return y;
+#ifdef __CUDA_ARCH__
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(limit));
+    return x;
+#else
+    return x > limit ? limit : x;
+#endif
 }
 
 // Eight statistics of a batch norm; `absent` where there are none.

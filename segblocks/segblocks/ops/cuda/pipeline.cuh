@@ -50,6 +50,13 @@ INLINE void copy_zeros(unsigned to, const void* from) {
 INLINE void copy_ahead(unsigned to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// Waits until all of this thread's are there.
+INLINE void copies_landed() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+INLINE void store_shared(unsigned to, uint4 v) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+}
 // Arrives on the barrier once this thread's earlier copy_async have landed.
 INLINE void copy_async_arrive(unsigned barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
