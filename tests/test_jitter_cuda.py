@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import ON_GPU, checkpoint, make_trainer, run, same, tiny_backbone  # noqa: F401
+from tiny import checkpoint, make_trainer, run, same, tiny_backbone  # noqa: F401
 from torchvision import tv_tensors
 
 import dataloaders.jitter
@@ -19,7 +19,7 @@ from utils.data import build_train_set
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"res": 64, "crop_res": (40, 32), "rotate": 10}
-on_cuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=ON_GPU)])
+on_cuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 def _data(**options):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from definition import slow_execute, slow_no_blocks
+from tiny import DEVICES
 from torch import Tensor, nn
 
 import models.swiftnet
@@ -17,15 +18,12 @@ GRIDS = {
     "mixed": [[[True, False, True], [False, True, False]]],
     "mostly high": [[[True, True, False], [True, True, True]]],
 }
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BLOCK = 64
 
 
 @pytest.fixture
 def device(request, monkeypatch):
     if request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("needs a CUDA device")
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
         monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
     return request.param
@@ -90,7 +88,6 @@ def test_compiled_is_the_definition(case):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.no_grad()
 def test_compiled_on_cuda_is_as_exact_as_eager_half_precision(case):
     model, image, logits = case

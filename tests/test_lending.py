@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 import torch
-from tiny import ON_GPU, same
+from tiny import same
 
 from dataloaders import DataError, build_dataset, build_loader, stop_workers, train_transform
 from dataloaders.lending import PREFETCH, LendingLoader, _Filled
@@ -185,7 +185,7 @@ def test_what_is_lent_is_copied_before_the_next_is_asked_for():
 
 
 class TestOnCuda:
-    pytestmark = ON_GPU
+    pytestmark = pytest.mark.gpu
 
     @pytest.mark.parametrize("kind", TRANSFORMS)
     def test_uploads_are_what_is_loaded(self, kind):

@@ -228,7 +228,6 @@ def test_sampler_refuses_an_impossible_rank(rank, world_size):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_loading_leaves_the_gpu_generator_alone():
     torch.cuda.manual_seed(1)
     before = torch.cuda.get_rng_state()

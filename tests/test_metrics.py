@@ -109,7 +109,6 @@ def test_bad_input_is_an_error():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_update_on_the_device_does_not_wait_for_it(deterministic):
     metrics = SegmentationMetrics(CLASSES).cuda()

@@ -239,7 +239,6 @@ def test_every_parameter_learns():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("size", [(256, 512), (192, 320)])  # pooling bins that tile, that overlap
 def test_a_training_step_repeats_bit_for_bit_on_cuda(monkeypatch, size):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -9,10 +9,7 @@ from torch import nn
 
 from utils.training.optim import CosineSchedule, GraphedStep, build_optimizer
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 ARGS = SimpleNamespace(
     lr=1e-2,
     lr_end=1e-4,

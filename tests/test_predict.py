@@ -75,7 +75,6 @@ def test_labels_at_another_size_take_the_nearest_pixel():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_slices_equal_the_whole_on_cuda_in_memory_that_fits():
     logits = torch.randn(1, 65, 96, 128, device="cuda", dtype=torch.float16)
     logits = logits.contiguous(memory_format=torch.channels_last)

@@ -101,7 +101,6 @@ def test_an_epoch_on_two_gpus_equals_one_on_one(tmp_path, policy):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("graphs", ["yes", "no"])
 @pytest.mark.parametrize("policy", ["disabled", "reinforce"])
 def test_an_epoch_on_two_nodes_equals_one_on_one(tmp_path, policy, graphs):
@@ -109,7 +108,6 @@ def test_an_epoch_on_two_nodes_equals_one_on_one(tmp_path, policy, graphs):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_processes_train_from_graphs_of_different_numbers_of_blocks(tmp_path):
     """Rounded up, each for itself, so that one process captures what another one replays."""
     flags = [*REINFORCE, "--segblocks-quantize-percentage", "0.25", *ON_CUDA, "--epochs", "6"]

@@ -71,7 +71,6 @@ def test_killed_three_times_and_resumed_equals_a_run_left_alone(whole, tmp_path,
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_the_same_on_cuda(tmp_path, amp):
     flags = [*SETTING, *EVERY_STEP, "--device", "cuda", "--deterministic", "yes", "--amp", amp]

@@ -287,7 +287,6 @@ def test_workers_of_validation_begin_before_the_first_step(tmp_path, monkeypatch
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_loop_on_cuda(tmp_path):
     flags = [*REINFORCE, "--device", "cuda", "--max-steps", "2", "--amp", "fp16"]
     folder = run(tmp_path, *flags)
@@ -301,7 +300,6 @@ def test_the_loop_on_cuda(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
     flags = [*SHORT, *REINFORCE, "--device", "cuda", "--deterministic", "yes", "--amp", amp]
@@ -313,7 +311,6 @@ def test_deterministic_runs_on_cuda_are_equal_to_the_last_bit(tmp_path, amp):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     "flags",
     [

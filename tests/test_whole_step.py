@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import DEVICES, ON_GPU, REINFORCE, checkpoint, run, same, tiny_backbone  # noqa: F401
+from tiny import DEVICES, REINFORCE, checkpoint, run, same, tiny_backbone  # noqa: F401
 
 from utils.training.objective import Objective
 from utils.training.uploads import Uploads
@@ -43,7 +43,7 @@ def both(tmp_path, *flags):
 
 
 class TestOnCuda:
-    pytestmark = ON_GPU
+    pytestmark = pytest.mark.gpu
 
     @pytest.mark.parametrize(
         ("flags", "captures"),

@@ -22,16 +22,7 @@ SYNTHETIC = (
     "--pretrain-backbone no --backbone tiny --num-features 12 --device cpu"
 ).split()
 REINFORCE = "--segblocks-policy reinforce --segblocks-block-size 64".split()
-ON_GPU = [  # marks; a module that uses them has to import torch
-    pytest.mark.gpu,
-    # As text, for when a test runs: asking CUDA here would be in the way of processes that are
-    # forked from one that has imported this.
-    pytest.mark.skipif("not torch.cuda.is_available()", reason="needs a CUDA device"),
-]
-DEVICES = [  # to parametrise by
-    "cpu",
-    pytest.param("cuda", marks=ON_GPU),
-]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]  # to parametrise by
 SPEED = ("--mode", "speed", "--speed-images", "2", "--speed-repeats", "3")
 
 

@@ -32,6 +32,13 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [i for i in items if i in kept]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    # Not earlier: asking CUDA is in the way of processes that are forked from this one.
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)

@@ -177,9 +177,7 @@ def test_what_is_not_finite_stays_in_its_channel(huge):
 
 
 def on_gpu(function):
-    function = pytest.mark.usefixtures("poisoned_memory")(function)
-    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    return pytest.mark.gpu(missing(function))
+    return pytest.mark.gpu(pytest.mark.usefixtures("poisoned_memory")(function))
 
 
 @on_gpu

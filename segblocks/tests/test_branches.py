@@ -16,7 +16,6 @@ def test_results_come_in_the_order_of_the_calls():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_branches_of_a_graph():
     """Nested, with memory that is freed and taken again between and inside them."""
     device = torch.device("cuda", torch.cuda.current_device())

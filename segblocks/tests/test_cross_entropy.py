@@ -27,11 +27,7 @@ SIZES = [  # of the logits, of the labels
 LAYOUTS = ["contiguous", "channels_last", "cropped", "transposed", "broadcast"]
 forward = torch.ops.segblocks.pixel_cross_entropy.default
 backward = torch.ops.segblocks.pixel_cross_entropy_backward.default
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+gpu = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
 
 def on_gpu(test):

@@ -10,11 +10,7 @@ from kernels import TOLERANCE, buffer, check, picture, place_blocks, random
 
 from segblocks.ops import cuda, reference
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
 CHANNELS = [16, 3, 19]
 LAYOUTS = ["contiguous", "channels_last", "cropped", "transposed", "broadcast"]

@@ -9,10 +9,7 @@ from kernels import buffer, picture, place_blocks, random, rows_of
 from segblocks.ops import cuda, reference
 from segblocks.ops.cuda import module
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def operations(where, channels=64, dtype=torch.float16):

@@ -98,7 +98,6 @@ def test_the_arithmetic_of_the_kernels(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -16,7 +16,6 @@ def test_what_is_read(device):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_what_comes_after_is_not_waited_for():
     mask = torch.ones(5, dtype=torch.bool, device="cuda")
     count = Reading(mask.sum())

@@ -346,7 +346,6 @@ def test_no_blocks_reads(launched):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("half", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", GRIDS)
 def test_a_network_on_cuda(kind, half, monkeypatch):

@@ -204,7 +204,6 @@ def test_gradients_as_with_cudnn(kind, kernel, settings):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", GRIDS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("settings", [(3, 1, 1), (3, 2, 1), (7, 2, 3), (1, 2, 0)], ids=str)

@@ -24,10 +24,6 @@ POLICIES = {
     "reinforce entropy": {"quantize_percentage": 1 / 8, "entropy_weight": 0.1, "recolour": True},
     "reinforce budgets": {"budgets": (0.2, 0.8), "quantize_percentage": 1 / 4},
 }
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
 
 
 @dataclass
@@ -145,7 +141,7 @@ def deterministic():
 
 
 class TestOnCuda:
-    pytestmark = gpu
+    pytestmark = pytest.mark.gpu
 
     @pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("policy", POLICIES)

@@ -14,11 +14,7 @@ from segblocks.ops import cuda, windows_reference
 from segblocks.ops.windows import Windows
 from segblocks.rules import product, recompute
 
-gpu = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.usefixtures("poisoned_memory"),
-]
+gpu = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 CASES = {
     "3x3": Windows(3, 2, 4, 2, 2, 4, (3, 3), (1, 1), (1, 1)),
     "3x3 of one pixel": Windows(2, 3, 2, 2, 2, 2, (3, 3), (1, 1), (1, 1)),
