@@ -1,7 +1,6 @@
 """What importing and packaging promise."""
 
 import importlib.metadata
-import importlib.util
 import subprocess
 import sys
 import zipfile
@@ -45,12 +44,14 @@ def test_everything_public_is_documented():
 
 
 def test_wheel_contains_the_package_and_its_kernels(tmp_path):
-    if any(importlib.util.find_spec(name) is None for name in ("setuptools", "pip")):
+    try:  # by metadata: once it is asked for pip, setuptools cannot be imported any more here
+        importlib.metadata.version("pip")
+        version = importlib.metadata.version("setuptools")
+    except importlib.metadata.PackageNotFoundError:
         pytest.skip("setuptools and pip are needed to build a wheel")
-    # A copy, because setuptools leaves build folders beside the project.
-    version = importlib.metadata.version("setuptools")
     if int(version.split(".")[0]) < 77:
         pytest.skip(f"setuptools {version} is older than the 77 that the build asks for")
+    # A copy, because setuptools leaves build folders beside the project.
     source = tmp_path / "source"
     copied = ["pyproject.toml", "README.md", *(p.name for p in PROJECT.glob("LICENSE*"))]
     source.mkdir()

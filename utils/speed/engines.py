@@ -109,7 +109,8 @@ def compile_dense(
     try:
         compiled(image)
     except TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])  # which backend raised, and what
         return net, f"{EAGER} (torch.compile failed: {reason})"
     return compiled, "compiled with Inductor freezing" + (", max-autotune" if autotune else "")
 
