@@ -1,5 +1,6 @@
 import pytest
 import torch
+from needs_gpu import pytest_runtest_setup  # noqa: F401
 
 from segblocks.fast import buffers
 
@@ -30,13 +31,6 @@ def pytest_collection_modifyitems(config, items):
     kept = {i for same in of_test.values() for i in same[:: max(1, -(-len(same) // most))]}
     config.hook.pytest_deselected(items=[i for i in items if i not in kept])
     items[:] = [i for i in items if i in kept]
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    # Not earlier: asking CUDA is in the way of processes that are forked from this one.
-    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)

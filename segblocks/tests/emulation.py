@@ -16,50 +16,17 @@ import torch
 
 from segblocks.ops.cuda import module
 
+_HERE = Path(__file__).parent
 _SHIM = """
-#include <algorithm>
-#include <cmath>
-#include <cstring>
+#include "cuda_on_cpu.h"
 #include <pthread.h>
 #include <thread>
-#include <vector>
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __grid_constant__
-#define __shared__ static
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"
-using std::max;
-using std::min;
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct int4 { int x, y, z, w; };
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-struct Index { unsigned x, y, z; };
-struct alignas(16) float4 { float x, y, z, w; };
-static Index blockIdx, blockDim, gridDim;
 #if TOGETHER
 thread_local
 #endif
 static Index threadIdx;
 static pthread_barrier_t barrier;
 inline void __syncthreads() { pthread_barrier_wait(&barrier); }
-inline void __threadfence() { __sync_synchronize(); }
-inline int atomicAdd(int* at, int more) { return __sync_fetch_and_add(at, more); }
-template <class T> inline T __ldcg(const T* at) { return *at; }
-template <class T> inline T __ldg(const T* at) { return *at; }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline int __clz(int i) { return __builtin_clz(i); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned long long)a * b >> 32; }
-template <class To, class From> inline To same_bits(From from) {
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-inline float __int_as_float(int i) { return same_bits<float>(i); }
-inline float __uint_as_float(unsigned i) { return same_bits<float>(i); }
-inline unsigned __float_as_uint(float f) { return same_bits<unsigned>(f); }
 """
 _LOOP = """
 extern "C" void run(const char* parameters, unsigned blocks, unsigned rows, unsigned threads) {
@@ -123,15 +90,28 @@ def prepare(
 
 @functools.cache
 def _library(file: str, kernel: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    text = module.source(file)
+    name = re.search(rf"\b{kernel}\(const (?:__grid_constant__ )?(\w+)&? p\)", text)[1]
+    loop = _LOOP.replace("KERNEL", kernel).replace("Params", name)
+    together = f"-DTOGETHER={int('__syncthreads' in text)}"
+    return build(_SHIM + text + loop, "-O1", "-pthread", together, *options)
+
+
+def build(text: str, *options: str) -> ctypes.CDLL:
+    """C++ that may include headers from here, as a library."""
     with tempfile.TemporaryDirectory() as folder:
         source, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        text = module.source(file)
-        name = re.search(rf"\b{kernel}\(const (?:__grid_constant__ )?(\w+)&? p\)", text)[1]
-        loop = _LOOP.replace("KERNEL", kernel).replace("Params", name)
-        source.write_text(_SHIM + text + loop)
-        together = f"-DTOGETHER={int('__syncthreads' in text)}"
-        command = ["g++", "-O1", "-shared", "-fPIC", "-pthread", together, *options]
-        command += [str(source), "-o", str(binary)]
+        source.write_text(text)
+        command = [
+            "g++",
+            "-shared",
+            "-fPIC",
+            f"-I{_HERE}",
+            *options,
+            str(source),
+            "-o",
+            str(binary),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return ctypes.CDLL(str(binary))

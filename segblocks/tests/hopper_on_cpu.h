@@ -1,63 +1,19 @@
-// Stands in for the instructions of Hopper that wgmma.cuh, pipeline.cuh, follow.cuh and turned.cuh wrap,
-// so that a kernel written with them runs on the CPU (hopper_on_cpu.py).
+// Stands in for the instructions of Hopper that wgmma.cuh, pipeline.cuh and follow.cuh wrap, so that a
+// kernel written with them runs on the CPU (hopper_on_cpu.py).
 //
 // The threads of a thread block are fibers of one thread of the CPU, in an order that changes from thread
 // block to thread block; one runs until it waits for others. Thread blocks run one after another.
 // Whatever is asynchronous happens as late as the kernel allows: copies when their arrival is announced,
-// or nobody can go on without them, products when they are waited for. So what is read before it is there, or overwritten while it is still
-// to be read, shows in the result; and a thread block that would wait for ever is an error.
+// or nobody can go on without them, products when they are waited for. So what is read before it is there,
+// or overwritten while it is still to be read, shows in the result; and a thread block that would wait for
+// ever is an error.
 //
 // Shared memory is named by its distance from the dynamic part, which begins at 0.
-#include <algorithm>
-#include <cmath>
+#include "cuda_on_cpu.h"
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <ucontext.h>
-#include <vector>
 
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define __grid_constant__
-#define __shared__ static
-#define __align__(bytes) __attribute__((aligned(bytes)))
-#define INLINE inline
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"
-using std::max;
-using std::min;
-struct uint2 { unsigned x, y; };
-struct uint4 { unsigned x, y, z, w; };
-struct int4 { int x, y, z, w; };
-struct float2 { float x, y; };
-struct alignas(16) float4 { float x, y, z, w; };
-inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-struct Index { unsigned x, y, z; };
-static Index threadIdx, blockIdx, blockDim, gridDim;
-
-template <class To, class From> inline To same_bits(From from) {
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
-inline float __int_as_float(int i) { return same_bits<float>(i); }
-inline float __uint_as_float(unsigned i) { return same_bits<float>(i); }
-inline unsigned __float_as_uint(float f) { return same_bits<unsigned>(f); }
-template <class T> inline T __ldcg(const T* at) { return *at; }
-template <class T> inline T __ldg(const T* at) { return *at; }
-inline int __clz(int i) { return __builtin_clz(i); }
-inline void __threadfence() {}
-inline int atomicAdd(int* at, int more) {
-    *at += more;
-    return *at - more;
-}
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
-inline float fmaxf(float a, float b) { return a > b || b != b ? a : b; }
-template <class T> inline void __stcg(T* at, T value) { *at = value; }
+static Index threadIdx;
 
 // -- fibers ------------------------------------------------------------------------------------------
 
@@ -100,7 +56,7 @@ struct Meeting {  // of `size` threads, again and again
 };
 static Meeting everyone, named[16];
 inline void __syncthreads() { everyone.wait(blockDim.x); }
-INLINE void sync_threads(int barrier, int threads) { named[barrier].wait(threads); }
+inline void sync_threads(int barrier, int threads) { named[barrier].wait(threads); }
 
 // A word of each thread of a warp, for all of them. Two sets of words take turns, as a warp never is
 // two exchanges apart.
@@ -132,12 +88,12 @@ inline unsigned transpose(unsigned matrix) {
 // -- shared memory, barriers, copies -----------------------------------------------------------------
 
 alignas(1024) static char dynamic_memory[232448];
-INLINE unsigned shared_address(const void* pointer) {
+inline unsigned shared_address(const void* pointer) {
     return (unsigned)((const char*)pointer - dynamic_memory);
 }
 inline char* shared(unsigned address) { return dynamic_memory + (int)address; }
-INLINE int load_shared(unsigned from) { return *(int*)shared(from); }
-INLINE int count_arrival(int* count) { return (*count)++; }
+inline int load_shared(unsigned from) { return *(int*)shared(from); }
+inline int count_arrival(int* count) { return (*count)++; }
 
 struct Barrier {
     std::uint16_t expected, pending;
@@ -149,36 +105,36 @@ struct Barrier {
 };
 static_assert(sizeof(Barrier) == 8);
 inline Barrier& barrier_at(unsigned address) { return *(Barrier*)shared(address); }
-INLINE void barrier_init(unsigned barrier, int arrivals) {
+inline void barrier_init(unsigned barrier, int arrivals) {
     barrier_at(barrier) = {(std::uint16_t)arrivals, (std::uint16_t)arrivals, 0, 0};
 }
-INLINE void barriers_ready() {}
-INLINE void barrier_arrive(unsigned barrier, int times = 1) {
+inline void barriers_ready() {}
+inline void barrier_arrive(unsigned barrier, int times = 1) {
     barrier_at(barrier).pending -= times;
     barrier_at(barrier).settle();
 }
-INLINE void barrier_expect(unsigned barrier, int bytes) {
+inline void barrier_expect(unsigned barrier, int bytes) {
     barrier_at(barrier).bytes += bytes;
     barrier_arrive(barrier);
 }
-INLINE void barrier_wait(unsigned barrier, int parity) {
+inline void barrier_wait(unsigned barrier, int parity) {
     wait_until([&] { return (int)barrier_at(barrier).phase != parity; });
 }
-INLINE void copy_async(unsigned to, const void* from) {
+inline void copy_async(unsigned to, const void* from) {
     me().copies.push_back({shared(to), (const char*)from});
 }
-INLINE void copy_zeros(unsigned to, const void*) { me().copies.push_back({shared(to), nullptr}); }
-INLINE void copy_ahead(unsigned to, const void* from) { copy_async(to, from); }
-INLINE void copies_landed() {
+inline void copy_zeros(unsigned to, const void*) { me().copies.push_back({shared(to), nullptr}); }
+inline void copy_ahead(unsigned to, const void* from) { copy_async(to, from); }
+inline void copies_landed() {
     for (const Copy& copy : me().copies)
         copy.from ? memcpy(copy.to, copy.from, 16) : memset(copy.to, 0, 16);
     me().copies.clear();
 }
-INLINE void copy_async_arrive(unsigned barrier) {
+inline void copy_async_arrive(unsigned barrier) {
     copies_landed();
     barrier_arrive(barrier);
 }
-INLINE void store_shared(unsigned to, uint4 v) { memcpy(shared(to), &v, sizeof v); }
+inline void store_shared(unsigned to, uint4 v) { memcpy(shared(to), &v, sizeof v); }
 struct Bulk {
     unsigned to;
     const void* from;
@@ -186,7 +142,7 @@ struct Bulk {
     unsigned barrier;
 };
 static std::vector<Bulk> bulks;  // on their way
-INLINE void copy_bulk(unsigned to, const void* from, int bytes, unsigned barrier) {
+inline void copy_bulk(unsigned to, const void* from, int bytes, unsigned barrier) {
     bulks.push_back({to, from, bytes, barrier});
 }
 inline bool land_bulks() {  // false: there were none
@@ -199,24 +155,20 @@ inline bool land_bulks() {  // false: there were none
     bulks.clear();
     return any;
 }
-template <int COUNT, bool MORE> INLINE void set_registers() {}
-INLINE void fence_proxy() {}
+template <int COUNT, bool MORE> inline void set_registers() {}
+inline void fence_proxy() {}
 
-INLINE void follow() {}
-INLINE int4 read_ahead(const int4* at) { return *at; }
-INLINE int read_ahead(const int* at) { return *at; }
+inline void follow() {}
+inline int4 read_ahead(const int4* at) { return *at; }
+inline int read_ahead(const int* at) { return *at; }
 
 // -- products ----------------------------------------------------------------------------------------
 
 template <int N> struct Wgmma {
-    INLINE static void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add) {
+    inline static void run(float (&d)[N / 2], unsigned long long a, unsigned long long b, int add) {
         me().products.back().push_back({d, a, b, N, add});
     }
 };
-INLINE unsigned long long tile_descriptor(unsigned address) {
-    return (unsigned long long)((address & 0x3ffff) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 |
-           1ull << 62;
-}
 // Element k of line n of a factor, as its descriptor says where they lie.
 inline float element(unsigned long long descriptor, int n, int k) {
     unsigned start = (descriptor & 0x3fff) << 4, along = (descriptor >> 16 & 0x3fff) << 4;
@@ -244,9 +196,9 @@ inline void compute(const Product& p) {
         }
     }
 }
-INLINE void wgmma_fence() {}
-INLINE void wgmma_commit() { me().products.emplace_back(); }
-template <int PENDING> INLINE void wgmma_wait() {
+inline void wgmma_fence() {}
+inline void wgmma_commit() { me().products.emplace_back(); }
+template <int PENDING> inline void wgmma_wait() {
     std::vector<std::vector<Product>>& groups = me().products;
     int count = (int)groups.size() - 1 - PENDING;
     for (int i = 0; i < count; i++)

@@ -5,27 +5,20 @@
 
 import ctypes
 import functools
-import re
 import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import emulation
 import pytest
 import torch
+from fast_models import ON_HOPPER
 
 from segblocks.fast import hopper, patches, stem, tables
 from segblocks.ops.cuda import module
 
-_HERE = Path(__file__).parent
-_INSTRUCTIONS = (
-    "wgmma.cuh",
-    "pipeline.cuh",
-    "follow.cuh",
-)  # headers that hopper_on_cpu.h stands for
-_TRANSPOSE = re.compile(r"INLINE unsigned transpose.*?\n}\n", re.DOTALL)
+PROCESSORS = 6  # multiprocessors of the GPU that is played
+# Headers that hopper_on_cpu.h stands for.
+_INSTRUCTIONS = ("wgmma.cuh", "pipeline.cuh", "follow.cuh")
 _LOOP = """
 extern "C" int run(const char* parameters, unsigned blocks, unsigned threads) {
     static Arguments p;
@@ -77,8 +70,15 @@ extern "C" unsigned size() { return sizeof(Arguments); }
 """
 
 
-def play(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Launches of tables and of Hopper's convolutions run on the CPU, on CPU tensors."""
+@pytest.fixture(name="device", params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
+def hopper_or_cpu(request, monkeypatch):
+    """Where tables and Hopper's convolutions run: on CPU tensors too."""
+    if request.param == "cpu":
+        _play(monkeypatch)
+    return request.param
+
+
+def _play(monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("g++"):
         pytest.skip("g++ is not installed")
     for user in (patches, stem, tables):
@@ -86,6 +86,8 @@ def play(monkeypatch: pytest.MonkeyPatch) -> None:
     for user in (hopper, patches, stem):
         monkeypatch.setattr(user, "load", load)
         monkeypatch.setattr(user, "launch", launch)
+    for user in (patches, stem):
+        monkeypatch.setattr(user, "multiprocessors", lambda device: PROCESSORS)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
 
@@ -111,14 +113,9 @@ def launch(
 
 @functools.cache
 def _library(file: str, kernel: str, options: tuple[str, ...]) -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:
-        source, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        text = module.source(file, without=_INSTRUCTIONS)
-        text = _TRANSPOSE.sub("", text).replace("#define INLINE __device__ __forceinline__\n", "")
-        text = text.replace("extern __shared__ char dynamic[];", "char* dynamic = dynamic_memory;")
-        loop = _LOOP.replace("KERNEL", kernel)
-        source.write_text(f'#include "{_HERE}/hopper_on_cpu.h"\n' + text + loop)
-        command = ["g++", "-O2", "-shared", "-fPIC", *options, str(source), "-o", str(binary)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return ctypes.CDLL(str(binary))
+    text = module.source(file)
+    for header in _INSTRUCTIONS:
+        text = text.replace(module.source(header), "")
+    text = text.replace("extern __shared__ char dynamic[];", "char* dynamic = dynamic_memory;")
+    loop = _LOOP.replace("KERNEL", kernel)
+    return emulation.build('#include "hopper_on_cpu.h"\n' + text + loop, "-O2", *options)

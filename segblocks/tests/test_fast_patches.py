@@ -6,12 +6,12 @@ On Hopper, and in bfloat16 with Hopper's instructions played on the CPU.
 import math
 from dataclasses import dataclass, replace
 
-import hopper_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
 from agreement import GRIDS, make_grid
-from fast_models import ON_HOPPER, relative_error
+from fast_models import relative_error
+from hopper_on_cpu import hopper_or_cpu  # noqa: F401
 from patches_by_hand import kinds_of, tiles_by_hand
 from test_fast_layouts import plain_matrix
 
@@ -23,22 +23,13 @@ from segblocks.fast.steps import StemStep
 from segblocks.fast.tables import Scale, TableKey, build_tables
 
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-REPEATS = 5
-PROCESSORS = 6  # of the GPU that the CPU plays
+REPEATS = {"cuda": 5, "cpu": 1}
 NAN = float("nan")
 
 
 @pytest.fixture(autouse=True)
 def _float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
-def device(request, monkeypatch):
-    if request.param == "cpu":
-        hopper_on_cpu.play(monkeypatch)
-        monkeypatch.setattr(patches, "multiprocessors", lambda device: PROCESSORS)
-    return request.param
 
 
 def grid_of(shape: tuple[int, int, int], n_high: int, device: str = "cuda") -> BlockGrid:
@@ -300,7 +291,7 @@ class Convolution:
 @pytest.mark.parametrize("name", CASES)
 def test_convolutions(name, device):
     convolution = Convolution(CASES[name], device)
-    results = [convolution.run() for _ in range(REPEATS if device != "cpu" else 1)]
+    results = [convolution.run() for _ in range(REPEATS[device])]
     check_output(results[0], convolution.expected(), convolution.scale)
     bits = [out.view(torch.int16) for out in results]
     assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
@@ -346,7 +337,7 @@ def test_averages_inside_a_block_are_left_alone(device):
 )
 def test_the_stem(block, size, channels, dtype, relu, high, processors, device, monkeypatch):
     if device == "cpu":
-        dtype, processors = torch.bfloat16, processors or 132
+        dtype = torch.bfloat16
     if processors:
         monkeypatch.setattr(stem, "multiprocessors", lambda device: processors)
     grid = grid_of((1, 3, 4), high, device)
@@ -358,7 +349,7 @@ def test_the_stem(block, size, channels, dtype, relu, high, processors, device, 
     x = stem.split_padded(image, grid.slot, grid.cells, high, block, dtype)
     scale = Scale.of(block // 2, high, 12)
     results = []
-    for _ in range(REPEATS if device != "cpu" else 1):
+    for _ in range(REPEATS[device]):
         out = torch.full((scale.zero + 1, channels), NAN, dtype=dtype, device=device)
         stem.convolve_stem(x, packed.weights, packed.bias, out, scale, 12, relu)
         results.append(out)

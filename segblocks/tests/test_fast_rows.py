@@ -6,11 +6,10 @@ On Hopper, and in bfloat16 with Hopper's instructions played on the CPU.
 import math
 from dataclasses import dataclass, replace
 
-import hopper_on_cpu
 import pytest
 import torch
 import torch.nn.functional as F
-from fast_models import ON_HOPPER
+from hopper_on_cpu import hopper_or_cpu  # noqa: F401
 from test_fast_layouts import plain_matrix
 from test_fast_patches import NAN, REPEATS, check_output, extended_input, grid_of
 
@@ -25,13 +24,6 @@ LOW, HIGH, NARROW = Tile(64, 128, 4, 2, 64), Tile(128, 128, 3, 2, 64), Tile(128,
 @pytest.fixture(autouse=True)
 def _float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
-def device(request, monkeypatch):
-    if request.param == "cpu":
-        hopper_on_cpu.play(monkeypatch)
-    return request.param
 
 
 @dataclass(frozen=True)
@@ -225,7 +217,7 @@ class Convolution:
 @pytest.mark.usefixtures("poisoned_memory")
 def test_convolutions(name, device):
     convolution = Convolution(CASES[name], device)
-    results = [convolution.run() for _ in range(REPEATS if device != "cpu" else 1)]
+    results = [convolution.run() for _ in range(REPEATS[device])]
     check_output(results[0], convolution.expected(), convolution.scale)
     bits = [out.view(torch.int16) for out in results]
     assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"

@@ -67,6 +67,12 @@ struct Arguments {
 
 #include "shares.cuh"
 
+// Matrix descriptor of a K-major tile with 128-byte rows and 128-byte swizzle.
+INLINE unsigned long long tile_descriptor(unsigned address) {
+    return (unsigned long long)((address & 0x3ffff) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 |
+           1ull << 62;
+}
+
 INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
     unsigned w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll

@@ -53,13 +53,9 @@ def prepare(
 
 
 @functools.cache
-def source(file: str, without: tuple[str, ...] = ()) -> str:
-    """The text of a `.cu` file with its headers in place, so that caches see every change.
-
-    Args:
-        without: headers to leave out.
-    """
-    seen = set(without)
+def source(file: str) -> str:
+    """The text of a `.cu` file with its headers in place, so that caches see every change."""
+    seen = set()
 
     def expand(match: re.Match) -> str:
         name = match.group(1)

@@ -7,11 +7,5 @@
 // consecutive channels 4c .. 4c+3 of pixel r.
 #pragma once
 
-INLINE unsigned transpose(unsigned matrix) {
-    unsigned turned;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(matrix));
-    return turned;
-}
-
 // First of a lane's two channels among the warp's 16; the other is two further.
 INLINE int channel_of(int lane) { return lane / 8 * 4 + lane / 4 % 2; }

@@ -128,13 +128,15 @@ template <> struct Wgmma<256> {
     }
 };
 
-// Matrix descriptor of a K-major tile with 128-byte rows and 128-byte swizzle.
-INLINE unsigned long long tile_descriptor(unsigned address) {
-    return (unsigned long long)((address & 0x3ffff) >> 4) | 1ull << 16 | (1024ull >> 4) << 32 |
-           1ull << 62;
-}
 INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> INLINE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// Turns an 8×8 matrix of a warp round, of which a thread holds two neighbours of row lane / 4.
+INLINE unsigned transpose(unsigned matrix) {
+    unsigned turned;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(matrix));
+    return turned;
 }
