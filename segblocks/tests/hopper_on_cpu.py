@@ -86,8 +86,7 @@ def _play(monkeypatch: pytest.MonkeyPatch) -> None:
     for user in (hopper, patches, stem):
         monkeypatch.setattr(user, "load", load)
         monkeypatch.setattr(user, "launch", launch)
-    for user in (patches, stem):
-        monkeypatch.setattr(user, "multiprocessors", lambda device: PROCESSORS)
+    monkeypatch.setattr(stem, "multiprocessors", lambda device: PROCESSORS)
     monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
 
 

@@ -36,6 +36,7 @@ from segblocks.fast import (
     small_conv,
     stem,
     tables,
+    tilings,
 )
 from segblocks.fast import launches as launches_of
 from segblocks.fast import policy as fast_policy
@@ -141,7 +142,7 @@ def launches(monkeypatch) -> set[Launch]:
     )
     for user in (*users, fast_policy):
         monkeypatch.setattr(user, "prepare", prepare)
-    for user in (run, stem, patches, batch_norm):
+    for user in (run, stem, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
     monkeypatch.setattr(buffers, "_empty_strided", None)  # it is for CUDA alone
     monkeypatch.setattr(pending, "raw_stream", lambda index: 0)
@@ -263,13 +264,21 @@ def test_convolutions_of_every_size(fused, rows, monkeypatch):
 
 @pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
 def test_patch_convolutions_with_every_option(dtype, launches):
-    """Weights resident and streamed, with an affine behind and without, ReLU or not."""
-    few, many = tables.Scale.of(8, 4, 12), tables.Scale.of(16, 256, 1024)
+    """Weights resident and streamed, with an affine behind and without, ReLU or not, tiles of three
+    patches or none."""
+    few, many = tables.Scale.of(8, 5, 12), tables.Scale.of(16, 256, 1024)
     x, bias = torch.zeros(1, 64, dtype=dtype), torch.zeros(128)
-    for (scale, channels), post, relu in product(
-        ((few, (64, 0, 128)), (many, (256, 64, 256))), (None, torch.zeros(2, 256)), (False, True)
+    for (scale, channels), post, relu, tiles in product(
+        ((few, (64, 0, 128)), (many, (256, 64, 256))),
+        (None, torch.zeros(2, 256)),
+        (False, True),
+        (None, {few: 3, many: 800}),
     ):
-        division = patches.plan(scale, channels, x.device)
+        tiling = tilings.Tiling.of(scale)
+        if tiles is not None:
+            tiling = tilings.Tiling.of_patches(scale, tiles[scale])
+        assert (tiling.triples > 0) == (tiles is not None)
+        division = tilings.divide(tiling, channels, 132)
         assert division.resident == (scale is few)
         own = count = torch.zeros(1, dtype=torch.int32)
         packed = x.new_zeros(1, channels[2], 1)
@@ -277,7 +286,7 @@ def test_patch_convolutions_with_every_option(dtype, launches):
             division, scale, x, packed, bias, x, channels, own, own, own,
             post=post, relu=relu, count=count,
         )  # fmt: skip
-    assert len(launches) == 8
+    assert len(launches) == 16
     for launch in launches:
         assert launch.file == "patch_sm90.cu"
         check_conv(launch)
@@ -322,7 +331,9 @@ def test_other_kernels_compile_as_they_are_launched(launches, tmp_path):
         rows = torch.zeros(grid.stored_pixels(8), 64, dtype=dtype)
         assert eager.max_pool2d(DualResTensor(rows, grid, 8)).block == 4
         stem.split_padded(torch.zeros(1, 3, 8, 16), grid.slot, grid.cells, 1, 8, dtype)
-        assert len(patches.build_patches(grid.slot, grid.cells, 1, [8, 16])) == 2
+        scales = [tables.Scale.of(block, 1, 2) for block in (8, 16)]
+        cuts = [tilings.Cut(scale.block, tilings.Tiling.of(scale)) for scale in scales]
+        assert len(patches.build_patches(grid.slot, grid.cells, 1, cuts)) == 2
     batch_norm.plan.cache_clear()
     found = {launch for launch in launches if launch.file in PLAIN}
     assert {launch.file for launch in found} == set(PLAIN)

@@ -7,14 +7,14 @@ from fast_models import ON_HOPPER
 
 from segblocks import BlockGrid
 from segblocks.fast import front, patches, stem, tables
-from segblocks.fast.tables import TableKey
+from segblocks.fast.tables import Scale, TableKey
+from segblocks.fast.tilings import Cut, Tiling
 
 pytestmark = [*ON_HOPPER, pytest.mark.usefixtures("poisoned_memory")]
 
 BLOCK = 64
 KEYS = [TableKey(block, stride) for block in (4, 8, 16, 32) for stride in (1, 2)]
 KEYS += [TableKey(block, stride, centre=True) for block in (4, 8, 16, 32, 64) for stride in (1, 2)]
-PATCHED = [4, 8, 16, 24, 32]
 
 
 @pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, "planes"])
@@ -30,13 +30,16 @@ def test_as_one_by_one(shape, kind, given):
         image = image.to(given).contiguous(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if given == torch.bfloat16 else torch.float16
     padded = stem.split_padded(image, *where, BLOCK, dtype)
-    for most_keys, most_patched in ((18, 5), (12, 4), (7, 2), (0, 0)):
-        keys, patched = KEYS[:most_keys], PATCHED[:most_patched]
-        found = front.begin(image, grid, BLOCK, dtype, keys, patched)
+    scales = [Scale.of(block, grid.n_high, grid.mask.numel()) for block in (4, 8, 16, 24, 32)]
+    every = [Cut(scale.block, Tiling.of(scale)) for scale in scales]
+    every += [Cut(scale.block, Tiling.of_patches(scale, 999)) for scale in (scales[2], scales[4])]
+    for most_keys, most_cuts in ((18, 7), (12, 6), (7, 2), (0, 0)):
+        keys, cuts = KEYS[:most_keys], every[:most_cuts]
+        found = front.begin(image, grid, BLOCK, dtype, keys, cuts)
         assert torch.equal(found.padded.view(torch.int16), padded.view(torch.int16))
         expected = tables.build_tables(*where, keys)
         assert found.tables.keys() == expected.keys()
         assert all(torch.equal(found.tables[key], expected[key]) for key in keys)
-        expected = patches.build_patches(*where, patched)
+        expected = patches.build_patches(*where, cuts)
         assert found.tiles.keys() == expected.keys()
         assert all(torch.equal(found.tiles[key], expected[key]) for key in expected)

@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from agreement import GRIDS, make_grid
 from fast_models import relative_error
-from hopper_on_cpu import hopper_or_cpu  # noqa: F401
-from patches_by_hand import kinds_of, tiles_by_hand
+from hopper_on_cpu import PROCESSORS, hopper_or_cpu  # noqa: F401
 from test_fast_layouts import plain_matrix
+from test_fast_tilings import all_tiles
 
 from segblocks import BlockGrid, DualResTensor, to_blocks
 from segblocks.fast import patches, stem
 from segblocks.fast.packing import pack
-from segblocks.fast.patches import Division, Tiling
 from segblocks.fast.steps import StemStep
 from segblocks.fast.tables import Scale, TableKey, build_tables
+from segblocks.fast.tilings import SHARED, STAGE_BYTES, STREAMED, Cut, Division, Tiling, divide
+from segblocks.ops.cuda.module import multiprocessors
 
 BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 REPEATS = {"cuda": 5, "cpu": 1}
@@ -85,26 +86,25 @@ def check_output(out: torch.Tensor, expected: torch.Tensor, scale: Scale) -> Non
 def test_tables_of_tiles(kind, device):
     mask = make_grid(kind)
     grid = BlockGrid.from_mask(mask.to(device))
-    blocks = [4, 8, 16, 24, 32]  # over one launch
-    tables = patches.build_patches(grid.slot, grid.cells, grid.n_high, blocks)
-    for block in blocks:
-        scale = Scale.of(block, grid.n_high, mask.numel())
-        tiling = Tiling.of(scale)
-        assert (block in tables) == tiling.has_patches
-        if not tiling.has_patches:
-            continue
-        expected = [
-            tile
-            for high in (True, False)
-            if (block if high else block // 2) in kinds_of(high)
-            for tile in tiles_by_hand(mask, block, high)
-        ]
-        table = tables[block].tolist()
+    scales = [Scale.of(block, grid.n_high, mask.numel()) for block in (4, 8, 16, 24, 32)]
+    cuts = [Cut(scale.block, Tiling.of(scale)) for scale in scales]
+    for scale in scales:  # with more tables than a launch can fill
+        tilings = [Tiling.of_patches(scale, tiles) for tiles in range(1, 200)]
+        tilings = list(dict.fromkeys(t for t in tilings if t is not None))
+        cuts += [Cut(scale.block, t) for t in {*tilings[:1], *tilings[len(tilings) // 2 :][:1]}]
+    tables = patches.build_patches(grid.slot, grid.cells, grid.n_high, cuts)
+    assert list(tables) == list(dict.fromkeys(cut for cut in cuts if cut.tiling.has_patches))
+    assert any(cut.tiling.triples for cut in tables)
+    for (block, tiling), table in tables.items():
+        of_patches = tiling != Tiling.of(Scale.of(block, grid.n_high, mask.numel()))
+        expected = all_tiles(mask, block, tiling.triples if of_patches else None)
         assert len(table) == tiling.tiles
-        for found, tile in zip(table, expected):
-            assert found[: len(tile.inputs)] == tile.inputs
-            assert found[288 : 288 + 128] == tile.outputs
-            assert found[288 + 128 :] == tile.averages
+        for found, tile in zip(table.tolist(), expected):
+            found = found[: len(tile.inputs)], found[300:]
+            assert found[0] == tile.inputs
+            pixels = len(tile.outputs)
+            assert found[1][:pixels] == tile.outputs
+            assert found[1][pixels : pixels * 5 // 4] == tile.averages
 
 
 # -- the convolution -------------------------------------------------------------------------------
@@ -127,14 +127,16 @@ class Case:
     dtype: torch.dtype = torch.float16
     lanes: int = 0  # thread blocks for each slice and part; 0: as planned
     streamed: bool = False
+    tiles: int = 0  # of patches, at most so many; 0: of 128 pixels
 
     def divide(self, scale: Scale, processors: int) -> Division:
         second = 64 if self.residual else self.extra
         channels = (self.cin, second, self.cout)
-        d = patches.divide(Tiling.of(scale), channels, processors)
+        tiling = Tiling.of_patches(scale, self.tiles) if self.tiles else Tiling.of(scale)
+        d = divide(tiling, channels, processors)
         if self.streamed:
-            chunks, stages = d.chunk_of[-1], patches._STREAMED
-            ring = min(8, (patches._SHARED - stages * patches._STAGE_BYTES) // d.tiling.slot)
+            chunks, stages = d.chunk_of[-1], STREAMED
+            ring = min(8, (SHARED - stages * STAGE_BYTES) // d.tiling.slot)
             lanes = min(64 // d.slices, d.tiling.tiles)
             d = Division(d.tiling, (0, chunks), False, stages, ring, lanes, d.slices)
         return replace(d, lanes=min(self.lanes, d.tiling.tiles)) if self.lanes else d
@@ -199,6 +201,27 @@ CASES = {
     "three thread blocks, woven": Case(8, 64, 64, (1, 4, 8), 11, lanes=3),
     "three thread blocks, all woven": Case(8, 64, 64, (1, 8, 8), 0, lanes=3),
     "woven, no relu, post": Case(8, 192, 64, (1, 8, 8), 9, residual=True, relu=False, post=True),
+    # Tiles of patches, three in some.
+    "patches of both": Case(16, 128, 128, tiles=99),
+    "patches of both, of 32": Case(32, 64, 64, residual=True, tiles=99, lanes=5),
+    "triples of both": Case(16, 128, 128, tiles=10, lanes=3),
+    "triples alone": Case(16, 64, 64, tiles=9, residual=True),
+    "triples of 32": Case(32, 64, 64, tiles=50, residual=True, post=True),
+    "triples of 24": Case(24, 64, 64, tiles=28, lanes=4),
+    "triples, woven": Case(8, 128, 128, tiles=3),
+    "triples, all high": Case(16, 128, 128, high=12, tiles=20, lanes=3),
+    "triples, none high": Case(16, 64, 64, high=0, tiles=5, relu=False),
+    "triples, extra": Case(16, 128, 128, (2, 3, 4), 9, extra=64, extra_stride=2, tiles=20, lanes=7),
+    "triples, woven, extra": Case(8, 64, 128, high=8, extra=128, extra_stride=2, tiles=4, lanes=2),
+    "triples, one thread block": Case(16, 64, 64, tiles=10, lanes=1),
+    "triples, streamed": Case(
+        16, 128, 128, (1, 4, 8), 13, tiles=30, lanes=4, streamed=True, post=True
+    ),
+    "triples, woven, streamed": Case(
+        8, 256, 64, (1, 4, 8), 13, tiles=8, streamed=True, residual=True
+    ),
+    "triples, parts": Case(8, 512, 64, high=6, tiles=3, residual=True),
+    "triples, two parts": Case(16, 256, 64, (1, 1, 2), 1, tiles=2),
     # bfloat16.
     "bf16": Case(16, 128, 128, residual=True, dtype=torch.bfloat16),
     "bf16, parts": Case(8, 256, 256, dtype=torch.bfloat16),
@@ -218,12 +241,15 @@ class Convolution:
         grid, block, dtype = self.grid, case.block, case.dtype
         n_blocks = grid.mask.numel()
         self.scale = Scale.of(block, case.high, n_blocks)
-        self.division = case.divide(self.scale, patches.multiprocessors(0))
+        self.division = case.divide(
+            self.scale, PROCESSORS if device == "cpu" else multiprocessors(0)
+        )
         keys = [TableKey(block), TableKey(block, centre=True)]
         found = build_tables(grid.slot, grid.cells, case.high, keys)
         self.table, self.own = found[keys[0]], found[keys[1]][0]
-        tiles = patches.build_patches(grid.slot, grid.cells, case.high, [block])
-        self.patches = tiles.get(block)
+        cut = Cut(block, self.division.tiling)
+        tiles = patches.build_patches(grid.slot, grid.cells, case.high, [cut])
+        self.patches = tiles.get(cut)
         cin, cout = case.cin, case.cout
         self.x = extended_input(grid, self.scale, cin, dtype)
         weight = torch.randn(cout, cin, 3, 3) / (9 * cin) ** 0.5
@@ -299,16 +325,19 @@ def test_convolutions(name, device):
 
 
 def test_cases_cover_every_way_of_sharing_the_work():
-    ways = set()
+    ways, triples = set(), set()
     for case in CASES.values():
         n_blocks = case.grid[0] * case.grid[1] * case.grid[2]
         d = case.divide(Scale.of(case.block, case.high, n_blocks), 132)
         tiles, low = d.tiling.high_tiles, d.tiling.tiles - d.tiling.high_tiles
-        ways.add("streamed" if not d.resident else "parts" if d.parts > 1 else "whole")
+        way = "streamed" if not d.resident else "parts" if d.parts > 1 else "whole"
+        ways.add(way)
+        triples.add(way if d.tiling.triples else "")
         ways.add("three parts" if d.parts > 2 else "")
         if tiles > 2 * d.lanes and low > 2 * d.lanes:
             ways.add("odd" if -(-tiles // d.lanes) % 2 else "even")
     assert ways - {""} == {"streamed", "parts", "three parts", "whole", "odd", "even"}
+    assert triples == {"", "streamed", "parts", "whole"}
 
 
 def test_averages_inside_a_block_are_left_alone(device):

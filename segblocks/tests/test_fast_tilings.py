@@ -9,25 +9,26 @@ from agreement import GRIDS, distance, make_grid, make_image
 from definition import slow_blocks
 from neighbours import extended
 from patches_by_hand import (
-    LINES_APART,
+    IN_TURN,
     LOW_KINDS,
     TileByHand,
     kinds_of,
     tiles_by_hand,
+    tiles_of_patches_by_hand,
     upper_lines,
 )
 from test_fast_layouts import plain_matrix, unpack, unpack_turned
 
 from segblocks import to_blocks
-from segblocks.fast import patches
-from segblocks.fast.patches import Tiling, divide
+from segblocks.fast import patches, tilings
 from segblocks.fast.tables import Scale
+from segblocks.fast.tilings import Division, Tiling, divide, estimate, plan
 
 SHARED = 227 << 10  # bytes of shared memory that a thread block of Hopper can have
 STATIC = 1024  # of them for barriers
 STAGE = 64 * 64 * 2  # bytes of one tap of 64 input and 64 output channels
 MAX_STAGES = 32  # barriers of the kernel
-NUMBER = {"tall": 0, "pair": 1, "woven": 2, "rows": 3}  # as in patch_tiles.cuh
+NUMBER = {"tall": 0, "pair": 1, "triple": 1, "woven": 2, "rows": 3}  # as in patch_tiles.cuh
 
 
 def kind_of(side: int, high: bool) -> int:
@@ -57,6 +58,33 @@ def test_tilings_have_a_place_for_every_pixel(block, grid):
             assert tiling.tiles - tiling.high_tiles == len(tiles_by_hand(mask, block, False))
 
 
+@pytest.mark.parametrize("tiles", range(1, 60))
+@pytest.mark.parametrize("n_high", [0, 1, 5, 12])
+@pytest.mark.parametrize("block", [8, 16, 24, 32])
+def test_tiles_of_patches_are_as_few_as_asked_for(block, n_high, tiles):
+    scale = Scale.of(block, n_high, 12)
+    tiling = Tiling.of_patches(scale, tiles)
+    rows = scale.rows if block % 16 == 0 else scale.high_rows
+    low = -(-(scale.rows - rows) // 128)
+    fewest = -(-rows // 192) + low
+    if tiling is None:  # too few, or as they are anyway
+        assert tiles < fewest or (block % 16 and tiles >= -(-rows // 128) + low)
+        return
+    assert fewest <= tiling.tiles <= tiles
+    assert tiling.tiles - tiling.high_tiles == low
+    pairs = tiling.high_tiles - tiling.triples
+    assert pairs >= 0
+    places = 192 * tiling.triples + 128 * pairs
+    assert rows <= places < rows + 128, "and none more than they need"
+    assert tiling.triples == 0 or places == rows
+    assert tiling.triples > 0 or block % 16 == 0
+
+
+def test_no_tiles_of_patches_where_blocks_hold_none():
+    for block in (2, 4, 6, 12, 20):
+        assert not any(Tiling.of_patches(Scale.of(block, 5, 12), n) for n in range(100))
+
+
 @pytest.mark.parametrize("n_high", [0, 5, 12])
 @pytest.mark.parametrize("block", [2, 4, 6, 12])
 def test_blocks_that_are_no_patches_are_one_range_of_rows(block, n_high):
@@ -68,11 +96,18 @@ def test_blocks_that_are_no_patches_are_one_range_of_rows(block, n_high):
 
 
 @pytest.mark.parametrize(
-    ("kind", "pixels"), [("tall", 18 * 10), ("pair", 20 * 10), ("woven", 6 * 6 * 8), ("rows", 128)]
+    ("kind", "pixels"),
+    [
+        ("tall", 18 * 10),
+        ("pair", 20 * 10),
+        ("triple", 30 * 10),
+        ("woven", 6 * 6 * 8),
+        ("rows", 128),
+    ],
 )
 def test_planes_hold_a_tile_and_fall_into_different_banks(kind, pixels):
     number = NUMBER[kind]
-    tiling = Tiling(1, 1, number, number, 0)
+    tiling = Tiling(1, 1, number, number, 0, int(kind == "triple"))
     assert tiling.plane >= 16 * pixels
     eight = {tiling.plane * i % 128 for i in range(8)}
     assert len(eight) == 8, "16 bytes of eight planes are written at once"
@@ -101,9 +136,13 @@ CHANNELS = [
 @pytest.mark.parametrize("n_blocks", [1, 6, 128, 2048])
 @pytest.mark.parametrize("block", [2, 4, 8, 16, 24, 32])
 def test_work_is_shared_among_thread_blocks(block, n_blocks, channels, processors):
-    cin, cin2, cout = channels
-    tiling = Tiling.of(Scale.of(block, n_blocks * 2 // 5, n_blocks))
-    d = divide(tiling, channels, processors)
+    scale = Scale.of(block, n_blocks * 2 // 5, n_blocks)
+    check_division(divide(Tiling.of(scale), channels, processors), channels, processors)
+    check_division(plan(scale, channels, processors), channels, processors)
+
+
+def check_division(d: Division, channels: tuple[int, int, int], processors: int) -> None:
+    (cin, cin2, cout), tiling = channels, d.tiling
     taps = [9] * (cin // 64) + [1] * (cin2 // 64)
     assert d.chunk_of[0] == 0
     assert d.chunk_of[-1] == len(taps), "every chunk is in a part"
@@ -145,6 +184,24 @@ def test_weights_stay_are_shared_or_stream(n_blocks, channels, way):
     assert (d.resident, d.parts > 1) == way
 
 
+@pytest.mark.parametrize(
+    ("block", "channels", "n_high", "tiles", "triples"),
+    [
+        (16, (128, 0, 128), 51, 132, 17),  # two for each of 66 thread blocks, not 141
+        (16, (128, 0, 128), 26, 103, 0),  # high and low ones at a time
+        (8, (256, 64, 256), 51, 33, 5),  # one for each of 33, not 36
+        (16, (128, 0, 128), 128, 256, 0),  # even as they are
+        (8, (256, 64, 256), 128, 64, 0),
+    ],
+)
+def test_the_last_few_tiles_take_no_round_of_their_own(block, channels, n_high, tiles, triples):
+    scale = Scale.of(block, n_high, 128)
+    d = plan(scale, channels, 132)
+    assert (d.tiling.tiles, d.tiling.triples) == (tiles, triples)
+    as_they_are = divide(Tiling.of(scale), channels, 132)
+    assert d == as_they_are or estimate(d, channels) < 0.97 * estimate(as_they_are, channels)
+
+
 def parts_filled_one_by_one(taps: list[int], most: int) -> int:
     parts, filled = 1, 0
     for count in taps:
@@ -163,9 +220,9 @@ def parts_filled_one_by_one(taps: list[int], most: int) -> int:
 def test_parts_are_few_and_nearly_the_same(taps, most):
     fewest = parts_filled_one_by_one(taps, most)
     if fewest > 8:
-        assert patches._balance(taps, most) is None
+        assert tilings._balance(taps, most) is None
         return
-    bounds = patches._balance(taps, most)
+    bounds = tilings._balance(taps, most)
     assert (bounds[0], bounds[-1]) == (0, len(taps))
     sizes = [sum(taps[a:b]) for a, b in pairwise(bounds)]
     assert 0 not in sizes
@@ -226,20 +283,35 @@ def stored_rows(slow) -> torch.Tensor:
 
 
 def convolve_tile(tile: TileByHand, rows, weight):
-    """(128, COUT): nine taps of a tile, each read from the staged pixels at another offset."""
+    """(pixels, COUT): nine taps of a tile, each read from the staged pixels at another offset."""
     staged = rows[tile.inputs]
-    places = list(product(range(16), range(8)))
+    places = list(product(range(len(tile.outputs) // 8), range(8)))
     return sum(
         staged[[tile.staged_at(line, x, dy, dx) for line, x in places]] @ weight[:, :, dy, dx].t()
         for dy, dx in product(range(3), range(3))
     )
 
 
+def all_tiles(mask, block: int, triples: int | None) -> list[TileByHand]:
+    if triples is not None:
+        return tiles_of_patches_by_hand(mask, block, triples)
+    sides = {True: block, False: block // 2}
+    return [
+        tile
+        for high in (True, False)
+        if sides[high] in kinds_of(high)
+        for tile in tiles_by_hand(mask, block, high)
+    ]
+
+
+@pytest.mark.parametrize("triples", [None, 0, 1, 2])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("block", [8, 16, 24, 32])
-def test_tables_of_tiles_say_what_a_convolution_reads_and_writes(block, grid):
+def test_tables_of_tiles_say_what_a_convolution_reads_and_writes(block, grid, triples):
     """The plain table, which the kernel's is compared with, reproduces the definition."""
     mask = make_grid(grid)
+    if triples is not None and (block == 24 or 9 * triples > mask.sum()):
+        pytest.skip("no tiles of so many patches")
     image = make_image(mask, 2, block)
     weight = torch.randn(3, 2, 3, 3, dtype=torch.float64)
     slow = F.conv2d(slow_blocks(image, mask), weight, padding=1)
@@ -247,22 +319,19 @@ def test_tables_of_tiles_say_what_a_convolution_reads_and_writes(block, grid):
     means = extended(F.conv2d(to_blocks(image, mask), weight, padding=1))
     zero = rows.shape[0] - 1
     found, written = torch.full_like(means, float("nan")), []
-    for high in (True, False):
-        if (block if high else block // 2) not in kinds_of(high):
-            continue
-        for tile in tiles_by_hand(mask, block, high):
-            result = convolve_tile(tile, rows, weight)
-            for row, value in zip(tile.outputs, result, strict=True):
-                if row != zero:
-                    found[row] = value
-                    written.append(row)
-            lines = result.view(16, 8, -1)
-            for n, row in enumerate(tile.averages):
-                if row >= 0:
-                    upper, x = upper_lines(tile.kind)[n // 8 * 2 + n % 2], n % 8 // 2 * 2
-                    quad = lines[[upper, upper + LINES_APART[tile.kind]], x : x + 2]
-                    found[row] = quad.mean((0, 1))
-                    written.append(row)
+    for tile in all_tiles(mask, block, triples):
+        result = convolve_tile(tile, rows, weight)
+        for row, value in zip(tile.outputs, result, strict=True):
+            if row != zero:
+                found[row] = value
+                written.append(row)
+        lines = result.view(-1, 8, result.shape[1])
+        for n, row in enumerate(tile.averages):
+            if row >= 0:
+                upper, x = upper_lines(tile.kind)[n // 8 * 2 + n % 2], n % 8 // 2 * 2
+                quad = lines[[upper, upper + IN_TURN[tile.kind]], x : x + 2]
+                found[row] = quad.mean((0, 1))
+                written.append(row)
     assert len(written) == len(set(written)), "no row has two writers"
     high_rows = int(mask.sum()) * block * block
     stored = len(expected) if block // 2 in LOW_KINDS else high_rows

@@ -13,8 +13,9 @@ from ..ops.cuda.module import prepare
 from .patches import build_patches, new_patches, pack_patches
 from .stem import is_packed, plan_split
 from .tables import TableKey, build_tables, new_tables, pack_blocks, pack_table
+from .tilings import Cut
 
-_MOST_TILES, _MOST_COLUMNS = 4, 12  # of front.cu
+_MOST_TILES, _MOST_COLUMNS = 6, 12  # of front.cu
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Front:
 
     padded: Tensor
     tables: dict[TableKey, Tensor]
-    tiles: dict[int, Tensor]
+    tiles: dict[Cut, Tensor]
 
 
 def begin(
@@ -37,21 +38,21 @@ def begin(
     block: int,
     dtype: torch.dtype,
     keys: Iterable[TableKey],
-    patched: Iterable[int],
+    cuts: Iterable[Cut],
 ) -> Front:
     """Padded blocks of an image (N, 3, H, W), in `dtype`, and the tables of a grid on its device.
 
     Args:
         block: side of a high block of the image in pixels.
-        keys: the neighbour tables wanted; patched: sides of the high blocks whose tiles are.
+        keys: the neighbour tables wanted; cuts: those whose tiles are.
     """
-    keys, patched = list(keys), list(patched)
+    keys, cuts = list(keys), list(cuts)
     slot, cells, n_high = grid.slot, grid.cells, grid.n_high
     image = image.to(dtype)
     split = plan_split(grid.shape, n_high, block, dtype, image.stride(), is_packed(image))
     padded = torch.empty((split.rows, 4), dtype=dtype, device=image.device)
     tables = new_tables(slot, n_high, keys[:_MOST_COLUMNS])
-    tiles = new_patches(slot, n_high, patched[:_MOST_TILES])
+    tiles = new_patches(slot, cuts[:_MOST_TILES])
 
     def padded_to(count: int, numbers: Iterable[int]) -> list[int]:
         numbers = list(numbers)
@@ -80,5 +81,5 @@ def begin(
     ).launch(image.device)
     # Networks of more scales than one launch takes.
     tables |= build_tables(slot, cells, n_high, keys[_MOST_COLUMNS:])
-    tiles |= build_patches(slot, cells, n_high, patched[_MOST_TILES:])
+    tiles |= build_patches(slot, cells, n_high, cuts[_MOST_TILES:])
     return Front(padded, tables, tiles)

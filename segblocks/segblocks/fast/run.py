@@ -10,11 +10,11 @@ from ..grid import BlockGrid
 from ..ops.cuda.module import multiprocessors
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
-from . import patches
 from .depthwise import convolve_depthwise, pack_depthwise
 from .front import Front, begin
 from .hopper import Fused, convolve
 from .packing import pack
+from .patches import convolve_patches
 from .row_tiles import STEP, divide
 from .stem import (
     convolve_stem,
@@ -38,6 +38,7 @@ from .steps import (
     read_beyond_blocks,
 )
 from .tables import Scale, TableKey
+from .tilings import Cut, Division, needs_table, plan
 from .trace import Program, Ref
 
 
@@ -75,7 +76,6 @@ class Network:
             if value is not None
         }
         self.keys = sorted(self._table_keys(), key=repr)
-        self.patched = sorted({program.blocks[s.output] for s in steps if self.by_patches(s)})
         self.stems = [step for step in steps if isinstance(step, StemStep)]
         self.places: dict[int, Tensor] = {}
         self.counters: Tensor | None = None
@@ -83,6 +83,12 @@ class Network:
     def by_patches(self, step: Step) -> bool:
         """Whether `patch_sm90.cu` runs the step."""
         return isinstance(step, ConvStep) and self.packed[id(step)].by_patches
+
+    def division(self, step: ConvStep, grid: BlockGrid) -> Division:
+        """How the work of a patch convolution is shared."""
+        scale = Scale.of(self.program.blocks[step.output], grid.n_high, grid.mask.numel())
+        processors = multiprocessors(grid.mask.device.index)
+        return plan(scale, self.packed[id(step)].channels, processors)
 
     def prepare(self, n_high: int, n_blocks: int, device: torch.device) -> None:
         """What is the same for every grid of this many high blocks; call before capturing."""
@@ -96,7 +102,12 @@ class Network:
     def run(self, image: Tensor, grid: BlockGrid) -> Any:
         """The network's output, block tensors combined; image (N, 3, H, W)."""
         n_blocks = grid.mask.numel()
-        front = begin(image, grid, self.block, self.dtype, self.keys, self.patched)
+        cuts = {
+            Cut(self.program.blocks[step.output], self.division(step, grid).tiling): None
+            for step in self.steps
+            if self.by_patches(step)
+        }
+        front = begin(image, grid, self.block, self.dtype, self.keys, cuts)
         frame = _Frame(self, front, grid, n_blocks)
         for i, step in enumerate(self.steps):
             frame.step(step)
@@ -121,7 +132,7 @@ class Network:
             if isinstance(step, PoolStep):
                 keys.add(TableKey(blocks[step.source], 2))
             if isinstance(step, ConvStep):
-                whole = not self.by_patches(step) or patches.needs_table(blocks[step.output])
+                whole = not self.by_patches(step) or needs_table(blocks[step.output])
                 if step.weight.shape[2] == 3 and whole:
                     keys.add(TableKey(blocks[step.source], step.stride))
                 if step.enlarged is not None:
@@ -213,13 +224,14 @@ class _Frame:
         packed, scale = self.network.packed[id(step)], self.scale(step.output)
         x = self.buffers[step.source]
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
+        division = self.network.division(step, self.grid)
         more: dict[str, Any] = {}
         if step.extra is not None:
             more = {"x2": self.buffers[step.extra], "stride2": step.extra_stride}
         elif step.residual is not None:
             more = {"x2": self.buffers[step.residual], "step2": 64}
-        patches.convolve_patches(
-            patches.plan(scale, packed.channels, x.device),
+        convolve_patches(
+            division,
             scale,
             x,
             packed.weights,
@@ -228,7 +240,7 @@ class _Frame:
             packed.channels,
             self.middle(scale.block),
             self.tables.get(TableKey(scale.block)),
-            self.tiles.get(scale.block),
+            self.tiles.get(Cut(scale.block, division.tiling)),
             post=packed.post,
             relu=step.relu,
             count=self.network.counters,

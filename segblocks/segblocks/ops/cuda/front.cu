@@ -10,7 +10,7 @@
 #include "patch_tables.cuh"
 #include "follow.cuh"
 
-constexpr int MOST_TILES = 4, MOST_COLUMNS = 12;
+constexpr int MOST_TILES = 6, MOST_COLUMNS = 12;
 
 struct Arguments {
     Split split;

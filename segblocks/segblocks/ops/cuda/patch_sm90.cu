@@ -1,7 +1,7 @@
 // 3×3 convolution over both resolutions in one launch, on Hopper's warpgroup matrix units.
 //
 // The product is turned round: output channels are its rows (64 a warpgroup), pixels its columns
-// (128 a tile). Pixels are fetched once with their halo into shared memory, and all nine taps read
+// (128 a tile, or with TRIPLES 192 for some). Pixels are fetched once with their halo into shared memory, and all nine taps read
 // them there, each at another offset: without swizzle, eight neighbouring pixels are 128 consecutive
 // bytes wherever they start. patch_tiles.cuh has the kinds of tiles.
 //
@@ -31,7 +31,7 @@
 //   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (all tiles but ROWS)
 //   post     (2, cout_pad) float32     the result becomes relu(result * post[0] + post[1]) (POST)
 //   out      (extended rows, cout)     with the averages that low neighbours will read
-//   work     (tiles, cout/64, parts, 64*128) float32, count (tiles, cout/64, 2) int32 zeros: for
+//   work     (tiles, cout/64, parts, 64*128, or with TRIPLES 64*192) float32, count (tiles, cout/64, 2) int32 zeros: for
 //            parts > 1; the halves of a shared tile are counted apart
 //
 // cin and cout are multiples of 64. parts: how many thread blocks share the inner dimension;
@@ -43,7 +43,7 @@
 #include "patch_tiles.cuh"
 #include "follow.cuh"
 
-constexpr int STAGE_BYTES = 64 * 64 * 2, OUTPUT_BYTES = (TILE_PITCH - OUTPUT_AT) * 4;
+constexpr int STAGE_BYTES = 64 * 64 * 2, OUTPUT_BYTES = PATCH * (SB_TRIPLES ? 3 : 2) * 5;
 constexpr int MAX_PARTS = 8, MAX_STAGES = 32, MAX_RING = 8;
 
 struct Arguments {
@@ -86,9 +86,9 @@ struct Staging {
     int count, slots, line, down, right;
 };
 
-INLINE Staging staging_of(int kind) {
+INLINE Staging staging_of(int kind, int size = 2) {
     if (kind == TALL) return {TALL_ROWS, 1, 10, 10, 1};
-    if (kind == PAIR) return {PAIR_ROWS, 1, 10, 20, 1};
+    if (kind == PATCHES) return {PATCH_ROWS * size, 1, 10, 10 * size, 1};
     if (kind == WOVEN) return {WOVEN_ROWS, 1, 8, 48, 8};
     return {TILE, 9, 8, 0, 0};
 }
@@ -98,7 +98,11 @@ struct Region {
     int first, end, kind, slots;  // slots: of one tile
     int step;                     // from the tiles that are taken at a time to the next
     bool by_tile;                 // whether slots of two tiles take turns tile by tile
-    Staging staging;
+    Staging staging;              // of a tile that is none of three patches
+    // Of a tile of the region; only the numbers of pixels and the distance down depend on it.
+    INLINE Staging staging_at(const Tile& tile) const {
+        return SB_TRIPLES && kind == PATCHES ? staging_of(PATCHES, tile.size) : staging;
+    }
     // Whether the tile is shared by the warpgroups, not one of two.
     INLINE bool shares(int index, int lanes) const {
         return kind == WOVEN || index + lanes >= end;
@@ -178,7 +182,7 @@ INLINE void look_up(const Arguments& p, const Share& share, const Region& region
     } else {
         from += second ? OUTPUT_AT : 0;
     }
-    limit = min(limit, second ? TILE : region.staging.count);
+    limit = min(limit, second ? pixels_of(tile) : region.staging_at(tile).count);
 #pragma unroll
     for (int i = 0; i < COPIES; i++)
         rows[i] = own + STEP * i >= limit ? p.at.zero
@@ -199,7 +203,9 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
                  const Sequence& at, Cursor& slot, const int (&rows)[COPIES]) {
     int thread = threadIdx.x - 256, eight = thread % 8, own = thread / 8;
     bool second = at.chunk >= share.main_chunks;
-    int width = second ? p.width2 : p.cin, count = second ? TILE : region.staging.count;
+    int index = at.tile(share), width = second ? p.width2 : p.cin;
+    Tile tile = tile_at(p.tiling, index);
+    int count = second ? pixels_of(tile) : region.staging_at(tile).count;
     const scalar* x = second ? p.x2 + share.slice * p.step2 + (at.chunk - share.main_chunks) * 64
                              : p.x + at.chunk * 64;
     x += eight * 8;
@@ -213,7 +219,7 @@ INLINE void fill(const Arguments& p, const Shared& s, const Share& share, const 
     }
     int parts = second ? 1 : region.staging.slots;
     if (at.chunk == share.last_chunk - 1 && at.part == parts - 1 && thread < OUTPUT_BYTES / 16) {
-        int index = at.tile(share), m = tile_at(p.tiling, index).first + thread * 4;
+        int m = tile.first + thread * 4;
         bool by_rows = region.kind == ROWS;
         const int* from = by_rows ? p.own + m
                                   : p.patches + (long long)index * TILE_PITCH + OUTPUT_AT + thread * 4;
@@ -356,34 +362,49 @@ struct Multiplier {
 
     // LINES of a tile of the region, from `first_line` on: all of one of two tiles, or half of one that
     // both share.
-    template <int LINES> INLINE void sum(float (&acc)[4 * LINES], const Region& region, int first_line) {
+    template <int LINES>
+    INLINE void sum(float (&acc)[4 * LINES], const Region& region, const Staging& staging,
+                    int first_line) {
 #pragma unroll
         for (int i = 0; i < 4 * LINES; i++) acc[i] = 0;
-        int per_tile = LINES == 16 && region.by_tile ? region.slots : 0;
-        int per_slot = LINES == 16 && !region.by_tile ? 1 : 0;
+        int per_tile = OWN<LINES> && region.by_tile ? region.slots : 0;
+        int per_slot = OWN<LINES> && !region.by_tile ? 1 : 0;
         int second = max(0, share.last_chunk - max(share.main_chunks, share.first_chunk));
         int slots = region.slots - second;
-        arrivals = LINES == 16 ? 2 : 1;
+        arrivals = OWN<LINES> ? 2 : 1;
         if (SB_RESIDENT) weight = {0, 0};
         if (group) slot.advance(p.ring, per_tile);
-        if (region.staging.slots == 1)
-            multiply_slots<9, LINES>(acc, slots, region.staging, first_line, per_slot);
+        if (LINES % 12 == 0 || region.staging.slots == 1)
+            multiply_slots<9, LINES>(acc, slots, staging, first_line, per_slot);
         else if (LINES != WOVEN_LINES)
-            multiply_slots<1, LINES>(acc, slots, region.staging, first_line, per_slot);
+            multiply_slots<1, LINES>(acc, slots, staging, first_line, per_slot);
         multiply_slots<1, LINES>(acc, second, staging_of(ROWS), first_line, per_slot);
         if (!group) slot.advance(p.ring, per_tile);
         wgmma_wait<0>();
     }
     template <int LINES> INLINE void take(const Region& region, int index) {
-        int half = LINES == 16 ? 0 : group;
+        int half = OWN<LINES> ? 0 : group;
         float acc[4 * LINES];
-        sum<LINES>(acc, region, half * (LINES == WOVEN_LINES ? WOVEN_LINES + WOVEN_GAP : 8));
         Tile tile = tile_at(p.tiling, index);
-        Rows<STORED<LINES>> rows =
-            rows_of<STORED<LINES>>(p, tile, s.rows + held_slot * OUTPUT_BYTES, half);
+        sum<LINES>(acc, region, region.staging_at(tile),
+                   half * (LINES == WOVEN_LINES ? WOVEN_LINES + WOVEN_GAP : LINES));
+        unsigned from = s.rows + held_slot * OUTPUT_BYTES;
+        fresh = false;
+        if constexpr (LINES > 16) {
+            store<LINES>(acc, index, half, tile, rows_elsewhere(tile, from));
+            let_go();
+        } else {
+            Rows<STORED<LINES>> rows = rows_of<STORED<LINES>>(p, tile, from, half);
+            let_go();
+            store<LINES>(acc, index, half, tile, rows);
+        }
+    }
+    INLINE void let_go() {
         __syncwarp();  // the leader arrives for all
         release();
-        fresh = false;
+    }
+    template <int LINES, class Where>
+    INLINE void store(float (&acc)[4 * LINES], int index, int half, const Tile& tile, const Where& rows) {
         if (p.parts == 1 || add_parts<LINES>(p, acc, index, half, share, group, arrived))
             finish<LINES>(p, acc, tile, rows, channels);
     }
@@ -398,12 +419,14 @@ INLINE void multiply(const Arguments& p, const Shared& s, const Share& share, in
     for (int low = 0; low < 2; low++) {
         Region region = region_at(p, share, low);
         for (int index = region.first; index < region.end; index += region.step) {
+            bool shared = region.shares(index, share.lanes);
+            int mine = shared ? index : index + group * share.lanes;
             if (region.kind == WOVEN)
-                multiplier.take<WOVEN_LINES>(region, index);
-            else if (region.shares(index, share.lanes))
-                multiplier.take<8>(region, index);
+                multiplier.take<WOVEN_LINES>(region, mine);
+            else if (SB_TRIPLES && tile_at(p.tiling, mine).size == 3)
+                shared ? multiplier.take<12>(region, mine) : multiplier.take<24>(region, mine);
             else
-                multiplier.take<16>(region, index + group * share.lanes);
+                shared ? multiplier.take<8>(region, mine) : multiplier.take<16>(region, mine);
         }
     }
 }
