@@ -66,8 +66,8 @@ PLAIN = (
 )
 SHARED = 227 << 10  # bytes of shared memory that one thread block of Hopper can have
 # The 128 registers of a thread hold patch_conv's 64 sums and a tile's rows, and little more: a few
-# words that change with the tile are kept aside.
-SPILLED = {"patch_conv": 96}  # bytes
+# words that change with the tile are kept aside. So are up to four with all that block_conv can do.
+SPILLED = {"patch_conv": 96, "block_conv": 16}  # bytes
 SMALL = ("small_conv.cu", "policy.cu", "excursion.cu")
 
 

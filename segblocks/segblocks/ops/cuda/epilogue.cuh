@@ -18,34 +18,53 @@ INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
     }
 }
 
-// Eight channels of the bilinear ×2 of a buffer at half the block side, read at GEMM row m.
-INLINE void add_enlarged(const Arguments& p, int m, int column, int shift, float (&sum)[8]) {
-    int near, dy, dx, half = p.block / 2;
-    if (m < p.high_rows) {
-        int quad = m / 4, row = divide(quad, half, shift), x = quad - row * half;
-        int stored = divide(row, half, shift), y = row - stored * half;
-        // The smaller buffer's own quads: its GEMM row of pixel (y, x).
-        near = stored * half * half + (y / 2 * (half / 2) + x / 2) * 4 + y % 2 * 2 + x % 2;
-        dy = m & 2, dx = m & 1;
-    } else {
-        int within = m - p.high_rows, row = divide(within, half, shift), x = within - row * half;
-        int stored = divide(row, half, shift), y = row - stored * half;
-        near = p.up_high_rows + (stored * (half / 2) + y / 2) * (half / 2) + x / 2;
-        dy = y & 1, dx = x & 1;
+// The rows that the bilinear ×2 of a buffer at half the block side reads for a high quad: of a pixel of
+// the smaller buffer and its neighbours, line by line. Beyond the image the position is clamped, axis by
+// axis.
+INLINE void look_around(const Arguments& p, int quad, int shift, int (&at)[9]) {
+    int half = p.block / 2, row = divide(quad, half, shift), x = quad - row * half;
+    int stored = divide(row, half, shift), y = row - stored * half;
+    // The smaller buffer's own quads: its GEMM row of pixel (y, x).
+    int near = stored * half * half + (y / 2 * (half / 2) + x / 2) * 4 + y % 2 * 2 + x % 2;
+#pragma unroll
+    for (int tap = 0; tap < 9; tap++) at[tap] = p.up_table[tap * p.up_pitch + near];
+#pragma unroll
+    for (int tap = 0; tap < 9; tap += 2) {
+        int beside = at[3 + tap % 3], above = at[tap / 3 * 3 + 1];
+        if (tap != 4 && at[tap] == p.up_zero) at[tap] = above == p.up_zero ? beside : above;
     }
-    int step_y = dy ? 3 : -3, step_x = dx ? 1 : -1;
-    const int* table = p.up_table + 4 * p.up_pitch + near;
-    int at = table[0], at_y = table[step_y * p.up_pitch], at_x = table[step_x * p.up_pitch];
-    int at_yx = table[(step_y + step_x) * p.up_pitch];
-    // Beyond the image the position is clamped, axis by axis.
-    if (at_yx == p.up_zero) at_yx = at_y == p.up_zero ? at_x : at_y;
-    if (at_yx == p.up_zero) at_yx = at;
-    if (at_y == p.up_zero) at_y = at;
-    if (at_x == p.up_zero) at_x = at;
+#pragma unroll
+    for (int tap = 0; tap < 9; tap++) at[tap] = at[tap] == p.up_zero ? at[4] : at[tap];
+}
+
+// Eight channels of the enlarged pixel between four of the smaller buffer, of which `at` is nearest.
+INLINE void add_enlarged(const Arguments& p, int at, int at_y, int at_x, int at_yx, int column,
+                         float (&sum)[8]) {
     add_row(p.addend + (long long)at * p.cout + column, 0.5625f, sum);
     add_row(p.addend + (long long)at_y * p.cout + column, 0.1875f, sum);
     add_row(p.addend + (long long)at_x * p.cout + column, 0.1875f, sum);
     add_row(p.addend + (long long)at_yx * p.cout + column, 0.0625f, sum);
+}
+// Of pixel r of a high quad.
+INLINE void add_enlarged(const Arguments& p, const int (&at)[9], int r, int column, float (&sum)[8]) {
+    int y = r & 2 ? 3 : -3, x = r & 1 ? 1 : -1;
+    add_enlarged(p, at[4], at[4 + y], at[4 + x], at[4 + y + x], column, sum);
+}
+// Of the pixel at GEMM row m, of a low block.
+INLINE void add_enlarged(const Arguments& p, int m, int column, int shift, float (&sum)[8]) {
+    int half = p.block / 2, within = m - p.high_rows;
+    int row = divide(within, half, shift), x = within - row * half;
+    int stored = divide(row, half, shift), y = row - stored * half;
+    int near = p.up_high_rows + (stored * (half / 2) + y / 2) * (half / 2) + x / 2;
+    int step_y = y & 1 ? 3 : -3, step_x = x & 1 ? 1 : -1;
+    const int* table = p.up_table + 4 * p.up_pitch + near;
+    int at = table[0], at_y = table[step_y * p.up_pitch], at_x = table[step_x * p.up_pitch];
+    int at_yx = table[(step_y + step_x) * p.up_pitch];
+    if (at_yx == p.up_zero) at_yx = at_y == p.up_zero ? at_x : at_y;
+    if (at_yx == p.up_zero) at_yx = at;
+    if (at_y == p.up_zero) at_y = at;
+    if (at_x == p.up_zero) at_x = at;
+    add_enlarged(p, at, at_y, at_x, at_yx, column, sum);
 }
 
 INLINE void load_eight(const float* from, float (&v)[8]) {
@@ -139,6 +158,9 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
         for (int r = 0; r < 4; r++)
             if (add && m + r < p.rows)
                 addend[r] = *(const uint4*)(p.addend + (long long)rows[r] * p.cout + column);
+        int around[9];
+        const bool high = m < p.high_rows;
+        if (SB_ADD == 2 && high) look_around(p, m / 4, shift, around);
         float mean[8] = {};
 #pragma unroll
         for (int r = 0; r < 4; r++) {
@@ -162,7 +184,10 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
                     v[2 * j + 1] += b;
                 }
             }
-            if (SB_ADD == 2) add_enlarged(p, min(m + r, p.rows - 1), column, shift, v);
+            if (SB_ADD == 2 && high)
+                add_enlarged(p, around, r, column, v);
+            else if (SB_ADD == 2)
+                add_enlarged(p, min(m + r, p.rows - 1), column, shift, v);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 if (relu) v[i] = positive(v[i]);
@@ -173,7 +198,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
             if (m + r < p.rows)
                 *(uint4*)(p.out + (long long)rows[r] * p.cout + column) = pack_eight(v);
         }
-        if (averages && m < p.high_rows) {
+        if (averages && high) {
             int q = m / 4, row = divide(q, half, shift), x = q - row * half;
             int y = row - divide(row, half, shift) * half;
             if (y == 0 || y == half - 1 || x == 0 || x == half - 1) {
