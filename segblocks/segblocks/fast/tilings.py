@@ -135,7 +135,8 @@ def plan(scale: Scale, channels: tuple[int, int, int], processors: int) -> Divis
     """
     best = divide(Tiling.of(scale), channels, processors)
     rounds = -(-best.tiling.tiles // best.lanes)  # of one tile each
-    if best.parts > 1 or rounds > _MOST_ROUNDS:
+    # Larger tiles leave weights that stay, or enough slots, no room: what that costs is more than a round.
+    if best.resident or rounds > _MOST_ROUNDS:
         return best
     least = _WORTH * estimate(best, channels)
     for tiles in range(best.lanes, (rounds + 1) * best.lanes, best.lanes):
