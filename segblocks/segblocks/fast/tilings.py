@@ -135,7 +135,7 @@ def plan(scale: Scale, channels: tuple[int, int, int], processors: int) -> Divis
     """
     best = divide(Tiling.of(scale), channels, processors)
     rounds = -(-best.tiling.tiles // best.lanes)  # of one tile each
-    # Larger tiles leave weights that stay, or enough slots, no room: what that costs is more than a round.
+    # Larger tiles leave no room for weights that stay, which costs more than the round they save.
     if best.resident or rounds > _MOST_ROUNDS:
         return best
     least = _WORTH * estimate(best, channels)

@@ -1,9 +1,9 @@
 // 3×3 convolution over both resolutions in one launch, on Hopper's warpgroup matrix units.
 //
 // The product is turned round: output channels are its rows (64 a warpgroup), pixels its columns
-// (128 a tile, or with TRIPLES 192 for some). Pixels are fetched once with their halo into shared memory, and all nine taps read
-// them there, each at another offset: without swizzle, eight neighbouring pixels are 128 consecutive
-// bytes wherever they start. patch_tiles.cuh has the kinds of tiles.
+// (128 a tile, or with TRIPLES 192 for some). Pixels are fetched once with their halo into shared memory,
+// and all nine taps read them there, each at another offset: without swizzle, eight neighbouring pixels
+// are 128 consecutive bytes wherever they start. patch_tiles.cuh has the kinds of tiles.
 //
 // A thread block stays on its multiprocessor and takes one tile after the other. Its 64 output
 // channels never change, nor does its part of the inner dimension, so that the weights of both are
@@ -31,8 +31,8 @@
 //   patches  (tiles, TILE_PITCH) int32 from patch_tables.cu (all tiles but ROWS)
 //   post     (2, cout_pad) float32     the result becomes relu(result * post[0] + post[1]) (POST)
 //   out      (extended rows, cout)     with the averages that low neighbours will read
-//   work     (tiles, cout/64, parts, 64*128, or with TRIPLES 64*192) float32, count (tiles, cout/64, 2) int32 zeros: for
-//            parts > 1; the halves of a shared tile are counted apart
+//   work     (tiles, cout/64, parts, 64*128, or with TRIPLES 64*192) float32 and
+//   count    (tiles, cout/64, 2) int32 zeros, for parts > 1; the halves of a shared tile are counted apart
 //
 // cin and cout are multiples of 64. parts: how many thread blocks share the inner dimension;
 // part i takes chunks (64 channels each, of x then of x2) from chunk_of[i] up to chunk_of[i + 1].
