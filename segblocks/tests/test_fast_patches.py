@@ -1,113 +1,27 @@
-"""The patch convolution and the turned stem, against float32 rules on block tensors.
+"""The patch convolution, against float32 rules on block tensors.
 
 On Hopper, and in bfloat16 with Hopper's instructions played on the CPU.
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from agreement import GRIDS, make_grid
-from fast_models import relative_error
+from extended import NAN, REPEATS, check_equal, check_output, edges_of, extended_input, grid_of
 from hopper_on_cpu import PROCESSORS, hopper_or_cpu  # noqa: F401
 from test_fast_layouts import plain_matrix
-from test_fast_tilings import all_tiles
 
-from segblocks import BlockGrid, DualResTensor, to_blocks
-from segblocks.fast import patches, stem
-from segblocks.fast.packing import pack
-from segblocks.fast.steps import StemStep
+from segblocks import DualResTensor
+from segblocks.fast import patches
 from segblocks.fast.tables import Scale, TableKey, build_tables
 from segblocks.fast.tilings import SHARED, STAGE_BYTES, STREAMED, Cut, Division, Tiling, divide
 from segblocks.ops.cuda.module import multiprocessors
-
-BOUND = {torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
-REPEATS = {"cuda": 5, "cpu": 1}
-NAN = float("nan")
 
 
 @pytest.fixture(autouse=True)
 def _float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def grid_of(shape: tuple[int, int, int], n_high: int, device: str = "cuda") -> BlockGrid:
-    """A grid with so many high blocks, anywhere."""
-    total = shape[0] * shape[1] * shape[2]
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    return BlockGrid.from_mask((order < n_high).view(shape).to(device), n_high)
-
-
-def edges_of(averages: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n_high·(b/2)², C) averages as those along a block's edge, and those inside."""
-    half = block // 2
-    on_edge = torch.ones(half, half, dtype=torch.bool, device=averages.device)
-    on_edge[1:-1, 1:-1] = False
-    blocks = averages.view(-1, half, half, averages.shape[1])
-    return blocks[:, on_edge], blocks[:, ~on_edge]
-
-
-def quads_of(pixels: torch.Tensor, scale: Scale) -> torch.Tensor:
-    """The 2×2 means of the high blocks, in the order of an extended buffer."""
-    half, channels = scale.block // 2, pixels.shape[1]
-    blocks = pixels[: scale.high_rows].view(-1, half, 2, half, 2, channels)
-    return blocks.mean((2, 4)).view(-1, channels)
-
-
-def extended_input(grid: BlockGrid, scale: Scale, channels: int, dtype) -> torch.Tensor:
-    """Random pixels and what follows them; NaN where nothing may be read."""
-    x = torch.randn(scale.zero + 1, channels, device=grid.mask.device).to(dtype)
-    x[-1] = 0
-    averages = quads_of(x.float(), scale).to(dtype)
-    if scale.block > 4 and grid.n_high:
-        half = scale.block // 2
-        averages.view(-1, half, half, channels)[:, 1:-1, 1:-1] = NAN
-    x[scale.rows : scale.zero] = averages
-    return x
-
-
-def check_output(out: torch.Tensor, expected: torch.Tensor, scale: Scale) -> None:
-    """Pixels, averages along the edges, and the row of zeros; `out` was NaN before."""
-    bound = BOUND[out.dtype]
-    assert relative_error(out[: scale.rows], expected) < bound
-    assert not out[scale.zero].any(), "the row of zeros"
-    if scale.high_rows:
-        found, _ = edges_of(out[scale.rows : scale.zero], scale.block)
-        means, _ = edges_of(quads_of(expected, scale), scale.block)
-        assert relative_error(found, means) < bound
-
-
-# -- tables ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", GRIDS)
-def test_tables_of_tiles(kind, device):
-    mask = make_grid(kind)
-    grid = BlockGrid.from_mask(mask.to(device))
-    scales = [Scale.of(block, grid.n_high, mask.numel()) for block in (4, 8, 16, 24, 32)]
-    cuts = [Cut(scale.block, Tiling.of(scale)) for scale in scales]
-    for scale in scales:  # with more tables than a launch can fill
-        tilings = [Tiling.of_patches(scale, tiles) for tiles in range(1, 200)]
-        tilings = list(dict.fromkeys(t for t in tilings if t is not None))
-        cuts += [Cut(scale.block, t) for t in {*tilings[:1], *tilings[len(tilings) // 2 :][:1]}]
-    tables = patches.build_patches(grid.slot, grid.cells, grid.n_high, cuts)
-    assert list(tables) == list(dict.fromkeys(cut for cut in cuts if cut.tiling.has_patches))
-    assert any(cut.tiling.triples for cut in tables)
-    for (block, tiling), table in tables.items():
-        of_patches = tiling != Tiling.of(Scale.of(block, grid.n_high, mask.numel()))
-        expected = all_tiles(mask, block, tiling.triples if of_patches else None)
-        assert len(table) == tiling.tiles
-        for found, tile in zip(table.tolist(), expected):
-            found = found[: len(tile.inputs)], found[300:]
-            assert found[0] == tile.inputs
-            pixels = len(tile.outputs)
-            assert found[1][:pixels] == tile.outputs
-            assert found[1][pixels : pixels * 5 // 4] == tile.averages
-
-
-# -- the convolution -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -319,8 +233,7 @@ def test_convolutions(name, device):
     convolution = Convolution(CASES[name], device)
     results = [convolution.run() for _ in range(REPEATS[device])]
     check_output(results[0], convolution.expected(), convolution.scale)
-    bits = [out.view(torch.int16) for out in results]
-    assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
+    check_equal(results)
     assert not convolution.count.any(), "counters are left at zero"
 
 
@@ -347,42 +260,3 @@ def test_averages_inside_a_block_are_left_alone(device):
     _, inside = edges_of(averages, 16)
     assert inside.numel() > 0
     assert inside.isnan().all()
-
-
-# -- the stem --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("processors", [None, 3], ids=["planned", "few thread blocks"])
-@pytest.mark.parametrize("high", [0, 5, 12])
-@pytest.mark.parametrize(
-    ("block", "size", "channels", "dtype", "relu"),
-    [
-        (128, 7, 64, torch.float16, True),
-        (64, 7, 64, torch.float16, True),
-        (128, 3, 64, torch.float16, True),
-        (64, 3, 128, torch.float16, False),
-        (128, 7, 128, torch.bfloat16, True),
-    ],
-)
-def test_the_stem(block, size, channels, dtype, relu, high, processors, device, monkeypatch):
-    if device == "cpu":
-        dtype = torch.bfloat16
-    if processors:
-        monkeypatch.setattr(stem, "multiprocessors", lambda device: processors)
-    grid = grid_of((1, 3, 4), high, device)
-    image = torch.randn(1, 3, 3 * block, 4 * block, device=device).to(dtype)
-    weight = torch.randn(channels, 3, size, size, device=device) / (3 * size * size) ** 0.5
-    weight, bias = weight.to(dtype).float(), torch.randn(channels, device=device)
-    packed = pack(StemStep(1, weight, bias, relu, math.inf, 0), block // 2, dtype)
-    assert packed.by_patches
-    x = stem.split_padded(image, grid.slot, grid.cells, high, block, dtype)
-    scale = Scale.of(block // 2, high, 12)
-    results = []
-    for _ in range(REPEATS[device]):
-        out = torch.full((scale.zero + 1, channels), NAN, dtype=dtype, device=device)
-        stem.convolve_stem(x, packed.weights, packed.bias, out, scale, 12, relu)
-        results.append(out)
-    expected = F.conv2d(to_blocks(image.float(), grid), weight, bias, 2, size // 2).pixels
-    check_output(results[0], expected.relu() if relu else expected, scale)
-    bits = [out.view(torch.int16) for out in results]
-    assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"

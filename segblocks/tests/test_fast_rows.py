@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from extended import NAN, REPEATS, check_equal, check_output, extended_input, grid_of
 from hopper_on_cpu import hopper_or_cpu  # noqa: F401
 from test_fast_layouts import plain_matrix
-from test_fast_patches import NAN, REPEATS, check_output, extended_input, grid_of
 
 from segblocks import DualResTensor
 from segblocks.fast.hopper import Fused, convolve, pack_weights
@@ -219,8 +219,7 @@ def test_convolutions(name, device):
     convolution = Convolution(CASES[name], device)
     results = [convolution.run() for _ in range(REPEATS[device])]
     check_output(results[0], convolution.expected(), convolution.scale)
-    bits = [out.view(torch.int16) for out in results]
-    assert all(torch.equal(bits[0], other) for other in bits[1:]), "every run gives the same bits"
+    check_equal(results)
     assert not convolution.count.any(), "counters are left at zero"
 
 
