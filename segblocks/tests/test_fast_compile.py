@@ -65,7 +65,7 @@ PLAIN = (
     "normalise.cu",
 )
 SHARED = 227 << 10  # bytes of shared memory that one thread block of Hopper can have
-# The 128 registers of a thread hold patch_conv's 64 sums and a tile's rows, and little more: a few
+# The 168 registers of a thread hold patch_conv's 96 sums of three patches, and little more: a few
 # words that change with the tile are kept aside. So are up to four with all that block_conv can do.
 SPILLED = {"patch_conv": 96, "block_conv": 16}  # bytes
 SMALL = ("small_conv.cu", "policy.cu", "excursion.cu")

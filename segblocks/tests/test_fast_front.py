@@ -30,9 +30,14 @@ def test_as_one_by_one(shape, kind, given):
         image = image.to(given).contiguous(memory_format=torch.channels_last)
     dtype = torch.bfloat16 if given == torch.bfloat16 else torch.float16
     padded = stem.split_padded(image, *where, BLOCK, dtype)
-    scales = [Scale.of(block, grid.n_high, grid.mask.numel()) for block in (4, 8, 16, 24, 32)]
-    every = [Cut(scale.block, Tiling.of(scale)) for scale in scales]
-    every += [Cut(scale.block, Tiling.of_patches(scale, 999)) for scale in (scales[2], scales[4])]
+    every = []
+    for block in (8, 16, 32):
+        scale = Scale.of(block, grid.n_high, grid.mask.numel())
+        tilings = [Tiling.of_patches(scale, tiles) for tiles in range(1, 400)]
+        cuts = {Cut(block, tiling): None for tiling in (Tiling.of(scale), *tilings) if tiling}
+        every += [cut for cut in cuts if cut.tiling.has_patches][:4]
+    assert len(every) >= 7
+    assert any(cut.tiling.triples for cut in every[:6])
     for most_keys, most_cuts in ((18, 7), (12, 6), (7, 2), (0, 0)):
         keys, cuts = KEYS[:most_keys], every[:most_cuts]
         found = front.begin(image, grid, BLOCK, dtype, keys, cuts)

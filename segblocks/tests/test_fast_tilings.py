@@ -190,6 +190,8 @@ def test_weights_stay_are_shared_or_stream(n_blocks, channels, way):
         (8, (256, 64, 256), 51, 33, 5),  # one for each of 33, not 36
         (8, (256, 64, 256), 26, 26, 0),  # fewer than 33
         (8, (256, 64, 256), 128, 64, 0),  # even as they are
+        (16, (128, 64, 128), 51, 132, 17),  # of both resolutions, two for each of 66, not 141
+        (16, (128, 64, 128), 26, 103, 0),  # of both resolutions
         (16, (128, 0, 128), 51, 141, 0),  # weights stay
     ],
 )

@@ -50,8 +50,8 @@ class Tiling:
     def of_patches(cls, scale: Scale, tiles: int) -> "Tiling | None":
         """At most so many tiles, of two patches each or, where those are too few, some of three.
 
-        Blocks of both resolutions share tiles where both have sides of 8 or more. None: there is no
-        such tiling, or it is that of `of`.
+        Blocks of both resolutions share tiles where the sides of both are multiples of 8. None:
+        there is no such tiling, or it is that of `of`.
         """
         if scale.block % 8:
             return None
@@ -125,9 +125,11 @@ class Division:
 
 @functools.cache
 def plan(scale: Scale, channels: tuple[int, int, int], processors: int) -> Division:
-    """The division of a convolution that takes least time by `estimate`.
+    """The division of a convolution.
 
-    Some tiles of three patches do where the last few tiles would take another round.
+    Where weights stream by, and there are few rounds of tiles, it is the one that takes least time
+    by `estimate`: patches of both resolutions may share tiles, and some tiles of three patches save
+    a round for the last few.
 
     Args:
         channels: input, second input, output.

@@ -1,6 +1,6 @@
 // What patch_sm90.cu does with its sums: adds up the parts of the inner dimension, then bias, ReLU,
-// a second affine and ReLU, and the averages of the high blocks. All in registers: a thread holds pairs of
-// neighbouring pixels of two channels, and 8×8 matrices are turned round on the way out.
+// a second affine and ReLU, and the averages of the high blocks. Sums stay in registers: a thread holds pairs
+// of neighbouring pixels of two channels, and 8×8 matrices are turned round on the way out.
 #pragma once
 #include "turned.cuh"
 
@@ -117,8 +117,8 @@ INLINE Channels channels_of(const Arguments& p, int slice) {
 // Sums of the four pixels of two quads, of columns 2c and 2c + 1 of a matrix of eight averages. `acc`
 // holds sums of two neighbouring pixels: of j in acc[4j], of the other channel in acc[4j + 2].
 // SIZE: patches of the tile that take turns; 0: it is ROWS.
-template <int SIZE, int LINES>
-INLINE float2 quads(const float (&acc)[LINES], int group, int channel, int c) {
+template <int SIZE, int SUMS>
+INLINE float2 quads(const float (&acc)[SUMS], int group, int channel, int c) {
     int of = 2 * channel;
     if constexpr (SIZE > 0) {
         int upper = upper_line(SIZE, 2 * group), next = upper_line(SIZE, 2 * group + 1);
@@ -161,7 +161,7 @@ template <int LINES, class Where>
 INLINE void finish(const Arguments& p, float (&acc)[4 * LINES], const Tile& tile, const Where& rows,
                    const Channels& channels) {
     int c = threadIdx.x % 4, column = channels.column;
-    bool high = tile.first < p.at.high_rows;
+    bool high = tile.first < p.at.high_rows;  // some of its pixels at least
 #pragma unroll
     for (int first = 0; first < STORED<LINES>; first += 4) {
         unsigned packed[4][2];

@@ -93,7 +93,7 @@ INLINE Staging staging_of(int kind, int size = 2) {
     return {TILE, 9, 8, 0, 0};
 }
 
-// The tiles of one resolution that a thread block takes.
+// The tiles of one resolution that a thread block takes; the first region may have those of both.
 struct Region {
     int first, end, kind, slots;  // slots: of one tile
     int step;                     // from the tiles that are taken at a time to the next
@@ -141,7 +141,7 @@ struct Cursor {
 // -- the fetching warps ------------------------------------------------------------------------------
 
 // A thread copies eight channels (its place among eight threads) of every 28th pixel of a slot.
-constexpr int FETCHERS = 224, STEP = FETCHERS / 8, COPIES = (WOVEN_ROWS + STEP - 1) / STEP;
+constexpr int FETCHERS = 224, STEP = FETCHERS / 8, COPIES = (MOST_ROWS + STEP - 1) / STEP;
 
 // The slots of a region in the order in which they are filled.
 struct Sequence {

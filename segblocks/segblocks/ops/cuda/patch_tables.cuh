@@ -72,8 +72,8 @@ template <int THREADS> INLINE void fill_tile(const Blocks& b, const TileEntry& e
     if (index >= e.tiling.tiles) return;
     Tile tile = tile_at(e.tiling, index);
     if (tile.kind == ROWS) return;
-    bool high = index < e.tiling.high_tiles && e.tiling.high_tiles < e.tiling.tiles;
-    if (thread < 8) sources[thread] = source_at(b, e, tile, high ? e.at.high_rows : e.at.rows, thread);
+    int end = index < e.tiling.high_tiles ? e.tiling.first_row : e.at.rows;
+    if (thread < 8) sources[thread] = source_at(b, e, tile, end, thread);
     __syncthreads();
     int pixels = pixels_of(tile);
     int inputs = tile.kind == TALL    ? TALL_ROWS

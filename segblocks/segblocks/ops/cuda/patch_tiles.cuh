@@ -13,11 +13,12 @@ enum { TALL, PATCHES, WOVEN, ROWS };
 
 constexpr int TILE = 128, PATCH = 64;  // pixels
 constexpr int TALL_ROWS = 18 * 10, PATCH_ROWS = 10 * 10, WOVEN_ROWS = 6 * 6 * 8;
+constexpr int MOST_ROWS = 3 * PATCH_ROWS;  // that a tile stages
 
 // What patch_tables.cu prepares for each tile but ROWS: the input rows of its pixels in the order
 // above; from OUTPUT_AT on the output rows of its pixels (the row of zeros where there is none) and
 // the rows of the averages that they make, a quarter as many (-1 where there is none).
-constexpr int OUTPUT_AT = 3 * PATCH_ROWS, TILE_PITCH = OUTPUT_AT + 3 * PATCH * 5 / 4;
+constexpr int OUTPUT_AT = MOST_ROWS, TILE_PITCH = OUTPUT_AT + 3 * PATCH * 5 / 4;
 
 // How one convolution is cut into tiles. Low blocks' tiles follow those of high blocks; or all tiles are
 // PATCHES of both, and high_tiles is their number. The first `triples` tiles have three patches.
