@@ -2,9 +2,7 @@
 // not), ReLU, a second affine and ReLU, and the averages of the high blocks. Included by
 // conv_sm90.cu, whose `Arguments` it reads.
 #pragma once
-
-// x / f without a division where f is a power of two, which `shift` says (-1: it is not).
-INLINE int divide(int x, int f, int shift) { return shift >= 0 ? x >> shift : x / f; }
+#include "gemm_rows.cuh"
 
 INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
     uint4 v = *(const uint4*)from;
@@ -22,8 +20,8 @@ INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
 // the smaller buffer and its neighbours, line by line. Beyond the image the position is clamped, axis by
 // axis.
 INLINE void look_around(const Arguments& p, int quad, int shift, int (&at)[9]) {
-    int half = p.block / 2, row = divide(quad, half, shift), x = quad - row * half;
-    int stored = divide(row, half, shift), y = row - stored * half;
+    int half = p.block / 2;
+    auto [stored, y, x] = spot_at(quad, half, shift);
     // The smaller buffer's own quads: its GEMM row of pixel (y, x).
     int near = stored * half * half + (y / 2 * (half / 2) + x / 2) * 4 + y % 2 * 2 + x % 2;
 #pragma unroll
@@ -52,9 +50,8 @@ INLINE void add_enlarged(const Arguments& p, const int (&at)[9], int r, int colu
 }
 // Of the pixel at GEMM row m, of a low block.
 INLINE void add_enlarged(const Arguments& p, int m, int column, int shift, float (&sum)[8]) {
-    int half = p.block / 2, within = m - p.high_rows;
-    int row = divide(within, half, shift), x = within - row * half;
-    int stored = divide(row, half, shift), y = row - stored * half;
+    int half = p.block / 2;
+    auto [stored, y, x] = spot_at(m - p.high_rows, half, shift);
     int near = p.up_high_rows + (stored * (half / 2) + y / 2) * (half / 2) + x / 2;
     int step_y = y & 1 ? 3 : -3, step_x = x & 1 ? 1 : -1;
     const int* table = p.up_table + 4 * p.up_pitch + near;
@@ -134,7 +131,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
     constexpr int CHUNKS = BN / 8;
     int chunk = thread % CHUNKS, column = tile_n * BN + chunk * 8;
     if (column >= p.cout) return;
-    int half = p.block / 2, shift = half & (half - 1) ? -1 : 31 - __clz(half);
+    int half = p.block / 2, shift = shift_of(half);
     float bias[8], scale[8], offset[8];
     load_eight(p.bias + column, bias);
     const bool norm = SB_LATE && p.mean, add = SB_LATE ? p.addend != 0 : SB_ADD == 1;
@@ -199,8 +196,8 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
                 *(uint4*)(p.out + (long long)rows[r] * p.cout + column) = pack_eight(v);
         }
         if (averages && high) {
-            int q = m / 4, row = divide(q, half, shift), x = q - row * half;
-            int y = row - divide(row, half, shift) * half;
+            int q = m / 4;
+            auto [stored, y, x] = spot_at(q, half, shift);
             if (y == 0 || y == half - 1 || x == 0 || x == half - 1) {
 #pragma unroll
                 for (int i = 0; i < 8; i++) mean[i] *= 0.25f;

@@ -1,6 +1,7 @@
 // Neighbour tables (tables.cu): what one thread fills in.
 #pragma once
 #include "neighbours.cuh"
+#include "gemm_rows.cuh"
 
 // Where the blocks of a grid are: slot (N, gh, gw) and cells (N*gh*gw) as from build_slots.
 struct Blocks {
@@ -13,9 +14,6 @@ struct TableEntry {
     int* table;
     int block, stride, pitch, centre;
 };
-
-// x / f without a division where f is a power of two, which `shift` says (-1: it is not).
-INLINE int divided(int x, int f, int shift) { return shift >= 0 ? x >> shift : x / f; }
 
 // Column m of a table.
 INLINE void fill_column(const Blocks& b, const TableEntry& entry, int m) {
@@ -33,9 +31,7 @@ INLINE void fill_column(const Blocks& b, const TableEntry& entry, int m) {
     }
     // A quad of a high block, or a pixel of a low one: both are `side` in a line.
     bool high = m < out_high_rows;
-    int place = high ? m / 4 : m - out_high_rows, shift = side & (side - 1) ? -1 : 31 - __clz(side);
-    int line = divided(place, side, shift), x = place - line * side;
-    int rank = divided(line, side, shift), y = line - rank * side;
+    auto [rank, y, x] = spot_at(high ? m / 4 : m - out_high_rows, side, shift_of(side));
     if (high) y = 2 * y + m % 4 / 2, x = 2 * x + m % 2;
     int cell = b.cells[high ? rank : b.n_high + rank];
     Extended at = {block, high_rows, rows, zero};
