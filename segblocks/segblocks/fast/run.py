@@ -38,7 +38,7 @@ from .steps import (
     read_beyond_blocks,
 )
 from .tables import Scale, TableKey
-from .tilings import Cut, Division, needs_table, plan
+from .tilings import Cut, Division, plan
 from .trace import Program, Ref
 
 
@@ -84,11 +84,14 @@ class Network:
         """Whether `patch_sm90.cu` runs the step."""
         return isinstance(step, ConvStep) and self.packed[id(step)].by_patches
 
-    def division(self, step: ConvStep, grid: BlockGrid) -> Division:
-        """How the work of a patch convolution is shared."""
-        scale = Scale.of(self.program.blocks[step.output], grid.n_high, grid.mask.numel())
-        processors = multiprocessors(grid.mask.device.index)
-        return plan(scale, self.packed[id(step)].channels, processors)
+    def divisions(self, grid: BlockGrid) -> dict[int, Division]:
+        """How the work of each patch convolution is shared, by the value that it makes."""
+        n_blocks, processors = grid.mask.numel(), multiprocessors(grid.mask.device.index)
+        found = {}
+        for step in filter(self.by_patches, self.steps):
+            scale = Scale.of(self.program.blocks[step.output], grid.n_high, n_blocks)
+            found[step.output] = plan(scale, self.packed[id(step)].channels, processors)
+        return found
 
     def prepare(self, n_high: int, n_blocks: int, device: torch.device) -> None:
         """What is the same for every grid of this many high blocks; call before capturing."""
@@ -101,14 +104,10 @@ class Network:
 
     def run(self, image: Tensor, grid: BlockGrid) -> Any:
         """The network's output, block tensors combined; image (N, 3, H, W)."""
-        n_blocks = grid.mask.numel()
-        cuts = {
-            Cut(self.program.blocks[step.output], self.division(step, grid).tiling): None
-            for step in self.steps
-            if self.by_patches(step)
-        }
+        blocks, divisions = self.program.blocks, self.divisions(grid)
+        cuts = dict.fromkeys(Cut(blocks[value], d.tiling) for value, d in divisions.items())
         front = begin(image, grid, self.block, self.dtype, self.keys, cuts)
-        frame = _Frame(self, front, grid, n_blocks)
+        frame = _Frame(self, front, grid, divisions)
         for i, step in enumerate(self.steps):
             frame.step(step)
             for value in step.inputs:
@@ -132,8 +131,7 @@ class Network:
             if isinstance(step, PoolStep):
                 keys.add(TableKey(blocks[step.source], 2))
             if isinstance(step, ConvStep):
-                whole = not self.by_patches(step) or needs_table(blocks[step.output])
-                if step.weight.shape[2] == 3 and whole:
+                if step.weight.shape[2] == 3 and not self.by_patches(step):
                     keys.add(TableKey(blocks[step.source], step.stride))
                 if step.enlarged is not None:
                     keys.add(TableKey(blocks[step.enlarged]))
@@ -151,12 +149,13 @@ class _Frame:
         network: Network,
         front: Front,
         grid: BlockGrid,
-        n_blocks: int,
+        divisions: dict[int, Division],
     ):
         self.network = network
         self.padded: Tensor | None = front.padded
         self.grid = grid
-        self.n_blocks = n_blocks
+        self.n_blocks = grid.mask.numel()
+        self.divisions = divisions
         self.tables = front.tables
         self.tiles = front.tiles
         self.buffers: dict[int, Tensor] = {}
@@ -224,7 +223,7 @@ class _Frame:
         packed, scale = self.network.packed[id(step)], self.scale(step.output)
         x = self.buffers[step.source]
         out = x.new_empty((scale.zero + 1, packed.channels[2]))
-        division = self.network.division(step, self.grid)
+        division = self.divisions[step.output]
         more: dict[str, Any] = {}
         if step.extra is not None:
             more = {"x2": self.buffers[step.extra], "stride2": step.extra_stride}

@@ -143,9 +143,12 @@ def plan(scale: Scale, channels: tuple[int, int, int], processors: int) -> Divis
     least = _WORTH * estimate(best, channels)
     for tiles in range(best.lanes, (rounds + 1) * best.lanes, best.lanes):
         tiling = Tiling.of_patches(scale, tiles)
-        other = None if tiling is None else divide(tiling, channels, processors)
-        if other is not None and other.parts == 1 and estimate(other, channels) < least:
-            best, least = other, estimate(other, channels)
+        if tiling is None:
+            continue
+        other = divide(tiling, channels, processors)
+        time = estimate(other, channels)
+        if other.parts == 1 and time < least:
+            best, least = other, time
     return best
 
 
