@@ -110,6 +110,7 @@ def test_recipes_are_one_idea_each_and_some_together(tmp_path):
         "refined": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, ""),
         "varied": ("val", True, 0.5, "balanced", 0, None, [0.2, 1], 30, 15, 2, True, 15, ""),
         "taught": ("val", True, 0.5, "balanced", 0, None, [0.2] * 2, 30, 15, 2, True, 15, teacher),
+        "brief": ("val", True, 0.5, "balanced", 0, None, [0.2, 1], 30, 5, 2, True, 5, ""),
     }
     found = {n: tuple(getattr(args, f) for f in flags) for n, args in by_recipe.items()}
     assert found == expected

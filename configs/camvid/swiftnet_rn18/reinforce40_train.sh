@@ -7,7 +7,7 @@ run --mode train --name camvid/swiftnet_rn18/reinforce40 \
     --epochs 300 --val-every 25 --batch-size 8 \
     --segblocks-policy reinforce --segblocks-percent-target 0.4 --segblocks-block-size 64 \
     --segblocks-calibrate val --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5 \
-    --segblocks-reward balanced --segblocks-policy-wd-factor 30 --segblocks-policy-epochs 1/7 \
-    --segblocks-place-weight 2 --segblocks-recolour yes --segblocks-refine-epochs 1/7 \
+    --segblocks-reward balanced --segblocks-policy-wd-factor 30 --segblocks-policy-epochs 1/20 \
+    --segblocks-place-weight 2 --segblocks-recolour yes --segblocks-refine-epochs 1/20 \
     --segblocks-budgets 0.2 1.0 --segblocks-budget-power 24 \
     "$@"

@@ -45,6 +45,9 @@ class Decision:
         return F.logsigmoid(torch.where(self.sampled, logits, -logits))
 
 
+BUDGET_STEPS = 5  # from the lowest budget in training to the highest
+
+
 class Policy(nn.Module):
     """Base of all policies.
 
@@ -54,9 +57,10 @@ class Policy(nn.Module):
         quantize_percentage: without a budget, the number of high blocks in a batch is rounded up to
             a multiple of this share of all blocks, so that few distinct shapes occur; 0 for none.
         budgets: lowest and highest share; every batch in training then gets a budget of its own,
-            drawn between the two and the same for all its images. None: the policy decides.
+            one of six from one to the other and the same for all its images. None: the policy
+            decides.
         budget_power: how much more often a budget near the lowest is drawn: it is as far from it
-            as a uniform number to this power. 1: all as often.
+            as a uniform number to this power, rounded. 1: all as often.
 
     Attributes:
         exploration: 1 for grids at random, 0 for the policy's own; what lies between mixes. The
@@ -170,11 +174,13 @@ class Policy(nn.Module):
         return min(max(round(share * blocks / step) * step, least), most)
 
     def draw_share(self) -> float:
-        """A share between the two `budgets`, from torch's CPU generator."""
+        """One of few shares between the two `budgets`, both included, by torch's CPU generator:
+        each other one has shapes of its own, and CUDA graphs."""
         low, high = self.budgets
         if low == high:
             return low
-        return low + (high - low) * torch.rand(()).item() ** self.budget_power
+        step = round(BUDGET_STEPS * torch.rand(()).item() ** self.budget_power)
+        return low + (high - low) * step / BUDGET_STEPS
 
     def default_budget(self, rows: int, columns: int) -> float | int | None:
         """The budget when none is given; None leaves the choice to `choose`."""
