@@ -1,5 +1,5 @@
-// Stands in for the instructions of Hopper that wgmma.cuh, pipeline.cuh and follow.cuh wrap, so that a
-// kernel written with them runs on the CPU (hopper_on_cpu.py).
+// Stands in for the instructions that wgmma.cuh, mma.cuh, warp_product.cuh, pipeline.cuh and follow.cuh wrap, so
+// that a kernel written with them runs on the CPU (hopper_on_cpu.py).
 //
 // The threads of a thread block are fibers of one thread of the CPU, in an order that changes from thread
 // block to thread block; one runs until it waits for others. Thread blocks run one after another.
@@ -32,6 +32,7 @@ struct Fiber {
     bool done;
     unsigned exchanges;                          // of words between the threads of its warp
     std::vector<Copy> copies;                    // not yet announced
+    std::vector<std::vector<Copy>> groups;       // of copies that were not waited for
     std::vector<std::vector<Product>> products;  // of each group that was not waited for; the open one
 };
 static std::vector<Fiber> fibers;
@@ -125,10 +126,21 @@ inline void copy_async(unsigned to, const void* from) {
 }
 inline void copy_zeros(unsigned to, const void*) { me().copies.push_back({shared(to), nullptr}); }
 inline void copy_ahead(unsigned to, const void* from) { copy_async(to, from); }
-inline void copies_landed() {
-    for (const Copy& copy : me().copies)
+inline void land(std::vector<Copy>& copies) {
+    for (const Copy& copy : copies)
         copy.from ? memcpy(copy.to, copy.from, 16) : memset(copy.to, 0, 16);
+    copies.clear();
+}
+inline void copies_landed() { land(me().copies); }
+inline void copies_begun() {
+    me().groups.push_back(std::move(me().copies));
     me().copies.clear();
+}
+template <int PENDING> inline void copies_landed() {
+    std::vector<std::vector<Copy>>& groups = me().groups;
+    int count = (int)groups.size() - PENDING;
+    for (int i = 0; i < count; i++) land(groups[i]);
+    if (count > 0) groups.erase(groups.begin(), groups.begin() + count);
 }
 inline void copy_async_arrive(unsigned barrier) {
     copies_landed();
@@ -195,6 +207,21 @@ inline void compute(const Product& p) {
             p.d[at + 2] += left[1][k] * right;
         }
     }
+}
+// Those of a warp, of tiles whose chunks of eight values are found by `place`.
+template <int MT, int NT, class Place>
+inline void warp_product(float (&acc)[MT][NT][4], const char* a, const char* b, const Place& place) {
+    auto value = [&](const char* tile, int line, int k) {
+        const char* at = tile + place(line, k / 8) + k % 8 * 2;
+        return same_bits<float>((unsigned)*(const std::uint16_t*)at << 16);
+    };
+    int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    for (int i = 0; i < MT; i++)
+        for (int j = 0; j < NT; j++)
+            for (int item = 0; item < 4; item++)
+                for (int k = 0; k < 64; k++)
+                    acc[i][j][item] += value(a, 16 * i + row + item / 2 * 8, k) *
+                                       value(b, 8 * j + column + item % 2, k);
 }
 inline void wgmma_fence() {}
 inline void wgmma_commit() { me().products.emplace_back(); }

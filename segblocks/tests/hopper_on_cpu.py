@@ -1,4 +1,4 @@
-"""Runs a kernel for Hopper's own instructions on the CPU, in bfloat16.
+"""Runs a kernel with matrix instructions on the CPU, in bfloat16.
 
 `hopper_on_cpu.h` has the instructions; everything else is the kernel's own text, compiled by g++.
 """
@@ -13,12 +13,12 @@ import pytest
 import torch
 from fast_models import ON_HOPPER
 
-from segblocks.fast import hopper, patches, stem, tables
+from segblocks.fast import patches, row_conv, stem, tables
 from segblocks.ops.cuda import module
 
 PROCESSORS = 6  # multiprocessors of the GPU that is played
 # Headers that hopper_on_cpu.h stands for.
-_INSTRUCTIONS = ("wgmma.cuh", "pipeline.cuh", "follow.cuh")
+_INSTRUCTIONS = ("wgmma.cuh", "mma.cuh", "warp_product.cuh", "pipeline.cuh", "follow.cuh")
 _LOOP = """
 extern "C" int run(const char* parameters, unsigned blocks, unsigned threads) {
     static Arguments p;
@@ -43,7 +43,7 @@ extern "C" int run(const char* parameters, unsigned blocks, unsigned threads) {
             Fiber& fiber = fibers[i];
             fiber.stack.resize(1 << 16);
             fiber.done = false, fiber.exchanges = 0;
-            fiber.copies.clear(), fiber.products.assign(1, {});
+            fiber.copies.clear(), fiber.groups.clear(), fiber.products.assign(1, {});
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data();
             fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -83,15 +83,15 @@ def _play(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("g++ is not installed")
     for user in (patches, stem, tables):
         monkeypatch.setattr(user, "prepare", emulation.prepare)
-    for user in (hopper, patches, stem):
+    for user in (row_conv, patches, stem):
         monkeypatch.setattr(user, "load", load)
         monkeypatch.setattr(user, "launch", launch)
     monkeypatch.setattr(stem, "multiprocessors", lambda device: PROCESSORS)
-    monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
+    monkeypatch.setattr(row_conv, "_kernel", row_conv._kernel.__wrapped__)
 
 
 def load(file: str, kernel: str, options: tuple[str, ...], device: Any, shared: int) -> ctypes.CDLL:
-    """In place of `hopper.load`."""
+    """In place of `compiled.load`."""
     return _library(file, kernel, options)
 
 

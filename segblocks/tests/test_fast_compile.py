@@ -28,10 +28,11 @@ from segblocks.fast import (
     eager,
     front,
     grid_tables,
-    hopper,
     patches,
     pending,
     pool_kernels,
+    row_conv,
+    row_tiles,
     run,
     small_conv,
     stem,
@@ -44,8 +45,8 @@ from segblocks.fast.compile import _fold_batch_norm
 from segblocks.fast.dense_run import DenseFunction
 from segblocks.fast.dense_trace import record_dense
 from segblocks.fast.fuse import fuse
-from segblocks.fast.hopper import Fused
 from segblocks.fast.policy import PolicyKernels
+from segblocks.fast.row_conv import Fused
 from segblocks.fast.row_tiles import divide
 from segblocks.fast.run import Network
 from segblocks.ops.cuda import module
@@ -83,7 +84,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `hopper.load` is asked for, in place of a kernel."""
+    """What `compiled.load` is asked for, in place of a kernel."""
 
     file: str
     name: str
@@ -105,15 +106,17 @@ class VerboseNvrtc(Nvrtc):
 
 
 @cache
-def compile_verbosely(text: str, options: tuple[str, ...]) -> tuple[str, str]:
-    """PTX and the assembler's remarks for Hopper with its warpgroup instructions."""
+def compile_verbosely(
+    text: str, options: tuple[str, ...], architecture: str = "90a"
+) -> tuple[str, str]:
+    """PTX and the assembler's remarks, by default for Hopper with its warpgroup instructions."""
     if nvrtc() is None:
         pytest.skip("NVRTC is not installed; the convolution was not compiled")
-    if 90 not in nvrtc().architectures:
-        pytest.skip("this NVRTC does not know sm_90")
+    if int(architecture.rstrip("a")) not in nvrtc().architectures:
+        pytest.skip(f"this NVRTC does not know sm_{architecture}")
     compiler = VerboseNvrtc(nvrtc().library)
     options = tuple(o for o in options if not o.startswith("-arch"))
-    ptx = compiler.compile(text, (*options, "--ptxas-options=-v"), "90a")
+    ptx = compiler.compile(text, (*options, "--ptxas-options=-v"), architecture)
     return ptx, compiler.log
 
 
@@ -151,7 +154,7 @@ def launches(monkeypatch) -> set[Launch]:
     for name in ("averages_kernel", "pool_kernel"):
         monkeypatch.setattr(launches_of, name, getattr(launches_of, name).__wrapped__)
     monkeypatch.setattr(grid_tables, "_layout", grid_tables._layout.__wrapped__)
-    monkeypatch.setattr(hopper, "_kernel", hopper._kernel.__wrapped__)
+    monkeypatch.setattr(row_conv, "_kernel", row_conv._kernel.__wrapped__)
 
     def launch(loaded, grid, block, shared, parameters, device, follows=False):
         assert grid[0] > 0
@@ -159,7 +162,7 @@ def launches(monkeypatch) -> set[Launch]:
         assert shared <= loaded.shared <= SHARED
         found.add(Launch(loaded.file, loaded.name, loaded.options, len(parameters)))
 
-    for user in (hopper, stem, patches):
+    for user in (row_conv, stem, patches):
         monkeypatch.setattr(user, "load", Loaded)
         monkeypatch.setattr(user, "launch", launch)
     return found
@@ -255,11 +258,35 @@ def test_convolutions_of_every_pattern(launches):
 )
 def test_convolutions_of_every_size(fused, rows, monkeypatch):
     """The tiles that are chosen for few and many rows, narrow and wide."""
-    monkeypatch.setattr(hopper, "load", Loaded)
+    monkeypatch.setattr(row_conv, "load", Loaded)
     for columns in (64, 128):
         tile = divide(rows, columns, fused.taps * 2, 132).tile
-        loaded = hopper._kernel.__wrapped__(fused, tile, torch.float16, 0)
+        loaded = row_conv._kernel.__wrapped__(fused, tile, torch.float16, 0)
         check_products(module.source(loaded.file), loaded.options, loaded.name)
+
+
+@pytest.mark.parametrize("architecture", ["80", "86", "120"])
+@pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
+def test_convolutions_before_and_after_hopper(dtype, architecture, monkeypatch):
+    """Tiles of GPUs with much shared memory, and with little."""
+    monkeypatch.setattr(row_conv, "load", Loaded)
+    there = row_tiles.on_ampere((164 if architecture == "80" else 100) << 10)
+    for fused in (
+        Fused(add=1, relu=True),
+        Fused(extra=True, relu=True, ragged=True),
+        Fused(taps=1, add=2, pre=True, post=True, ragged=True),
+        Fused(taps=1, relu=True, limited=True, stem=True),
+    ):
+        for tile in (*there.narrow, *there.wide):
+            loaded = row_conv._kernel.__wrapped__(fused, tile, dtype, 0)
+            assert loaded.file == "conv_sm80.cu"
+            looked_up = (fused.taps + fused.extra) * tile.rows * 4
+            most = (163 if architecture == "80" else 99) << 10
+            assert (loaded.shared + looked_up + 1024) * tile.resident <= most + 1024
+            text = module.source(loaded.file)
+            _, remarks = compile_verbosely(text, loaded.options, architecture)
+            spilled = map(int, re.findall(r"(\d+) bytes spill", remarks))
+            assert max(spilled) <= 128, remarks
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])

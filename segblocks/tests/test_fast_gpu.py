@@ -139,7 +139,7 @@ def test_fused_patterns_in_bfloat16(name):
 
 
 @pytest.mark.parametrize("name", APART)
-@pytest.mark.filterwarnings("ignore:.*runs without the Hopper kernels")
+@pytest.mark.filterwarnings("ignore:.*runs without the fused kernels")
 @pytest.mark.usefixtures("poisoned_memory")
 def test_patterns_that_stay_apart(name):
     check_pattern(APART[name][0], 64, torch.float16)

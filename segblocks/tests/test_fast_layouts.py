@@ -16,8 +16,8 @@ from programs import record
 
 from segblocks import to_blocks
 from segblocks.fast.fuse import fuse
-from segblocks.fast.hopper import pack_weights
 from segblocks.fast.patches import identity
+from segblocks.fast.row_conv import pack_weights
 from segblocks.fast.run import Network
 from segblocks.fast.stem import padded_lines, stem_matrix
 from segblocks.fast.steps import ConvStep

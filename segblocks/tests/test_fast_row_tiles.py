@@ -65,6 +65,7 @@ def test_layers_of_swiftnet(batch, block, columns, steps, rows, whole, split_til
 
 ARGUMENTS = """
 constexpr int BM = SB_BM, BN = SB_BN, PITCH = BN + 8;
+constexpr bool HALVES = BM == 64;
 struct Arguments {
     float* work;
     int* count;

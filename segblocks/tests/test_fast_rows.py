@@ -1,6 +1,6 @@
 """The convolution that goes row by row, against float32 rules on block tensors.
 
-On Hopper, and in bfloat16 with Hopper's instructions played on the CPU.
+By both kernels on Hopper, and in bfloat16 with their instructions played on the CPU.
 """
 
 import math
@@ -14,11 +14,17 @@ from hopper_on_cpu import hopper_or_cpu  # noqa: F401
 from test_fast_layouts import plain_matrix
 
 from segblocks import DualResTensor
-from segblocks.fast.hopper import Fused, convolve, pack_weights
-from segblocks.fast.row_tiles import Division, Tile, divide
+from segblocks.fast.row_conv import Fused, convolve, pack_weights
+from segblocks.fast.row_tiles import ON_HOPPER, Division, Tile, Tiles, divide, on_ampere
 from segblocks.fast.tables import Scale, TableKey, build_tables
 
 LOW, HIGH, NARROW = Tile(64, 128, 4, 2, 64), Tile(128, 128, 3, 2, 64), Tile(128, 64, 3, 2, 128)
+# By generation: two thread blocks a multiprocessor as on an A100, and one as on smaller GPUs.
+GENERATIONS = {
+    "hopper": ON_HOPPER,
+    "ampere": on_ampere(164 << 10),
+    "ampere, small": on_ampere(100 << 10),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +60,14 @@ class Case:
     def steps(self) -> int:
         return self.size**2 * -(-self.cin // 64) + self.extra // 64
 
-    def divide(self, scale: Scale) -> Division:
+    def divide(self, scale: Scale, there: Tiles = ON_HOPPER) -> Division:
         if self.tile is None:
-            return divide(scale.rows, self.cout, self.steps, self.processors)
+            given = (scale.rows, self.cout, self.steps, self.processors)
+            return divide(*given, tiles_there=there)
         tiles = self.tile.count(scale.rows, self.cout)
-        return Division(self.tile, tiles, tiles - self.split_tiles, self.split)
+        sides = (self.tile.rows, self.tile.columns)
+        tile = next(t for t in (*there.narrow, *there.wide) if (t.rows, t.columns) == sides)
+        return Division(tile, tiles, tiles - self.split_tiles, self.split)
 
 
 CASES = {  # 1124 rows: 18 tiles of 64, 9 of 128
@@ -155,7 +164,7 @@ class Convolution:
         self.post = torch.randn(2, width, device=device) if case.post else None
         self.count = torch.zeros(4096, dtype=torch.int32, device=device)
 
-    def run(self) -> torch.Tensor:
+    def run(self, there: Tiles) -> torch.Tensor:
         case = self.case
         shape = (self.scale.zero + 1, case.cout)
         out = torch.full(shape, NAN, dtype=case.dtype, device=self.device)
@@ -170,7 +179,7 @@ class Convolution:
                 limited=case.limit < math.inf,
                 ragged=case.cin % 64 > 0,
             ),
-            case.divide(self.scale),
+            case.divide(self.scale, there),
             self.scale,
             self.x,
             self.packed,
@@ -213,11 +222,12 @@ class Convolution:
         return y if self.post is None else (y * self.post[0, :cout] + self.post[1, :cout]).relu()
 
 
+@pytest.mark.parametrize("generation", ["hopper", "ampere"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.usefixtures("poisoned_memory")
-def test_convolutions(name, device):
+def test_convolutions(name, generation, device):
     convolution = Convolution(CASES[name], device)
-    results = [convolution.run() for _ in range(REPEATS[device])]
+    results = [convolution.run(GENERATIONS[generation]) for _ in range(REPEATS[device])]
     check_output(results[0], convolution.expected(), convolution.scale)
     check_equal(results)
     assert not convolution.count.any(), "counters are left at zero"

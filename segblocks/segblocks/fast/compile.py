@@ -9,7 +9,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ..model import SegBlocksModel, SegBlocksOutput
 from ..ops.cuda.launch import can_overlap
-from .network import is_hopper
+from .generation import generation
 from .plan import Engine, Plan
 from .policy import PolicyKernels
 
@@ -72,7 +72,7 @@ class FastModel:
         net = copy.deepcopy(model.net).to(device=device, dtype=self.dtype).requires_grad_(False)
         folded = _fold_batch_norm(copy.deepcopy(model.policy).to(device, torch.float32))
         folded = folded.requires_grad_(False)
-        kernels = is_hopper(device) and self.dtype.itemsize == 2
+        kernels = generation(device) > 0 and self.dtype.itemsize == 2
         self._engine = Engine(
             net=net.to(memory_format=torch.channels_last),
             policy=folded,

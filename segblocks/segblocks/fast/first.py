@@ -13,10 +13,10 @@ from ..ops.library import launches_directly
 from . import pending
 from .buffers import new_rows
 from .grid_tables import table
-from .hopper import Fused, Late
 from .launches import Plan
 from .norms import NormPlan, Place, norm_plan, places
 from .pending import Pending
+from .row_conv import Fused, Late
 from .sources import Source
 from .stem import is_packed, padded_lines, prepare_padded, stem_places
 from .weights import Packed

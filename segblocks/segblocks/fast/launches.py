@@ -14,10 +14,10 @@ from ..ops.cuda.module import multiprocessors
 from . import pending
 from .buffers import new_rows
 from .grid_tables import Key, table
-from .hopper import Fused, Late, prepare_late
 from .norms import NormPlan, norm_plan, places
 from .pending import Pending
 from .pool_kernels import averages_kernel, pool_kernel
+from .row_conv import Fused, Late, prepare_late
 from .row_tiles import divide
 from .sources import Source, hold
 from .tables import Scale

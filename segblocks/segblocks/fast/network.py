@@ -15,7 +15,9 @@ from .cpu import CpuNetwork
 from .dense_run import DenseFunction
 from .dense_trace import record_dense
 from .fuse import fuse
+from .generation import HOPPER, generation
 from .portable import PortableNetwork
+from .row_tiles import tiles_of
 from .steps import ExcursionStep, PlainStep, Step, read_by_kernels
 from .trace import Node, Program, Ref, recording
 
@@ -44,12 +46,14 @@ def build_network(
         return (lambda x, grid: execute_with_grid(net, x, grid)), "unfused"
     steps = fuse(program)
     half = image.dtype in (torch.float16, torch.bfloat16)
-    if half and is_hopper(image.device) and not legacy_upsample:
+    kernels = generation(image.device) if half and not legacy_upsample else 0
+    if kernels:
         obstacle = not_for_kernels(program, steps)
         if obstacle is None:
             steps = fuse_excursions(program, steps, net, grid_shape, image, kernels=True)
-            return _hopper(program, steps, image.dtype), "fused Hopper kernels"
-        warnings.warn(f"{obstacle}; the network runs without the Hopper kernels", stacklevel=5)
+            run = _by_kernels(program, steps, image.dtype, image.device)
+            return run, f"fused {'Hopper' if kernels == HOPPER else 'Ampere'} kernels"
+        warnings.warn(f"{obstacle}; the network runs without the fused kernels", stacklevel=5)
     steps = fuse_excursions(program, steps, net, grid_shape, image)
     if image.device.type == "cpu":
         return CpuNetwork(program, steps, grid_shape).run, "fused"
@@ -118,7 +122,7 @@ def fuse_excursions(
     """The steps with the dense functions of `no_blocks` calls fused where they can be recorded.
 
     Args:
-        kernels: use the kernels for small dense maps, which need Hopper and half precision.
+        kernels: use the kernels for small dense maps, in half precision.
     """
 
     def fused(step: Step) -> Step:
@@ -151,18 +155,15 @@ def _storages(net: nn.Module) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
 
 
-def _hopper(program: Program, steps: list[Step], dtype: torch.dtype) -> Run:
+def _by_kernels(
+    program: Program, steps: list[Step], dtype: torch.dtype, device: torch.device
+) -> Run:
     from .run import Network
 
-    network = Network(program, steps, dtype)
+    network = Network(program, steps, dtype, tiles_of(device))
 
     def run(image: Tensor, grid: BlockGrid) -> Any:
         network.prepare(grid.n_high, grid.mask.numel(), image.device)
         return network.run(image, grid)
 
     return run
-
-
-def is_hopper(device: torch.device) -> bool:
-    """Whether the fused kernels run there: compute capability 9.0."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9

@@ -1,4 +1,4 @@
-"""Parameters of fused steps, laid out as the Hopper kernels read them."""
+"""Parameters of fused steps, laid out as the kernels read them."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import patches
-from .hopper import pack_weights
+from .row_conv import pack_weights
 from .row_tiles import STEP
 from .stem import stem_applies, stem_matrix
 from .steps import Affine, ConvStep, StemStep
@@ -32,16 +32,16 @@ class Packed:
     by_patches: bool = False
 
 
-def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype) -> Packed:
+def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype, hopper: bool) -> Packed:
     """Choose the kernel of a step that makes high blocks with sides of `block`, and pack for it."""
     weight, cout = step.weight, step.weight.shape[0]
     padded = -(-cout // 8) * 8
     if isinstance(step, StemStep):
-        turned = stem_applies(padded, block) and step.limit == math.inf
+        turned = hopper and stem_applies(padded, block) and step.limit == math.inf
         lay_out = patches.pack_patch_weights if turned else pack_weights
         packed = lay_out(_columns(stem_matrix(weight), padded).to(dtype))
         return Packed(packed, _vector(step.bias, packed), (64, 0, padded), by_patches=turned)
-    by_patches = _by_patches(step, block)
+    by_patches = hopper and _by_patches(step, block)
     lay_out = patches.pack_patch_weights if by_patches else pack_weights
     missing = -weight.shape[1] % STEP  # of the last input channels that are taken at a time
     matrix = F.pad(weight, (0, 0, 0, 0, 0, missing)).permute(2, 3, 1, 0).reshape(-1, cout)

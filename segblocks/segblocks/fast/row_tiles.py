@@ -1,8 +1,13 @@
-"""How the Hopper convolution that goes row by row shares its work among thread blocks: tiles of the
-matrix product, and for those that would fill little of the GPU, parts of the inner dimension."""
+"""How the convolution that goes row by row shares its work among thread blocks: tiles of the matrix
+product, and for those that would fill little of the GPU, parts of the inner dimension."""
 
 import functools
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .generation import HOPPER, generation
 
 STEP = 64  # inner-dimension values of one pipeline stage
 _MOST_PARTS = 12
@@ -11,8 +16,8 @@ _FEWEST_STEPS = 3  # of a part
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and columns of a tile, pipeline stages, thread blocks a multiprocessor and fetching
-    threads; each is its own kernel."""
+    """Rows and columns of a tile, pipeline stages, thread blocks a multiprocessor and threads that
+    only fetch, 0 for `conv_sm80.cu`; each is its own kernel."""
 
     rows: int = 128
     columns: int = 128
@@ -31,8 +36,28 @@ class Tile:
         return -(-rows // self.rows) * -(-columns // self.columns)
 
 
-_NARROW = (Tile(128, 64, 3, 2, 128),)
-_WIDE = (Tile(64, 128, 4, 2, 64), Tile(128, 128, 3, 2, 64))
+class Tiles(NamedTuple):
+    """What there is on a GPU, for at most 64 output channels and for more."""
+
+    narrow: tuple[Tile, ...]
+    wide: tuple[Tile, ...]
+
+
+ON_HOPPER = Tiles((Tile(128, 64, 3, 2, 128),), (Tile(64, 128, 4, 2, 64), Tile(128, 128, 3, 2, 64)))
+
+
+def tiles_of(device: torch.device) -> Tiles:
+    """Of a GPU on which the fused kernels run."""
+    if generation(device) == HOPPER:
+        return ON_HOPPER
+    return on_ampere(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)
+
+
+def on_ampere(shared: int) -> Tiles:
+    """Without Hopper's instructions; `shared`: bytes of shared memory of a multiprocessor."""
+    resident = 2 if shared >= 160 << 10 else 1
+    narrow, low, high = ((128, 64, 3), (64, 128, 3), (128, 128, 2))
+    return Tiles((Tile(*narrow, resident, 0),), (Tile(*low, resident, 0), Tile(*high, resident, 0)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +87,12 @@ class Division:
 
 @functools.cache
 def divide(
-    rows: int, columns: int, steps: int, processors: int, may_split: bool = True
+    rows: int,
+    columns: int,
+    steps: int,
+    processors: int,
+    may_split: bool = True,
+    tiles_there: Tiles = ON_HOPPER,
 ) -> Division:
     """The division that takes least time by `estimate`.
 
@@ -70,9 +100,10 @@ def divide(
         rows: GEMM rows; columns: output channels; steps: inner dimension / 64.
         processors: multiprocessors of the GPU.
         may_split: False: every tile is whole, so that there is nothing to leave for others.
+        tiles_there: of that GPU.
     """
     divisions = []
-    for tile in _NARROW if columns <= 64 else _WIDE:
+    for tile in tiles_there.narrow if columns <= 64 else tiles_there.wide:
         tiles, slots = tile.count(rows, columns), processors * tile.resident
         divisions.append(Division(tile, tiles, tiles))
         over = tiles % slots
@@ -87,6 +118,7 @@ def divide(
 # longer, once and for every 64×128 values of each part. Of 128×64 none was measured: it moves what
 # 64×128 does.
 _STEP_TIMES = {(64, 128): (0.4, 0.6), (128, 64): (0.4, 0.6), (128, 128): (0.6, 1.0)}
+_SLOWER = 1.8  # steps without Hopper's instructions
 _TILE_TIME, _SPLIT_TIME, _PART_TIME = 3.0, 2.5, 0.8
 
 
@@ -94,7 +126,8 @@ def estimate(division: Division, steps: int, processors: int) -> float:
     """Microseconds of a convolution: of rounds of as many whole tiles as the GPU holds at once,
     which take no shorter for fewer; the parts of split tiles are one more."""
     tile, split = division.tile, division.split
-    alone, beside = _STEP_TIMES[tile.rows, tile.columns]
+    slower = 1 if tile.producers else _SLOWER
+    alone, beside = (slower * time for time in _STEP_TIMES[tile.rows, tile.columns])
 
     def one_round(blocks: int, steps: int) -> float:
         return _TILE_TIME + steps * (alone if blocks <= processors else beside)

@@ -1,4 +1,4 @@
-"""Runs the fused steps of a network on Hopper kernels, for one grid on the device."""
+"""Runs the fused steps of a network on our own kernels, for one grid on the device."""
 
 import math
 from typing import Any
@@ -10,12 +10,13 @@ from ..grid import BlockGrid
 from ..ops.cuda.module import multiprocessors
 from ..structure import map_structure
 from ..tensor import DualResTensor, to_blocks
+from . import row_tiles
 from .depthwise import convolve_depthwise, pack_depthwise
 from .front import Front, begin
-from .hopper import Fused, convolve
-from .packing import pack
+from .packing import Packed, pack
 from .patches import convolve_patches
-from .row_tiles import STEP, divide
+from .row_conv import Fused, convolve
+from .row_tiles import ON_HOPPER, STEP, Tiles
 from .stem import (
     convolve_stem,
     extend,
@@ -48,15 +49,19 @@ class Network:
     Args:
         program, steps: from `trace` and `fuse`, recorded in the half-precision `dtype`.
         block: side of a high block of the image in pixels.
+        tiles: of the convolution that goes row by row; on Hopper others take most of its work.
     """
 
-    def __init__(self, program: Program, steps: list[Step], dtype: torch.dtype):
+    def __init__(
+        self, program: Program, steps: list[Step], dtype: torch.dtype, tiles: Tiles = ON_HOPPER
+    ):
         self.program = program
         self.steps = steps
         self.dtype = dtype
         self.block = program.blocks[0]
+        self.tiles = tiles
         self.packed = {
-            id(step): pack(step, program.blocks[step.output], dtype)
+            id(step): pack(step, program.blocks[step.output], dtype, tiles is ON_HOPPER)
             for step in steps
             if isinstance(step, (ConvStep, StemStep))
         }
@@ -202,7 +207,7 @@ class _Frame:
         places = self.network.places[grid.n_high]
         convolve(
             Fused(taps=1, relu=step.relu, limited=step.limit < math.inf, stem=True),
-            divide(scale.rows, packed.channels[2], 4, multiprocessors(x.device.index)),
+            self.divide(scale, packed, 4),
             scale,
             x,
             packed.weights,
@@ -255,7 +260,6 @@ class _Frame:
         own = self.middle(scale.block)
         source = self.scale(step.source)
         table = own if taps == 1 else self.tables[TableKey(source.block, step.stride)]
-        processors, steps = multiprocessors(x.device.index), packed.weights.shape[0]
         more: dict[str, Any] = {}
         if step.extra is not None:
             more["x2"] = self.buffers[step.extra]
@@ -276,7 +280,7 @@ class _Frame:
                 limited=step.limit < math.inf,
                 ragged=packed.channels[0] % STEP > 0,
             ),
-            divide(scale.rows, packed.channels[2], steps, processors),
+            self.divide(scale, packed, packed.weights.shape[0]),
             scale,
             x,
             packed.weights,
@@ -293,6 +297,13 @@ class _Frame:
             **more,
         )
         return out
+
+    def divide(self, scale: Scale, packed: Packed, steps: int) -> row_tiles.Division:
+        """How the work of a convolution that goes row by row is shared."""
+        processors = multiprocessors(self.grid.mask.device.index)
+        return row_tiles.divide(
+            scale.rows, packed.channels[2], steps, processors, tiles_there=self.network.tiles
+        )
 
     def depthwise(self, step: DepthwiseStep) -> None:
         weights, bias = self.network.depthwise[id(step)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import pending
-from .hopper import pack_weights
+from .row_conv import pack_weights
 from .stem import stem_matrix
 
 

@@ -1,69 +1,16 @@
 // Convolution over both resolutions in one launch, on Hopper's warpgroup matrix units.
 //
-// An implicit GEMM: rows are the stored pixels of both resolutions, columns the output channels,
-// and the inner dimension runs over input channels, 64 at a time, and taps; taps innermost, because
-// nine taps read nearly the same pixels, which then come from L1. Two warpgroups multiply; the warps
-// behind them fetch: pixel rows through the neighbour table, 16 bytes a thread, and weights as one
-// bulk copy. Everything point-wise around the convolution is done in the same launch.
-//
-//   x          (extended rows, cin)    input; see tables.cu for extended buffers and tables
-//   averages   with SEPARATE, where x holds stored pixels only: the rows that would follow them
-//   table      (TAPS, pitch) int32     row of x that a tap reads, per GEMM row
-//   weights    (k/64, cout_pad, 64)    packed by `pack_weights`, k = TAPS*cin + cin2
-//   bias       (cout_pad) float32
-//   x2         (.., cin2), table2 (pitch): a second input through a 1×1 convolution (EXTRA)
-//   own        (pitch) int32           buffer row of each GEMM row of the output
-//   STEM       x is instead the image as padded blocks of four channels (stem.cu), the kernel 7×7
-//              with stride 2; table (pitch) is the first pixel that each GEMM row reads, halved; a
-//              step covers two rows of eight pixels, weights beyond 7×7×3 are zero
-//   addend     (rows, cout) added before the ReLU (ADD 1), or (extended rows at half the block,
-//              cout) enlarged bilinearly first (ADD 2, with up_table (9, up_pitch) and up_zero)
-//   pre        (2, cin) float32        x becomes relu(x * pre[0] + pre[1]) (PRE, TAPS == 1 only)
-//   post       (2, cout_pad) float32   the same on the result (POST)
-//   out        (extended rows, cout)   AVERAGES: with the averages that low neighbours will read
-//   LATE       decided by the arguments: batch norm where `mean` is not null, with variance, gain and
-//              offset (cout; gain and offset may be null) in float32, or in the type of x with flag 4;
-//              then addend, as ADD 1, where it is not null; then ReLU with flag 1; AVERAGES with flag 2
-//   work       (shared tiles, split, BM, BN) float32, count (shared tiles) int32 zeros: for tiles that
-//              `split` thread blocks share (shares.cuh); there are none where `whole` is all of them
-//
-// cin is a multiple of 64, or with RAGGED of 8, the weights of channels beyond it being zero; cin2 of 64,
-// cout of 8. RELU 2 is one that `limit` bounds. BM is 128, the warpgroups sharing the rows, or 64,
-// the warpgroups sharing the inner dimension.
+// Two warpgroups multiply; the warps behind them fetch: pixel rows through the neighbour table, 16 bytes a
+// thread, and weights as one bulk copy. conv_arguments.cuh says what is convolved, and what the arguments
+// are. BM is 128, the warpgroups sharing the rows, or 64, the warpgroups sharing the inner dimension.
 #include "dtypes.cuh"
 #include "wgmma.cuh"
 #include "pipeline.cuh"
 #include "follow.cuh"
+#include "conv_arguments.cuh"
 
-constexpr int BM = SB_BM, BN = SB_BN, BK = 64, STAGES = SB_STAGES, TAPS = SB_TAPS;
-constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2, STAGE_BYTES = A_BYTES + B_BYTES;
+constexpr bool HALVES = BM == 64;  // of the inner dimension, one for each warpgroup
 constexpr int PRODUCERS = SB_PRODUCERS, EACH = BM * 8 / PRODUCERS;  // EACH: 16-byte copies a thread
-constexpr int PITCH = BN + 8;  // floats per staged row; keeps the fragments' stores conflict-free
-
-struct Arguments {
-    const scalar* x;
-    const int* table;
-    const scalar* weights;
-    const float* bias;
-    const scalar* x2;
-    const int* table2;
-    const int* own;
-    const scalar* addend;
-    const int* up_table;
-    const float* pre;
-    const float* post;
-    scalar* out;
-    float* work;
-    int* count;
-    const scalar* averages;
-    const void* mean;
-    const void* variance;
-    const void* gain;
-    const void* offset;
-    int rows, high_rows, block, pitch, up_high_rows, up_pitch, up_zero;
-    int cin, cin2, cout, cout_pad, whole, split, line, half_line, stored, flags;
-    float eps, limit;
-};
 
 #include "shares.cuh"
 
@@ -73,25 +20,12 @@ INLINE unsigned long long tile_descriptor(unsigned address) {
            1ull << 62;
 }
 
-INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
-    unsigned w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float a, b;
-        unpack_pair(w[i], a, b);
-        float2 scale = *(const float2*)(pre + column + 2 * i);
-        float2 shift = *(const float2*)(pre + cin + column + 2 * i);
-        w[i] = pack_pair(fmaxf(a * scale.x + shift.x, 0.f), fmaxf(b * scale.y + shift.y, 0.f));
-    }
-    return make_uint4(w[0], w[1], w[2], w[3]);
-}
-
 // The fetching warps: they fill the stages with input pixels and weights. A thread copies one 16-byte
 // chunk of each of EACH consecutive rows.
 INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned empty,
                     const Share& share, int* looked_up) {
     int thread = threadIdx.x - 256, chunk = thread & 7, lane_row = (thread >> 3) * EACH;
-    int main_steps = SB_STEM ? 4 : TAPS * ((p.cin + BK - 1) / BK);
+    int main_steps = main_steps_of(p);
     int m = share.tile_m * BM + lane_row, first = share.first, last = share.last;
     int tap = first % TAPS, column = first / TAPS * BK;
     auto fetch_weights = [&](int k, int stage) {
@@ -257,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     char* memory = (char*)(((unsigned long long)dynamic + 1023) & ~1023ull);
     unsigned smem = shared_address(memory);
     unsigned full = shared_address(barriers), empty = full + 8 * STAGES;
-    Share share = share_of(p, SB_STEM ? 4 : TAPS * ((p.cin + BK - 1) / BK) + (SB_EXTRA ? p.cin2 / BK : 0));
+    Share share = share_of(p, steps_of(p));
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, PRODUCERS + 1);

@@ -1,6 +1,6 @@
 // What a convolution does with its sums before it stores them: bias, addend (enlarged bilinearly or
 // not), ReLU, a second affine and ReLU, and the averages of the high blocks. Included by
-// conv_sm90.cu, whose `Arguments` it reads.
+// conv_sm90.cu and conv_sm80.cu.
 #pragma once
 #include "gemm_rows.cuh"
 

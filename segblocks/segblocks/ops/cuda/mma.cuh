@@ -3,9 +3,8 @@
 // The inner dimension goes in chunks of 32 values. Which of them a product calls its k-th is nobody's
 // concern as long as both factors agree, so every lane takes 8 adjacent ones with one 16-byte load:
 // of row (or output channel) lane / 4 those from 8 * (lane % 4).
+// Behind dtypes.cuh and pipeline.cuh.
 #pragma once
-#include "dtypes.cuh"
-#include "pipeline.cuh"
 
 #if SB_DTYPE == 1
 #define MMA_TYPE "bf16.bf16"

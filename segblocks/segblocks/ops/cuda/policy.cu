@@ -12,6 +12,7 @@
 //     scores   (N, out_h, out_w) float32; grid, slot, cells: as from choose_slots
 //     arrived  one int32 that is zero before and after
 #include "choose.cuh"
+#include "pipeline.cuh"
 #include "mma.cuh"
 #include "follow.cuh"
 

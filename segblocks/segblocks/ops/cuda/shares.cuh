@@ -1,5 +1,5 @@
 // What each thread block of conv_sm90.cu does, and how the parts of a tile come together. Included by
-// conv_sm90.cu, whose `Arguments` it reads; row_tiles.py decides.
+// conv_sm90.cu and conv_sm80.cu; row_tiles.py decides.
 //
 // The first `whole` tiles have a thread block each, which fill the GPU for a number of rounds. Those of
 // the round that is left over would fill little of it, for as long as any other: `split` thread blocks
@@ -40,7 +40,7 @@ INLINE bool add_parts(const Arguments& p, const Share& share, float* staged, int
     float4* parts = (float4*)p.work + (long long)share.shared * p.split * PART + row * BN / 4;
     for (int item = thread; item < ITEMS; item += THREADS) {
         float4 v = *at(item);
-        if (BM == 64) {  // the other warpgroup's steps
+        if (HALVES) {  // the other warpgroup's steps
             float4 w = at(item)[16 * PITCH];
             v.x += w.x, v.y += w.y, v.z += w.z, v.w += w.w;
         }

@@ -15,6 +15,7 @@
 //   SB_WARPS, SB_AHEAD chunks of 32 that a warp has under way. Dynamic shared memory: SHARED below.
 #include "common.cuh"
 #include "eight.cuh"
+#include "pipeline.cuh"
 #include "mma.cuh"
 #include "follow.cuh"
 

@@ -1,19 +1,16 @@
-"""The Hopper convolution: weights packed for it, compiled once, launched on PyTorch's stream."""
+"""The convolution that goes row by row: weights packed for it, compiled once, launched on PyTorch's
+stream."""
 
 import functools
-import hashlib
-import os
 import struct
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..ops.cuda.launch import Kernel, launch
-from ..ops.cuda.module import import_cupy, source
+from .compiled import load
 from .row_tiles import STEP, Division, Tile
 from .tables import Scale
 
@@ -174,7 +171,7 @@ def prepare_late(
     device: int,
     lines: tuple[int, int] = (0, 0),
 ) -> Kernel:
-    """The launch of a convolution for 19 addresses, in the order of conv_sm90.cu's struct.
+    """The launch of a convolution for 19 addresses, in the order of the kernel's `Arguments`.
 
     Args:
         division: of whole tiles alone.
@@ -214,45 +211,5 @@ def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
         "LATE": fused.late,
     }
     options = tuple(f"-DSB_{name}={int(value)}" for name, value in constants.items())
-    return load("conv_sm90.cu", "block_conv", ("-std=c++17", *options), device, tile.shared)
-
-
-@functools.cache
-def load(file: str, kernel: str, options: tuple[str, ...], device: int, shared: int) -> Any:
-    """CuPy's handle of a kernel for Hopper's own instructions.
-
-    Args:
-        shared: dynamic shared memory in bytes that launches may ask for.
-    """
-    cupy = import_cupy()
-    with cupy.cuda.Device(device):
-        binary = cubin(source(file), (*options, "-arch=sm_90a"))
-        raw = cupy.RawModule(path=str(binary)).get_function(kernel)
-        raw.max_dynamic_shared_size_bytes = shared
-        return raw.kernel
-
-
-def cubin(text: str, options: tuple[str, ...]) -> Path:
-    """Compile with NVRTC for an architecture that CuPy does not select itself; cached on disk."""
-    from cupy.cuda import nvrtc
-
-    key = repr((text, options, nvrtc.getVersion())).encode()
-    folder = Path(os.environ.get("CUPY_CACHE_DIR", Path.home() / ".cupy" / "kernel_cache"))
-    path = folder / f"segblocks_{hashlib.sha256(key).hexdigest()[:32]}.cubin"
-    if path.exists():
-        return path
-    program = nvrtc.createProgram(text, "segblocks.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, options)
-        binary = nvrtc.getCUBIN(program)
-    except nvrtc.NVRTCError as error:
-        log = nvrtc.getProgramLog(program)
-        raise RuntimeError(f"NVRTC could not compile the convolution: {log}") from error
-    finally:
-        nvrtc.destroyProgram(program)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as file:
-        file.write(binary)
-    os.replace(name, path)
-    return path
+    file = "conv_sm90.cu" if tile.producers else "conv_sm80.cu"
+    return load(file, "block_conv", ("-std=c++17", *options), device, tile.shared)

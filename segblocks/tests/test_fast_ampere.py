@@ -1,0 +1,98 @@
+"""Compiled models on the kernels of GPUs before and after Hopper, which run there too."""
+
+import pytest
+import torch
+from fast_models import BOUND, assert_close, build, eager, picture, random_grid, relative_error
+from test_fast_fuse import FUSED
+from test_fast_gpu import check_pattern
+
+import segblocks
+from segblocks.fast import run
+from segblocks.fast.generation import AMPERE, generation
+from segblocks.fast.row_tiles import ON_HOPPER, on_ampere, tiles_of
+
+KERNELS = "fused Ampere kernels"
+
+
+@pytest.fixture
+def _ampere(monkeypatch):
+    monkeypatch.setenv("SEGBLOCKS_GENERATION", str(AMPERE))
+    if generation(torch.device("cuda", torch.cuda.current_device())) != AMPERE:
+        pytest.skip("these kernels need compute capability 8.0")
+
+
+def on_ampere_kernels(test):
+    return pytest.mark.gpu(pytest.mark.usefixtures("_ampere")(test))
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), 0), ((8, 0), 8), ((8, 9), 8), ((9, 0), 9), ((12, 0), 8)]
+)
+def test_generations(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert generation(torch.device("cuda", 0)) == expected
+    assert generation(torch.device("cpu")) == 0
+    monkeypatch.setenv("SEGBLOCKS_GENERATION", "8")
+    assert generation(torch.device("cuda", 0)) == min(expected, 8)
+
+
+def test_tiles_fit_small_multiprocessors():
+    small, large = on_ampere(100 << 10), on_ampere(164 << 10)
+    assert {tile.resident for tile in (*small.narrow, *small.wide)} == {1}
+    assert {tile.resident for tile in (*large.narrow, *large.wide)} == {2}
+
+
+@on_ampere_kernels
+def test_hoppers_tiles_are_not_taken():
+    assert tiles_of(torch.device("cuda", torch.cuda.current_device())) != ON_HOPPER
+
+
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.usefixtures("poisoned_memory")
+@on_ampere_kernels
+def test_fused_patterns(name, channels):
+    assert KERNELS in check_pattern(FUSED[name][0], channels, torch.float16)
+
+
+@pytest.mark.parametrize("name", ["stride 2", "shortcut", "after", "bn, relu before", "classes"])
+@pytest.mark.usefixtures("poisoned_memory")
+@on_ampere_kernels
+def test_fused_patterns_with_a_round_left_over(name, monkeypatch):
+    """Few multiprocessors, so that small maps take several rounds, the last in parts."""
+    monkeypatch.setattr(run, "multiprocessors", lambda device: 3)
+    check_pattern(FUSED[name][0], 256, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
+@on_ampere_kernels
+def test_whole_networks(net, dtype):
+    model = build("cuda", net)
+    image = picture("cuda", 200, 300, n=2, dtype=torch.float32)
+    fast = segblocks.compile(model, image, dtype)
+    assert KERNELS in fast.how
+    for budget in (0, 1, 0.4, 1.0):
+        result = fast(image, budget=budget)
+        assert_close(fast, model, image, result)
+    again = fast(image, budget=0.4).logits.clone()
+    assert torch.equal(again, fast(image, budget=0.4).logits), "the same bits"
+
+
+@on_ampere_kernels
+def test_tiles_of_large_maps():
+    model, image = build("cuda", "resnet18", block=128), picture("cuda", 1024, 2048)
+    fast = segblocks.compile(model, image)
+    result = fast(image, budget=0.6)
+    assert_close(fast, model, image, result)
+
+
+@on_ampere_kernels
+def test_no_stale_data():
+    model = build("cuda", "resnet18")
+    fast = segblocks.compile(model, picture("cuda", 256, 320))
+    for seed in range(20):
+        image = picture("cuda", 256, 320, seed=seed)
+        grid = random_grid((1, 4, 5), "cuda", seed, (seed % 5) / 4)
+        found = fast.execute(image, grid)
+        assert relative_error(found, eager(model, image, grid)) < BOUND[torch.float16]
