@@ -23,7 +23,7 @@ class DenseFunction:
 
     Args:
         program: from `record_dense`.
-        kernels: use the kernels for small maps where they fit; half precision on Hopper.
+        kernels: use the kernels for small maps where they fit; half precision.
     """
 
     def __init__(self, program: DenseProgram, kernels: bool):

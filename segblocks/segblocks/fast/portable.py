@@ -1,4 +1,5 @@
-"""Runs the fused steps of a network with PyTorch's own functions: GPUs before Hopper.
+"""Runs the fused steps of a network with PyTorch's own functions: float32, and GPUs
+before Ampere.
 
 Batch norm is folded into the convolutions and everything point-wise works in place.
 """

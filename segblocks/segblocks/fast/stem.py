@@ -1,4 +1,4 @@
-"""The first layers on Hopper: image to padded blocks, 7×7 convolution, and max pooling."""
+"""The first layers: image to padded blocks, 7×7 convolution, and max pooling."""
 
 import functools
 import struct
