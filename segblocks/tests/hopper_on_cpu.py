@@ -86,12 +86,13 @@ def _play(monkeypatch: pytest.MonkeyPatch) -> None:
     for user in (row_conv, patches, stem):
         monkeypatch.setattr(user, "load", load)
         monkeypatch.setattr(user, "launch", launch)
+    monkeypatch.setattr(row_conv, "function", load)
     monkeypatch.setattr(stem, "multiprocessors", lambda device: PROCESSORS)
     monkeypatch.setattr(row_conv, "_kernel", row_conv._kernel.__wrapped__)
 
 
 def load(file: str, kernel: str, options: tuple[str, ...], device: Any, shared: int) -> ctypes.CDLL:
-    """In place of `compiled.load`."""
+    """In place of `hopper.load` and `module.function`."""
     return _library(file, kernel, options)
 
 

@@ -84,7 +84,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `compiled.load` is asked for, in place of a kernel."""
+    """What `hopper.load` and `module.function` are asked for, in place of a kernel."""
 
     file: str
     name: str
@@ -269,7 +269,7 @@ def test_convolutions_of_every_size(fused, rows, monkeypatch):
 @pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
 def test_convolutions_before_and_after_hopper(dtype, architecture, monkeypatch):
     """Tiles of GPUs with much shared memory, and with little."""
-    monkeypatch.setattr(row_conv, "load", Loaded)
+    monkeypatch.setattr(row_conv, "function", Loaded)
     there = row_tiles.on_ampere((164 if architecture == "80" else 100) << 10)
     for fused in (
         Fused(add=1, relu=True),

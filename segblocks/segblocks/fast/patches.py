@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..ops.cuda.launch import launch
 from ..ops.cuda.module import defines, prepare
-from .compiled import load
+from .hopper import load
 from .row_conv import pack_weights
 from .tables import Scale, pack_blocks
 from .tilings import MAX_PARTS, SHARED, SLICE, Cut, Division, needs_table

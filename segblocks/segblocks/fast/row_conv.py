@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..ops.cuda.launch import Kernel, launch
-from .compiled import load
+from ..ops.cuda.module import function
+from .hopper import load
 from .row_tiles import STEP, Division, Tile
 from .tables import Scale
 
@@ -211,5 +212,7 @@ def _kernel(fused: Fused, tile: Tile, dtype: torch.dtype, device: int) -> Any:
         "LATE": fused.late,
     }
     options = tuple(f"-DSB_{name}={int(value)}" for name, value in constants.items())
-    file = "conv_sm90.cu" if tile.producers else "conv_sm80.cu"
-    return load(file, "block_conv", ("-std=c++17", *options), device, tile.shared)
+    given = ("block_conv", ("-std=c++17", *options), device, tile.shared)
+    if tile.producers:
+        return load("conv_sm90.cu", *given)
+    return function("conv_sm80.cu", *given)

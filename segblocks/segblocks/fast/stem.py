@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.cuda import geometry as geo
 from ..ops.cuda.launch import launch
 from ..ops.cuda.module import Kernel, multiprocessors, prepare
-from .compiled import load
+from .hopper import load
 from .tables import Scale
 
 _HALO = 3  # pixels round a block that the 7×7 window reads

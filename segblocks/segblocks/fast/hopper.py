@@ -1,4 +1,4 @@
-"""Kernels with much shared memory or instructions of one architecture, compiled once."""
+"""Kernels for Hopper's own instructions, compiled once."""
 
 import functools
 import hashlib
@@ -7,23 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..ops.cuda.module import import_cupy, source
 
 
 @functools.cache
 def load(file: str, kernel: str, options: tuple[str, ...], device: int, shared: int) -> Any:
-    """CuPy's handle of a kernel, whose file may be for Hopper's own instructions.
+    """CuPy's handle of a kernel for Hopper's own instructions.
 
     Args:
         shared: dynamic shared memory in bytes that launches may ask for.
     """
     cupy = import_cupy()
-    major, minor = torch.cuda.get_device_capability(device)
-    architecture = "sm_90a" if file.endswith("_sm90.cu") else f"sm_{major}{minor}"
     with cupy.cuda.Device(device):
-        binary = cubin(source(file), (*options, f"-arch={architecture}"))
+        binary = cubin(source(file), (*options, "-arch=sm_90a"))
         raw = cupy.RawModule(path=str(binary)).get_function(kernel)
         raw.max_dynamic_shared_size_bytes = shared
         return raw.kernel
