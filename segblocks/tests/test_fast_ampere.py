@@ -32,8 +32,12 @@ def test_generations(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert generation(torch.device("cuda", 0)) == expected
     assert generation(torch.device("cpu")) == 0
-    monkeypatch.setenv("SEGBLOCKS_GENERATION", "8")
-    assert generation(torch.device("cuda", 0)) == min(expected, 8)
+    for most in (9, 8, 0):
+        monkeypatch.setenv("SEGBLOCKS_GENERATION", str(most))
+        assert generation(torch.device("cuda", 0)) == min(expected, most)
+    monkeypatch.setenv("SEGBLOCKS_GENERATION", "ampere")
+    with pytest.raises(ValueError, match="give 9"):
+        generation(torch.device("cuda", 0))
 
 
 def test_tiles_fit_small_multiprocessors():
