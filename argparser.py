@@ -219,11 +219,11 @@ def _blocks(group) -> None:
         "by how much of its reward full resolution saves them, measured by two more passes of the "
         "by then trained network, and by what it said of them before (default: 0)")
     add("--segblocks-budgets", type=SHARE, nargs=2, default=None, metavar=("LOW", "HIGH"),
-        help="training: a budget for every batch, drawn between these shares; the policy then "
-        "learns to rank blocks for any budget (default: the policy decides how many)")
+        help="training: a budget for every batch, one of six shares from LOW to HIGH; the policy "
+        "then learns to rank blocks for any budget (default: the policy decides how many)")
     add("--segblocks-budget-power", type=POSITIVE, default=1.0, metavar="P",
         help="above 1, budgets near LOW are drawn more often: LOW + (HIGH - LOW) u^P, u uniform "
-        "(default: 1)")
+        "and u^P rounded to fifths (default: 1)")
     add("--segblocks-reward", choices=("loss", "balanced"), default="loss",
         help="what full resolution earns a block in training: the loss of its pixels, as "
         "published, or that over the size of their classes, which then count alike, as in mean "

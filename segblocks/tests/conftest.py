@@ -21,6 +21,7 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(trylast=True)  # of those that -m and -k have left
 def pytest_collection_modifyitems(config, items):
     most = config.getoption("--sample")
     if not most:

@@ -1,4 +1,4 @@
-"""Extended buffers, as Hopper's convolutions read and write them, to run them on and to check."""
+"""Extended buffers, as the fused convolutions read and write them, to run them on and to check."""
 
 import torch
 from fast_models import relative_error

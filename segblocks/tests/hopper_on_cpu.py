@@ -72,13 +72,14 @@ extern "C" unsigned size() { return sizeof(Arguments); }
 
 @pytest.fixture(name="device", params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
 def hopper_or_cpu(request, monkeypatch):
-    """Where tables and Hopper's convolutions run: on CPU tensors too."""
+    """Where tables and convolutions run: on CPU tensors too."""
     if request.param == "cpu":
-        _play(monkeypatch)
+        play(monkeypatch)
     return request.param
 
 
-def _play(monkeypatch: pytest.MonkeyPatch) -> None:
+def play(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels run on CPU tensors."""
     if not shutil.which("g++"):
         pytest.skip("g++ is not installed")
     for user in (patches, stem, tables):

@@ -1,5 +1,7 @@
 """Compiled models on the kernels of GPUs before and after Hopper, which run there too."""
 
+from itertools import product
+
 import pytest
 import torch
 from fast_models import BOUND, assert_close, build, eager, picture, random_grid, relative_error
@@ -7,7 +9,7 @@ from test_fast_fuse import FUSED
 from test_fast_gpu import check_pattern
 
 import segblocks
-from segblocks.fast import run
+from segblocks.fast import run, small_conv
 from segblocks.fast.generation import AMPERE, generation
 from segblocks.fast.row_tiles import ON_HOPPER, on_ampere, tiles_of
 
@@ -30,6 +32,7 @@ def on_ampere_kernels(test):
 )
 def test_generations(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.delenv("SEGBLOCKS_GENERATION", raising=False)
     assert generation(torch.device("cuda", 0)) == expected
     assert generation(torch.device("cpu")) == 0
     for most in (9, 8, 0):
@@ -40,10 +43,17 @@ def test_generations(capability, expected, monkeypatch):
         generation(torch.device("cuda", 0))
 
 
-def test_tiles_fit_small_multiprocessors():
-    small, large = on_ampere(100 << 10), on_ampere(164 << 10)
-    assert {tile.resident for tile in (*small.narrow, *small.wide)} == {1}
-    assert {tile.resident for tile in (*large.narrow, *large.wide)} == {2}
+@pytest.mark.parametrize("shared", [100 << 10, 164 << 10])
+def test_tiles_fit_into_shared_memory(shared):
+    there = on_ampere(shared)
+    for tile in (*there.narrow, *there.wide):
+        looked_up = (9 + 1) * tile.rows * 4
+        assert tile.resident * (tile.shared + looked_up + 1024) <= shared
+    sizes = (32, 512, 4096, 65536), (64, 128), (False, True), (False, True)
+    for rows, columns, resized, pre in product(*sizes):
+        tile = small_conv.choose_tile(rows, columns, shared)
+        ahead = 1 if resized else 2 if pre else 3
+        assert small_conv._shared(tile, ahead, resized, pre) + 1024 <= shared
 
 
 @on_ampere_kernels

@@ -1,4 +1,4 @@
-"""The fast path's kernels compile for Hopper, unspilled and unserialised; needs NVRTC, but no GPU.
+"""The fast path's kernels compile, for Hopper unspilled and unserialised; needs NVRTC, but no GPU.
 
 The launchers run on CPU tensors with the launches themselves left out, so that what is compiled is
 what they ask for.
@@ -147,6 +147,7 @@ def launches(monkeypatch) -> set[Launch]:
         monkeypatch.setattr(user, "prepare", prepare)
     for user in (run, stem, batch_norm):
         monkeypatch.setattr(user, "multiprocessors", lambda device: 132)
+    monkeypatch.setattr(small_conv, "shared_memory", lambda device: SHARED)
     monkeypatch.setattr(buffers, "_empty_strided", None)  # it is for CUDA alone
     monkeypatch.setattr(pending, "raw_stream", lambda index: 0)
     monkeypatch.setattr(eager, "launches_directly", lambda x: True)
@@ -284,7 +285,8 @@ def test_convolutions_before_and_after_hopper(dtype, architecture, monkeypatch):
             most = (163 if architecture == "80" else 99) << 10
             assert (loaded.shared + looked_up + 1024) * tile.resident <= most + 1024
             text = module.source(loaded.file)
-            _, remarks = compile_verbosely(text, loaded.options, architecture)
+            ptx, remarks = compile_verbosely(text, loaded.options, architecture)
+            check_follows(ptx, int(architecture))
             spilled = map(int, re.findall(r"(\d+) bytes spill", remarks))
             assert max(spilled) <= 128, remarks
 

@@ -1,4 +1,4 @@
-"""Packed weights, neighbour tables and padded blocks: what the Hopper kernels are given."""
+"""Packed weights, neighbour tables and padded blocks: what the fused kernels are given."""
 
 import pytest
 import torch

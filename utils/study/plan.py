@@ -41,9 +41,9 @@ SETUPS = {
 # How the learned policy is trained: as published, with a threshold that is fitted, that with one
 # idea more each, with those together that make probabilities soft, and these with one more after
 # the other: scores drawn towards the mean of their place, other colours, a fifth of the blocks in
-# training whatever the share in use, a policy that learns again at the end; that with a fifth of
-# the blocks as the least, or with a dense teacher; and with the least and policies that learn for
-# a twentieth of the epochs at a time.
+# training whatever the share in use, a policy that learns again at the end. Then that with a fifth
+# of the blocks as the least; the same with policies that learn for a twentieth of the epochs at a
+# time; and `refined` with a dense teacher.
 _FITTED = "--segblocks-calibrate val"
 _NORMALISED = f"{_FITTED} --segblocks-normalise-advantage yes --segblocks-entropy-weight 0.5"
 _BALANCED = "--segblocks-reward balanced --segblocks-policy-wd-factor 30"

@@ -32,7 +32,7 @@ class Packed:
     by_patches: bool = False
 
 
-def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype, hopper: bool) -> Packed:
+def pack(step: ConvStep | StemStep, block: int, dtype: torch.dtype, hopper: bool = True) -> Packed:
     """Choose the kernel of a step that makes high blocks with sides of `block`, and pack for it."""
     weight, cout = step.weight, step.weight.shape[0]
     padded = -(-cout // 8) * 8

@@ -29,7 +29,7 @@ class Chosen:
 
 
 class PolicyKernels:
-    """A `PolicyNet` whose batch norms are folded, packed for its kernels; Hopper, half precision.
+    """A `PolicyNet` whose batch norms are folded, packed for its kernels; half precision.
 
     Args:
         net: as from `of`, which says whether it fits.

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..ops.cuda.module import shared_memory
 from .generation import HOPPER, generation
 
 STEP = 64  # inner-dimension values of one pipeline stage
@@ -50,7 +51,7 @@ def tiles_of(device: torch.device) -> Tiles:
     """Of a GPU on which the fused kernels run."""
     if generation(device) == HOPPER:
         return ON_HOPPER
-    return on_ampere(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor)
+    return on_ampere(shared_memory(device.index))
 
 
 def on_ampere(shared: int) -> Tiles:

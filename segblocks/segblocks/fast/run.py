@@ -49,7 +49,8 @@ class Network:
     Args:
         program, steps: from `trace` and `fuse`, recorded in the half-precision `dtype`.
         block: side of a high block of the image in pixels.
-        tiles: of the convolution that goes row by row; on Hopper others take most of its work.
+        tiles: of the convolution that goes row by row. With ON_HOPPER, `patch_sm90.cu` and
+            `stem_sm90.cu` take the steps that fit them.
     """
 
     def __init__(

@@ -57,10 +57,11 @@ class Policy(nn.Module):
         quantize_percentage: without a budget, the number of high blocks in a batch is rounded up to
             a multiple of this share of all blocks, so that few distinct shapes occur; 0 for none.
         budgets: lowest and highest share; every batch in training then gets a budget of its own,
-            one of six from one to the other and the same for all its images. None: the policy
-            decides.
+            one of six shares from one of the two to the other, the same for all its images. None:
+            the policy decides.
         budget_power: how much more often a budget near the lowest is drawn: it is as far from it
-            as a uniform number to this power, rounded. 1: all as often.
+            as a uniform number to this power, rounded to a fifth of the way. 1: all alike, but the
+            two ends half as often.
 
     Attributes:
         exploration: 1 for grids at random, 0 for the policy's own; what lies between mixes. The
@@ -174,8 +175,8 @@ class Policy(nn.Module):
         return min(max(round(share * blocks / step) * step, least), most)
 
     def draw_share(self) -> float:
-        """One of few shares between the two `budgets`, both included, by torch's CPU generator:
-        each other one has shapes of its own, and CUDA graphs."""
+        """One of the six shares from one of `budgets` to the other, from torch's CPU generator.
+        They are few because each has tensor shapes, and so CUDA graphs, of its own."""
         low, high = self.budgets
         if low == high:
             return low

@@ -37,7 +37,8 @@ def build_policy(
         percent_target: wanted share of high blocks, 0 to 1 (for heuristic and oracle: the value
             their score is compared with).
         quantize_percentage: the number of high blocks is rounded up to a multiple of this share.
-        budgets: lowest and highest share; every batch in training gets a budget between the two.
+        budgets: lowest and highest share; every batch in training gets one of six from
+            one to the other.
         budget_power: above 1, those near the lowest more often.
         sparsity_weight, normalise_advantage, entropy_weight, warmup_share, recolour, place_weight:
             how `reinforce` learns, see `ReinforcePolicy`; the other policies do not learn and take

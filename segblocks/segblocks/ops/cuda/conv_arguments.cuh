@@ -1,7 +1,7 @@
-// What a convolution that goes row by row takes: conv_sm90.cu and conv_sm80.cu. An implicit GEMM: rows are
-// the stored pixels of both resolutions, columns the output channels, and the inner dimension runs over
-// input channels, 64 at a time, and taps; taps innermost, because nine taps read nearly the same pixels,
-// which then come from L1. Everything point-wise around the convolution is done in the same launch.
+// What conv_sm90.cu and conv_sm80.cu, the convolutions that go row by row, take. Behind dtypes.cuh.
+// An implicit GEMM: rows are the stored pixels of both resolutions, columns the output channels, and the inner
+// dimension runs over input channels, 64 at a time, and taps; taps innermost, because nine taps read nearly
+// the same pixels, which then come from L1. Everything point-wise around the convolution is done in the same launch.
 //
 //   x          (extended rows, cin)    input; see tables.cu for extended buffers and tables
 //   averages   with SEPARATE, where x holds stored pixels only: the rows that would follow them

@@ -1,5 +1,6 @@
 // The convolution of conv_sm90.cu for GPUs that lack its instructions: Ampere, Ada, and those after
-// Hopper (sm_80 and later). conv_arguments.cuh says what is convolved, and what the arguments are.
+// Hopper (sm_80 and later). conv_arguments.cuh says what is convolved, and what the arguments are. SEPARATE
+// and LATE are of eager inference, which takes conv_sm90.cu alone.
 //
 // Eight warps fetch and multiply alike. While they multiply a step, copies of the STAGES - 1 behind it are on
 // their way; a warp multiplies 16·MT rows by 32 columns. Fetched rows, and output channels, are lines of
@@ -19,8 +20,8 @@ constexpr int ROWS = BM / LINES, COLUMNS = BN / LINES;                          
 #include "shares.cuh"
 #include "epilogue.cuh"
 
-// Where a 16-byte chunk of a line lies: in other banks than the same chunks of the next line, and than all
-// others of its own.
+// Where a 16-byte chunk of a line lies. The same chunk of eight consecutive lines lies in eight different
+// places of a line, and four chunks of two consecutive lines in different banks.
 INLINE int place(int line, int chunk) {
     return line * 128 + ((chunk ^ ((line & 1) << 2 | (line >> 1 & 3))) << 4);
 }
@@ -63,10 +64,6 @@ struct Fetcher {
             const scalar* from = x + (long long)row * width;
 #if SB_STEM
             from += share.tile_m * BM + own + i * LINES < p.high_rows ? high : low;
-#endif
-#if SB_SEPARATE
-            if (row >= p.stored)
-                from = p.averages + (long long)(row - p.stored) * width + column + chunk * 8;
 #endif
             if (SB_PRE)
                 held[i] = exists ? *(const uint4*)from : make_uint4(0, 0, 0, 0);

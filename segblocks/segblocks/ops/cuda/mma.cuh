@@ -1,4 +1,4 @@
-// A warp's matrix product from registers (sm_80 and later), for maps too small to fill pipelines.
+// A warp's matrix product from registers (sm_80 and later), and its groups of asynchronous copies.
 //
 // The inner dimension goes in chunks of 32 values. Which of them a product calls its k-th is nobody's
 // concern as long as both factors agree, so every lane takes 8 adjacent ones with one 16-byte load:

@@ -97,6 +97,12 @@ def multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def shared_memory(device: int) -> int:
+    """Bytes of shared memory of a multiprocessor."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
+
+
 def import_cupy() -> ModuleType:
     """CuPy, or an error that names the package to install."""
     try:

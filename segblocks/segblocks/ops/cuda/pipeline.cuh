@@ -1,4 +1,4 @@
-// Asynchronous copies into shared memory and the barriers they complete on (sm_90).
+// Asynchronous copies into shared memory (sm_80), and the barriers that they and bulk copies complete on (sm_90).
 #pragma once
 
 INLINE unsigned shared_address(const void* pointer) {

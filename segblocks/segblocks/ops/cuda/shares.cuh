@@ -1,5 +1,5 @@
-// What each thread block of conv_sm90.cu does, and how the parts of a tile come together. Included by
-// conv_sm90.cu and conv_sm80.cu; row_tiles.py decides.
+// What each thread block of conv_sm90.cu or conv_sm80.cu does, and how the parts of a tile come together;
+// row_tiles.py decides. Behind conv_arguments.cuh; HALVES: two warpgroups have staged sums of the same rows.
 //
 // The first `whole` tiles have a thread block each, which fill the GPU for a number of rounds. Those of
 // the round that is left over would fill little of it, for as long as any other: `split` thread blocks
