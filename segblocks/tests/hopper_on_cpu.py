@@ -11,7 +11,7 @@ from typing import Any
 import emulation
 import pytest
 import torch
-from fast_models import ON_HOPPER
+from fast_models import DEVICES, ON_HOPPER
 
 from segblocks.fast import patches, row_conv, stem, tables
 from segblocks.ops.cuda import module
@@ -70,16 +70,19 @@ extern "C" unsigned size() { return sizeof(Arguments); }
 """
 
 
-@pytest.fixture(name="device", params=["cpu", pytest.param("cuda", marks=ON_HOPPER)])
-def hopper_or_cpu(request, monkeypatch):
+def _place(request, monkeypatch):
     """Where tables and convolutions run: on CPU tensors too."""
     if request.param == "cpu":
-        play(monkeypatch)
+        _play(monkeypatch)
     return request.param
 
 
-def play(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels run on CPU tensors."""
+_ON_HOPPER = ["cpu", pytest.param("cuda", marks=ON_HOPPER)]
+hopper_or_cpu = pytest.fixture(name="device", params=_ON_HOPPER)(_place)
+gpu_or_cpu = pytest.fixture(name="device", params=DEVICES)(_place)
+
+
+def _play(monkeypatch: pytest.MonkeyPatch) -> None:
     if not shutil.which("g++"):
         pytest.skip("g++ is not installed")
     for user in (patches, stem, tables):

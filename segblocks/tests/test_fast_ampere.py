@@ -4,11 +4,17 @@ from itertools import product
 
 import pytest
 import torch
-from fast_models import BOUND, assert_close, build, eager, picture, random_grid, relative_error
 from test_fast_fuse import FUSED
-from test_fast_gpu import check_pattern
+from test_fast_gpu import (
+    HALF,
+    LEFT_OVER,
+    NETWORKS,
+    check_large_maps,
+    check_network,
+    check_no_stale_data,
+    check_pattern,
+)
 
-import segblocks
 from segblocks.fast import run, small_conv
 from segblocks.fast.generation import AMPERE, generation
 from segblocks.fast.row_tiles import ON_HOPPER, on_ampere, tiles_of
@@ -69,7 +75,7 @@ def test_fused_patterns(name, channels):
     assert KERNELS in check_pattern(FUSED[name][0], channels, torch.float16)
 
 
-@pytest.mark.parametrize("name", ["stride 2", "shortcut", "after", "bn, relu before", "classes"])
+@LEFT_OVER
 @pytest.mark.usefixtures("poisoned_memory")
 @on_ampere_kernels
 def test_fused_patterns_with_a_round_left_over(name, monkeypatch):
@@ -78,35 +84,20 @@ def test_fused_patterns_with_a_round_left_over(name, monkeypatch):
     check_pattern(FUSED[name][0], 256, torch.float16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
+@HALF
+@NETWORKS
 @on_ampere_kernels
 def test_whole_networks(net, dtype):
-    model = build("cuda", net)
-    image = picture("cuda", 200, 300, n=2, dtype=torch.float32)
-    fast = segblocks.compile(model, image, dtype)
-    assert KERNELS in fast.how
-    for budget in (0, 1, 0.4, 1.0):
-        result = fast(image, budget=budget)
-        assert_close(fast, model, image, result)
+    image, fast = check_network(net, torch.float32, dtype, KERNELS)
     again = fast(image, budget=0.4).logits.clone()
     assert torch.equal(again, fast(image, budget=0.4).logits), "the same bits"
 
 
 @on_ampere_kernels
 def test_tiles_of_large_maps():
-    model, image = build("cuda", "resnet18", block=128), picture("cuda", 1024, 2048)
-    fast = segblocks.compile(model, image)
-    result = fast(image, budget=0.6)
-    assert_close(fast, model, image, result)
+    check_large_maps()
 
 
 @on_ampere_kernels
 def test_no_stale_data():
-    model = build("cuda", "resnet18")
-    fast = segblocks.compile(model, picture("cuda", 256, 320))
-    for seed in range(20):
-        image = picture("cuda", 256, 320, seed=seed)
-        grid = random_grid((1, 4, 5), "cuda", seed, (seed % 5) / 4)
-        found = fast.execute(image, grid)
-        assert relative_error(found, eager(model, image, grid)) < BOUND[torch.float16]
+    check_no_stale_data(20)

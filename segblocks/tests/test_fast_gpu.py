@@ -125,7 +125,12 @@ def test_fused_patterns(name, channels):
     assert KERNELS in check_pattern(FUSED[name][0], channels, torch.float16)
 
 
-@pytest.mark.parametrize("name", ["stride 2", "shortcut", "after", "bn, relu before", "classes"])
+LEFT_OVER = pytest.mark.parametrize(
+    "name", ["stride 2", "shortcut", "after", "bn, relu before", "classes"]
+)
+
+
+@LEFT_OVER
 @pytest.mark.usefixtures("poisoned_memory")
 def test_fused_patterns_with_a_round_left_over(name, monkeypatch):
     """Few multiprocessors, so that small maps take several rounds, the last in parts."""
@@ -148,21 +153,34 @@ def test_patterns_that_stay_apart(name):
 # -- whole models ----------------------------------------------------------------------------------
 
 
-@HALF
-@pytest.mark.parametrize("image_dtype", [torch.float32, None], ids=["fp32 image", "half image"])
-@pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
-def test_whole_networks(net, image_dtype, dtype):
+NETWORKS = pytest.mark.parametrize("net", ["swiftnet", "resnet18", "efficientnet"])
+
+
+def check_network(net, image_dtype, dtype, kernels):
+    """A network at several budgets, beside the eager one; -> its image and the compiled model."""
     model = build("cuda", net)
-    image = picture("cuda", 200, 300, n=2, dtype=image_dtype or dtype)
+    image = picture("cuda", 200, 300, n=2, dtype=image_dtype)
     fast = segblocks.compile(model, image, dtype)
-    assert KERNELS in fast.how
+    assert kernels in fast.how
     assert "CUDA graph" in fast.how
     for budget in (0, 1, 0.4, 1.0):
         result = fast(image, budget=budget)
         assert_close(fast, model, image, result)
+    return image, fast
+
+
+@HALF
+@pytest.mark.parametrize("image_dtype", [torch.float32, None], ids=["fp32 image", "half image"])
+@NETWORKS
+def test_whole_networks(net, image_dtype, dtype):
+    check_network(net, image_dtype or dtype, dtype, KERNELS)
 
 
 def test_tiles_of_large_maps():
+    check_large_maps()
+
+
+def check_large_maps():
     """Enough pixels for the wide tile, which small tests do not reach."""
     model, image = build("cuda", "resnet18", block=128), picture("cuda", 1024, 2048)
     fast = segblocks.compile(model, image)
@@ -189,10 +207,14 @@ def test_all_low_is_dense_on_the_averaged_image():
 
 
 def test_no_stale_data_on_large_images():
+    check_no_stale_data(100)
+
+
+def check_no_stale_data(images):
     """Grids, counts and images change; memory of all graphs is shared."""
     model = build("cuda", "resnet18")
     fast = segblocks.compile(model, picture("cuda", 256, 320))
-    for seed in range(100):
+    for seed in range(images):
         image = picture("cuda", 256, 320, seed=seed)
         grid = random_grid((1, 4, 5), "cuda", seed, (seed % 5) / 4)
         found = fast.execute(image, grid)

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from extended import NAN, REPEATS, check_equal, check_output, extended_input, grid_of
-from fast_models import DEVICES, is_hopper
-from hopper_on_cpu import play
+from fast_models import is_hopper
+from hopper_on_cpu import gpu_or_cpu  # noqa: F401
 from test_fast_layouts import plain_matrix
 
 from segblocks import DualResTensor
@@ -27,13 +27,6 @@ GENERATIONS = {"hopper": ON_HOPPER, "ampere": on_ampere(164 << 10)}
 @pytest.fixture(autouse=True)
 def _float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-@pytest.fixture(params=DEVICES)
-def device(request, monkeypatch):
-    if request.param == "cpu":
-        play(monkeypatch)
-    return request.param
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,7 @@ def convolve(
     post: Tensor | None = None,
     count: Tensor | None = None,
     lines: tuple[int, int] = (0, 0),
-    averages: Tensor | None = None,
-    stored: int = 0,
     limit: float = 0.0,
-    follows: bool = True,
 ) -> None:
     """Enqueue one convolution; the kernel's header says what each tensor holds.
 
@@ -92,10 +89,7 @@ def convolve(
         channels: input, second input, output.
         lines: elements in a line of a padded high and low block, for the stem.
         count: (4096,) int32 zeros, for split tiles; they are zeros again afterwards.
-        averages, stored: what follows the `stored` rows of x, where it is not in x itself.
         limit: of the ReLU, if it is `limited`.
-        follows: whether the launch may overlap with the one ahead; not with the one that makes
-            the tables, which are read early.
     """
     cin, cin2, cout = channels
     work = None
@@ -116,9 +110,9 @@ def convolve(
         out,
         work,
         count,
-        averages,
     )
-    pointers = struct.pack("15Q", *(0 if t is None else t.data_ptr() for t in tensors)) + bytes(32)
+    # And nothing that eager inference alone gives.
+    pointers = struct.pack("14Q", *(0 if t is None else t.data_ptr() for t in tensors)) + bytes(40)
     sizes = struct.pack(
         "17i2f4x",
         scale.rows,
@@ -135,7 +129,7 @@ def convolve(
         division.whole,
         division.split,
         *lines,
-        stored,
+        0,
         0,
         0.0,
         limit,
@@ -143,7 +137,8 @@ def convolve(
     tile = division.tile
     kernel = _kernel(fused, tile, x.dtype, x.device.index)
     shape, threads = (division.blocks,), (256 + tile.producers,)
-    launch(kernel, shape, threads, tile.shared, pointers + sizes, x.device, follows)
+    # It reads tables early, which the launch ahead has not made.
+    launch(kernel, shape, threads, tile.shared, pointers + sizes, x.device, follows=True)
 
 
 class Late(NamedTuple):

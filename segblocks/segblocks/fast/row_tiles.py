@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..ops.cuda.module import shared_memory
+from ..ops.cuda.module import MUCH_SHARED, shared_memory
 from .generation import HOPPER, generation
 
 STEP = 64  # inner-dimension values of one pipeline stage
@@ -56,7 +56,7 @@ def tiles_of(device: torch.device) -> Tiles:
 
 def on_ampere(shared: int) -> Tiles:
     """Without Hopper's instructions; `shared`: bytes of shared memory of a multiprocessor."""
-    resident = 2 if shared >= 160 << 10 else 1
+    resident = 2 if shared >= MUCH_SHARED else 1
     narrow, low, high = ((128, 64, 3), (64, 128, 3), (128, 128, 2))
     return Tiles((Tile(*narrow, resident, 0),), (Tile(*low, resident, 0), Tile(*high, resident, 0)))
 

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops.cuda import geometry as geo
-from ..ops.cuda.module import defines, prepare, shared_memory
+from ..ops.cuda.module import MUCH_SHARED, defines, prepare, shared_memory
 from .steps import Affine
 
 MOST_PARTS = 4
 _CHUNK = 32  # input channels that a lane's copies come from
-LARGE = 164 << 10  # shared memory of a multiprocessor of an A100; most others have 100 KiB
 _COLUMNS = 64  # what weights are padded to: the widest tile
 
 
@@ -36,7 +35,7 @@ def choose_tile(rows: int, columns: int, shared: int) -> Tile:
     """
     tiles = -(-rows // 32) * -(-columns // 32)
     if tiles <= 66:  # half of a large GPU's multiprocessors
-        return Tile(1, 4, 16 if shared >= LARGE else 8)
+        return Tile(1, 4, 16 if shared >= MUCH_SHARED else 8)
     # Larger tiles read less: 1×1 from 512 to 128 channels, 8192 pixels, takes 10 µs, not 18.
     return Tile(2, 4, 8) if tiles <= 528 else Tile(4, 8, 2)
 

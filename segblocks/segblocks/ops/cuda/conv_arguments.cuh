@@ -63,6 +63,33 @@ INLINE int main_steps_of(const Arguments& p) {
 }
 INLINE int steps_of(const Arguments& p) { return main_steps_of(p) + (SB_EXTRA ? p.cin2 / BK : 0); }
 
+// Where one of the eight threads that copy a row, 16 bytes each, finds its chunk of it in a step.
+struct Chunk {
+    const scalar* x;      // of row 0
+    int width;            // of a row
+    bool exists;          // RAGGED: else its channels are beyond the last
+    long long high, low;  // STEM: further on, in a high and in a low block
+
+    // Of a row that GEMM row m reads.
+    INLINE const scalar* of(const Arguments& p, int row, int m) const {
+        const scalar* from = x + (long long)row * width;
+        if (SB_STEM) from += m < p.high_rows ? high : low;
+        return from;
+    }
+};
+
+// column: first channel of step k, if that is of the first input.
+INLINE Chunk chunk_at(const Arguments& p, int k, int column, int chunk) {
+    int main_steps = main_steps_of(p);
+    bool second = SB_EXTRA && k >= main_steps;
+    if (SB_STEM) {  // row y of the window lies y lines further; chunks 4 to 7 are its next row
+        long long line = (long long)(2 * k + chunk / 4);
+        return {p.x + chunk % 4 * 8, 8, true, line * p.line, line * p.half_line};
+    }
+    const scalar* x = (second ? p.x2 + (k - main_steps) * BK : p.x + column) + chunk * 8;
+    return {x, second ? p.cin2 : p.cin, !SB_RAGGED || second || column + chunk * 8 < p.cin};
+}
+
 INLINE uint4 affine_relu(uint4 v, const float* pre, int cin, int column) {
     unsigned w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll

@@ -38,7 +38,7 @@ struct Fetcher {
     // Starts copies of the next step, if there is one.
     INLINE void begin() {
         if (k >= share.last) return;
-        int chunk = threadIdx.x % 8, own = threadIdx.x / 8, main_steps = main_steps_of(p);
+        int chunk = threadIdx.x % 8, own = threadIdx.x / 8;
         unsigned to = smem + stage * STAGE_BYTES;
         const scalar* weights = p.weights + ((long long)k * p.cout_pad + share.tile_n * BN) * BK;
 #pragma unroll
@@ -46,31 +46,18 @@ struct Fetcher {
             int n = own + i * LINES;
             copy_async(to + A_BYTES + place(n, chunk), weights + n * BK + (chunk ^ (n & 7)) * 8);
         }
-        bool second = SB_EXTRA && k >= main_steps;
-        int width = second ? p.cin2 : p.cin;
-        const scalar* x = (second ? p.x2 + (k - main_steps) * BK : p.x + column) + chunk * 8;
-#if SB_STEM
-        // Row y of the window lies y lines further; chunks 4 to 7 are its next row.
-        x = p.x + chunk % 4 * 8;
-        long long line = (long long)(2 * k + chunk / 4);
-        long long high = line * p.line, low = line * p.half_line;
-        width = 8;
-#endif
-        bool exists = !SB_RAGGED || second || column + chunk * 8 < p.cin;
-        const int* rows = looked_up + (second ? TAPS : tap) * BM + own;
+        Chunk source = chunk_at(p, k, column, chunk);
+        const int* rows = looked_up + (SB_EXTRA && k >= main_steps_of(p) ? TAPS : tap) * BM + own;
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-            int row = rows[i * LINES];
-            const scalar* from = x + (long long)row * width;
-#if SB_STEM
-            from += share.tile_m * BM + own + i * LINES < p.high_rows ? high : low;
-#endif
+            int line = own + i * LINES;
+            const scalar* from = source.of(p, rows[i * LINES], share.tile_m * BM + line);
             if (SB_PRE)
-                held[i] = exists ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
-            else if (exists)
-                copy_async(to + place(own + i * LINES, chunk), from);
+                held[i] = source.exists ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
+            else if (source.exists)
+                copy_async(to + place(line, chunk), from);
             else
-                copy_zeros(to + place(own + i * LINES, chunk), p.x);
+                copy_zeros(to + place(line, chunk), p.x);
         }
     }
     // Stores what came through registers, and goes on to the step behind.

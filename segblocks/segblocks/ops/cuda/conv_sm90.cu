@@ -69,29 +69,19 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
         unsigned to = smem + stage * STAGE_BYTES, filled = full + 8 * stage;
         if (thread == 0 && k >= ahead) fetch_weights(k, stage);
         to += lane_row * 128;
-        bool second = SB_EXTRA && k >= main_steps;
-        int width = second ? p.cin2 : p.cin;
-        const scalar* x = (second ? p.x2 + (k - main_steps) * BK : p.x + column) + chunk * 8;
-#if SB_STEM
-        // Row y of the window lies y lines further; chunks 4 to 7 are its next row.
-        x = p.x + chunk % 4 * 8;
-        long long line = (long long)(2 * k + chunk / 4);
-        long long high = line * p.line, low = line * p.half_line;
-        width = 8;
-#endif
+        Chunk source = chunk_at(p, k, column, chunk);
         auto row = [&](int i) { return ((const int*)rows)[i]; };
         auto place = [&](int i) { return to + i * 128 + ((chunk ^ (i & 7)) << 4); };
-        bool exists = !SB_RAGGED || second || column + chunk * 8 < p.cin;
 #if SB_PRE
-        int channel = exists ? column + chunk * 8 : 0;  // in place of one that does not, the first
-        if (SB_RAGGED && !exists) x = p.x;
+        int channel = source.exists ? column + chunk * 8 : 0;  // in place of one that does not, the first
+        if (!source.exists) source.x = p.x;
         uint4 v[EACH];
 #pragma unroll
-        for (int i = 0; i < EACH; i++) v[i] = *(const uint4*)(x + (long long)row(i) * width);
+        for (int i = 0; i < EACH; i++) v[i] = *(const uint4*)source.of(p, row(i), m + i);
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             uint4 w = affine_relu(v[i], p.pre, p.cin, channel);
-            if (SB_RAGGED && !exists) w = make_uint4(0, 0, 0, 0);
+            if (!source.exists) w = make_uint4(0, 0, 0, 0);
             store_shared(place(i), w);
         }
         fence_proxy();
@@ -99,17 +89,14 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
 #else
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            if (!exists) {
+            if (!source.exists) {
                 copy_zeros(place(i), p.x);
                 continue;
             }
-            const scalar* from = x + (long long)row(i) * width;
-#if SB_STEM
-            from += m + i < p.high_rows ? high : low;
-#endif
+            const scalar* from = source.of(p, row(i), m + i);
 #if SB_SEPARATE
             if (row(i) >= p.stored)
-                from = p.averages + (long long)(row(i) - p.stored) * width + column + chunk * 8;
+                from = p.averages + (long long)(row(i) - p.stored) * source.width + column + chunk * 8;
 #endif
             copy_async(place(i), from);
         }

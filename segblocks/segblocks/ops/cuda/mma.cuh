@@ -1,4 +1,4 @@
-// A warp's matrix product from registers (sm_80 and later), and its groups of asynchronous copies.
+// A warp's matrix product from registers (sm_80 and later).
 //
 // The inner dimension goes in chunks of 32 values. Which of them a product calls its k-th is nobody's
 // concern as long as both factors agree, so every lane takes 8 adjacent ones with one 16-byte load:
@@ -17,11 +17,6 @@ INLINE void copy_eight(unsigned to, const scalar* from, bool wanted) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "r"(wanted ? 16 : 0)
                  : "memory");
-}
-INLINE void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until all of this thread's copies but those of the last PENDING groups are there.
-template <int PENDING> INLINE void copies_landed() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 // d[16,8] += a[16,16] b[16,8]; lane l holds d of rows l/4 and l/4 + 8, columns 2*(l%4) and the next.

@@ -23,6 +23,8 @@ FOLLOWING = frozenset(
     combine_rows combine_tile depthwise max_pool patch_conv policy_first policy_scores pooled_conv
     small_conv split_extended split_padded stem_conv""".split()
 )
+# Shared memory of a multiprocessor of an A100, in bytes; most others of its time have 100 KiB.
+MUCH_SHARED = 164 << 10
 _SHARED_UNASKED = 48 * 1024  # bytes of shared memory that a kernel may use without asking
 
 

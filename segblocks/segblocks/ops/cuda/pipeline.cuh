@@ -52,6 +52,12 @@ INLINE void copy_ahead(unsigned to, const void* from) {
 }
 // Waits until all of this thread's are there.
 INLINE void copies_landed() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Those since the last call are a group.
+INLINE void copies_begun() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until all of this thread's copies but those of the last PENDING groups are there.
+template <int PENDING> INLINE void copies_landed() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
 INLINE void store_shared(unsigned to, uint4 v) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z),
                  "r"(v.w)
