@@ -47,18 +47,19 @@ def run_job(
     kill: Kill | None = None,
     sgd: bool = False,
     nodes: bool = False,
+    peers: bool = False,
 ) -> list[int]:
     """Run train.py in `count` processes; -> their exit statuses, negative for a signal.
 
     `sgd` puts plain gradient descent in the place of Adam, which makes much of rounding, and keeps
     CUDA to whole float32. With `nodes` each process passes for a node of its own with one CUDA
-    device, which is the same one.
+    device, which is the same one; with `peers` they reach each other's memory there all the same.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = [
-        CONTEXT.Process(target=_process, args=(argv, rank, count, port, kill, sgd, nodes))
+        CONTEXT.Process(target=_process, args=(argv, rank, count, port, kill, sgd, nodes, peers))
         for rank in range(count)
     ]
     return run_all(processes)
@@ -72,6 +73,7 @@ def _process(
     kill: Kill | None,
     sgd: bool,
     nodes: bool,
+    peers: bool,
 ) -> None:
     torch.set_num_threads(1)
     BACKBONES["tiny"] = TINY
@@ -83,6 +85,7 @@ def _process(
         if nodes:  # NCCL takes one process a device of a host, and talks to others through sockets
             os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
             os.environ.update(NCCL_HOSTID=f"node{rank}", NCCL_SOCKET_IFNAME="lo")
+            os.environ["SEGBLOCKS_PEERS"] = str(int(peers))
     if sgd:
         state.build_optimizer = _gradient_descent
         torch.backends.cudnn.allow_tf32 = False

@@ -103,16 +103,20 @@ def test_an_epoch_on_two_gpus_equals_one_on_one(tmp_path, policy):
 @pytest.mark.gpu
 @pytest.mark.parametrize("graphs", ["yes", "no"])
 @pytest.mark.parametrize("policy", ["disabled", "reinforce"])
-def test_an_epoch_on_two_nodes_equals_one_on_one(tmp_path, policy, graphs):
-    compare(tmp_path, [*POLICIES[policy], *ON_CUDA, "--cuda-graphs", graphs], nodes=True)
+@pytest.mark.parametrize("peers", [False, True])
+def test_an_epoch_on_two_nodes_equals_one_on_one(tmp_path, policy, graphs, peers):
+    flags = [*POLICIES[policy], *ON_CUDA, "--cuda-graphs", graphs]
+    compare(tmp_path, flags, nodes=True, peers=peers)
 
 
 @pytest.mark.gpu
-def test_processes_train_from_graphs_of_different_numbers_of_blocks(tmp_path):
+@pytest.mark.parametrize("peers", [False, True])
+def test_processes_train_from_graphs_of_different_numbers_of_blocks(tmp_path, peers):
     """Rounded up, each for itself, so that one process captures what another one replays."""
     flags = [*REINFORCE, "--segblocks-quantize-percentage", "0.25", *ON_CUDA, "--epochs", "6"]
+    together = {"nodes": True, "peers": peers}
     found = [
-        job(tmp_path / graphs, *flags, "--cuda-graphs", graphs, count=2, sgd=True, nodes=True)
+        job(tmp_path / graphs, *flags, "--cuda-graphs", graphs, count=2, sgd=True, **together)
         for graphs in ("yes", "no")
     ]
     weights = [checkpoint(folder)["state_dict"] for folder in found]

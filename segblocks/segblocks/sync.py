@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .rules.arguments import require_image
 from .rules.normalise import as_image, as_pixels
-from .rules.normalised import put_off
+from .rules.normalised import joint_norm, put_off
 from .tensor import DualResTensor
 
 
@@ -47,6 +47,12 @@ class SyncBatchNorm(_BatchNorm):
     def _joint(self, x: Tensor, share: float) -> Tensor:
         if not x.is_cuda:
             return self._in_steps(x, share)
+        rows = x.movedim(1, -1)
+        if x.dim() > 2 and rows.is_contiguous():  # channels last
+            given = (self.running_mean, self.running_var, self.weight, self.bias, share, self.eps)
+            found = joint_norm(rows.reshape(-1, x.shape[1]), *given)
+            if found is not None:
+                return _AsImage.apply(found, x.shape)
         return _joint_on_cuda.apply(
             x,
             self.weight,
@@ -88,6 +94,22 @@ class _WithWhatFollows(SyncBatchNorm):
         for child in self.children():
             x = child(x)
         return x
+
+
+class _AsImage(torch.autograd.Function):
+    """Rows (P, C), which nobody else reads, as a tensor (N, C, ...) of the same memory; no view of
+    it for autograd, which would have to copy the gradient where an activation works in place."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, shape: torch.Size) -> Tensor:
+        image = rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+        return rows.new_empty(0).set_(
+            rows.untyped_storage(), rows.storage_offset(), image.shape, image.stride()
+        )
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.movedim(1, -1).reshape(-1, grad.shape[1]), None
 
 
 class _Total(torch.autograd.Function):

@@ -271,6 +271,17 @@ def test_joining_batch_norms_compiles(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("processes", [2, 8])
+def test_joining_batch_norms_of_peers_compiles(processes, architecture, tmp_path):
+    options = {"dtype": geometry.DTYPES[torch.float32], "vector": 1, "index64": 0}
+    options = module.defines(**options, processes=processes)
+    ptx = compile_ptx(module.source("joint_norm.cu"), options, architecture, tmp_path)
+    for kernel in ("joint_table", "joint_sums"):
+        assert f".entry {kernel}(" in ptx
+    check_follows(ptx, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_turning_weights_compiles(architecture, tmp_path):
     for dtype in SIZES:
         for last in (0, 1):
@@ -284,6 +295,7 @@ def test_sources_stand_alone():
     for file in (
         "turn_weight.cu",
         "batch_join.cu",
+        "joint_norm.cu",
         *KERNELS,
         *LOSS_KERNELS,
         *NORM_KERNELS,

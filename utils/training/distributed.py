@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from segblocks import convert_sync_batchnorm
 from segblocks.capture import layout
+from segblocks.peers import peers_on
 from utils.ranks import Ranks
 
 # The name of an option since PyTorch 2.14, and before.
@@ -118,5 +119,7 @@ def share_batch(
     if ranks.count == 1:
         return Alone(model)
     convert_sync_batchnorm(model)
+    if device.type == "cuda":
+        peers_on(device.index)  # before graphs, in which they cannot meet
     model.policy.replicas = ranks.replicas
     return _AfterBackward(model) if from_graphs else _WithBackward(model, args, device, ranks)

@@ -165,7 +165,45 @@ def put_off(
     at_once = not _is_plain() or x.grid.later.exposed
     if at_once and not joint:
         return None
-    pixels, given = x.stored, (weight, bias, running_mean, running_var)
+    pixels = x.stored
+    found = _statistics(pixels, weight, bias, running_mean, running_var, momentum, eps, joint)
+    if found is None:
+        return None
+    if at_once:
+        return x.like(BatchNorm.apply(pixels, weight, bias, None, *found, False))
+    stream = pending.raw_stream(pixels.get_device()) if pixels.is_cuda else 0
+    norm = Norm(pixels, pixels._version, *found, weight, bias, stream)
+    return x.like(Normalised(norm, x.grid.later))
+
+
+def joint_norm(
+    pixels: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> Tensor | None:
+    """Batch norm of the rows (P, C) of all processes, which all call this; None where this way is
+    not open, for all of them alike."""
+    given = (running_mean, running_var, weight, bias, momentum, eps)
+    found = _statistics(pixels, weight, bias, *given[:2], momentum, eps, joint=True)
+    return None if found is None else BatchNorm.apply(pixels, weight, bias, None, *found, False)
+
+
+def _statistics(
+    pixels: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    joint: bool,
+) -> tuple[Tensor, Tensor | None] | None:
+    """Table and share of `Norm`; None where there are no kernels for this."""
+    given = (weight, bias, running_mean, running_var)
     if not takes_kernels(pixels) or type(pixels) is not Tensor or not pixels.is_contiguous():
         return None
     if (
@@ -181,12 +219,7 @@ def put_off(
         return None
     parameters = (t if t is None else t.detach() for t in given[:2])
     arguments = (pixels.detach(), *parameters, running_mean, running_var, momentum, eps)
-    table, share = joint_statistics(*arguments) if joint else (batch_statistics(*arguments), None)
-    if at_once:
-        return x.like(BatchNorm.apply(pixels, weight, bias, None, table, share, False))
-    stream = pending.raw_stream(pixels.get_device()) if pixels.is_cuda else 0
-    norm = Norm(pixels, pixels._version, table, share, weight, bias, stream)
-    return x.like(Normalised(norm, x.grid.later))
+    return joint_statistics(*arguments) if joint else (batch_statistics(*arguments), None)
 
 
 def takes_kernels(pixels: Tensor) -> bool:

@@ -3,8 +3,6 @@
 //   weight, bias, running_mean, running_var: as in batch_statistics.cu.
 #include "batch_table.cuh"
 
-enum { ROWS = SHIFT };
-
 struct Params {
     const float* tables;
     const float* weight;
@@ -20,19 +18,8 @@ struct Params {
 extern "C" __global__ void batch_join(const Params p) {
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= p.channels) return;
-    const auto read = [&](int process, int row) -> double {
-        return p.tables[(4ll * process + row) * p.channels + column];
-    };
-    double rows = 0, mean = 0, variance = 0;
-    for (int i = 0; i < p.processes; i++) {
-        rows += read(i, ROWS);
-        mean += read(i, ROWS) * read(i, MEAN);
-    }
-    mean /= rows;
-    for (int i = 0; i < p.processes; i++) {
-        const double invstd = read(i, INVSTD), distance = read(i, MEAN) - mean;
-        variance += read(i, ROWS) * (1 / (invstd * invstd) - p.eps + distance * distance);
-    }
-    write_column(p, p.channels, column, rows, mean, variance < 0 ? 0 : variance / rows);
-    if (column == 0) *p.share = (float)(p.rows / rows);
+    const int place[] = {SHIFT, MEAN, INVSTD};
+    join_column(p, p.processes, p.channels, column, [&](int process, int what) -> double {
+        return p.tables[(4ll * process + place[what]) * p.channels + column];
+    });
 }

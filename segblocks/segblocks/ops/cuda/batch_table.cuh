@@ -21,3 +21,24 @@ INLINE void write_column(const Params& p, int channels, int column, double rows,
         p.running_var[column] =
             (float)(stay * p.running_var[column] + p.momentum * variance * (rows / (rows - 1)));
 }
+
+// The column of all rows, from those of each process: read(process, what) is their number, mean and
+// 1 / standard deviation. `p` has `rows` of this process and the `share` of all that they are, too.
+enum { ROWS, ROWS_MEAN, ROWS_INVSTD };
+
+template <class Params, class Read>
+INLINE void join_column(const Params& p, int processes, int channels, int column, const Read& read) {
+    double rows = 0, mean = 0, variance = 0;
+    for (int i = 0; i < processes; i++) {
+        const double count = read(i, ROWS);
+        rows += count;
+        mean += count * read(i, ROWS_MEAN);
+    }
+    mean /= rows;
+    for (int i = 0; i < processes; i++) {
+        const double invstd = read(i, ROWS_INVSTD), distance = read(i, ROWS_MEAN) - mean;
+        variance += read(i, ROWS) * (1 / (invstd * invstd) - p.eps + distance * distance);
+    }
+    write_column(p, channels, column, rows, mean, variance < 0 ? 0 : variance / rows);
+    if (column == 0) *p.share = (float)(p.rows / rows);
+}

@@ -1,0 +1,86 @@
+"""Launchers of `joint_norm.cu`."""
+
+import functools
+import struct
+
+import torch
+from torch import Tensor
+
+from ...peers import COLUMNS, Peers
+from . import geometry as geo
+from .batch_norm import check_row
+from .launch import Kernel
+from .module import defines, prepare
+
+_THREADS = 64  # a channel each
+
+
+def joint_table(
+    peers: Peers,
+    own: Tensor,
+    rows: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """What `batch_join` makes of the tables (4, C) of all `peers`, who all call this.
+
+    Args:
+        own: of `batch_statistics` with the same eps and without weight and bias.
+        rows: of the pixels that it is of.
+
+    Raises:
+        ValueError: dtypes, shapes or layouts that do not fit.
+    """
+    channels = own.shape[1]
+    check_row(own, own, (4, channels))
+    given = (weight, bias, running_mean, running_var)
+    for tensor in given:
+        check_row(tensor, own, (channels,))
+    table, share = torch.empty_like(own), own.new_empty(())
+    settings = struct.pack("3d", float(rows), float(momentum), float(eps))
+    kernel = _kernel("joint_table", own.get_device(), peers.rank, peers.count, channels, settings)
+    kernel.enqueue(
+        own.get_device(),
+        own.data_ptr(),
+        *(0 if tensor is None else tensor.data_ptr() for tensor in given),
+        table.data_ptr(),
+        share.data_ptr(),
+        *peers.addresses,
+    )
+    changed = [tensor for tensor in given[2:] if tensor is not None]
+    if changed:
+        torch.autograd.graph.increment_version(changed)
+    return table, share
+
+
+def joint_sums(peers: Peers, own: Tensor, share: Tensor) -> Tensor:
+    """Sums (2, C) float32 of each of `peers`, who all call this → their sum times `share`, 0-d.
+
+    Raises:
+        ValueError: dtypes, shapes or layouts that do not fit.
+    """
+    channels = own.shape[1]
+    check_row(own, own, (2, channels))
+    check_row(share, own, ())
+    sums = torch.empty_like(own)
+    kernel = _kernel("joint_sums", own.get_device(), peers.rank, peers.count, channels)
+    pointers = (own.data_ptr(), share.data_ptr(), sums.data_ptr(), *peers.addresses)
+    kernel.enqueue(own.get_device(), *pointers)
+    return sums
+
+
+@functools.lru_cache(maxsize=2048)
+def _kernel(
+    name: str, device: int, rank: int, processes: int, channels: int, settings: bytes = b""
+) -> Kernel:
+    if channels > COLUMNS:
+        raise ValueError(f"{channels} channels are too many for a batch norm of blocks")
+    record = struct.pack("2i", rank, channels) + settings
+    options = defines(dtype=geo.DTYPES[torch.float32], vector=1, index64=0, processes=processes)
+    pointers = processes + (8 if name == "joint_table" else 4)
+    blocks = -(-channels // _THREADS)
+    return prepare("joint_norm.cu", name, options, device, blocks, _THREADS, record, pointers)
