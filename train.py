@@ -28,6 +28,7 @@ import segblocks
 from argparser import parse_args
 from dataloaders import DataError, SegmentationDataset
 from models import build_model
+from segblocks.peers import peers_on
 from utils.checkpoint import load_weights
 from utils.data import (
     build_calibration_set,
@@ -78,6 +79,11 @@ def train(args: Namespace) -> None:
             f"{len(train_set)} training and {len(val_set)} validation images; {device}, "
             f"{ranks.count} process{'es' * (ranks.count > 1)}"
         )
+        if ranks.count > 1 and device.type == "cuda":
+            reached = peers_on(device.index) is not None
+            log.info(
+                f"batch norm is exchanged {'in memory of the GPUs' if reached else 'over NCCL'}"
+            )
         for name, dataset in (("training", train_set), ("validation", val_set)):
             if dataset.decoded:
                 log.info(f"decoded {name} images stay in memory")

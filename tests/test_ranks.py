@@ -107,6 +107,8 @@ def test_an_epoch_on_two_gpus_equals_one_on_one(tmp_path, policy):
 def test_an_epoch_on_two_nodes_equals_one_on_one(tmp_path, policy, graphs, peers):
     flags = [*POLICIES[policy], *ON_CUDA, "--cuda-graphs", graphs]
     compare(tmp_path, flags, nodes=True, peers=peers)
+    way = "in memory of the GPUs" if peers else "over NCCL"
+    assert f"batch norm is exchanged {way}\n" in (tmp_path / "2/default/run.log").read_text()
 
 
 @pytest.mark.gpu

@@ -1,5 +1,4 @@
-"""Memory that the processes of a host write into each other's of, for what they tell each other in
-batch norm.
+"""The processes of a host that write into each other's memory what they exchange in batch norm.
 
 That is a few kilobytes, twice for each layer of a training step, and everybody waits for it. A
 kernel that writes to the others' GPUs and waits for their numbers (`ops/cuda/peers.cuh`) takes a
@@ -10,37 +9,16 @@ import ctypes
 import os
 import socket
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from .ops.cuda.joint_norm import BYTES_OF_ROUNDS, Peers, bytes_of_words, greet
 from .ops.cuda.module import import_cupy
 
 MOST = 8  # processes
-# As in peers.cuh.
-COLUMNS, _NUMBERS, _WORD, _ROUND = 8192, 3, 8, 4  # the last two in bytes
-_ROUNDS = COLUMNS  # thread blocks, at the most
-
-
-@dataclass(frozen=True)
-class Peers:
-    """This process among those that reach its memory.
-
-    Attributes:
-        rank: its number.
-        addresses: of `rounds` and of each process's words, as `Peers` in peers.cuh has them.
-    """
-
-    rank: int
-    addresses: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.addresses) - 1
-
 
 # The group that has met, and what came of it, by devices.
 _met: dict[int, tuple[dist.ProcessGroup, Peers | None]] = {}
@@ -62,22 +40,29 @@ def peers_on(index: int) -> Peers | None:
 def _meet(index: int) -> Peers | None:
     rank, count = dist.get_rank(), dist.get_world_size()
     wanted = os.environ.get("SEGBLOCKS_PEERS") != "0" and count <= MOST
-    # What was shared is never freed: others may have it open.
+    # Never freed: others may have it open.
     own, handle = _share(index, count) if wanted else (0, None)
     offers = _everyones((_host(), handle))
-    opened: list[int] | None = None
+    words: list[int] | None = None
     if all(host == _host() and handle is not None for host, handle in offers):
-        opened = _open(index, rank, own, [handle for _, handle in offers])
-    if not all(_everyones(opened is not None)) or not all(_everyones(_hear(index, rank, opened))):
+        words = _open(index, rank, own, [handle for _, handle in offers])
+    if not all(_everyones(words is not None)):
         return None
-    return Peers(rank, (own + _bytes_of_words(count), *opened))
+    peers = Peers(rank, (own + bytes_of_words(count), *words))
+    greet(peers, index, rank + 1)
+    torch.cuda.synchronize(index)
+    _everyones(None)  # all have greeted
+    return peers if all(_everyones(_heard(index, own, count))) else None
 
 
 def _share(index: int, count: int) -> tuple[int, bytes | None]:
     """The address of zeros, and by what others find them; None where this is not possible."""
-    cupy = import_cupy()
+    try:
+        cupy = import_cupy()
+    except ImportError:
+        return 0, None
     runtime = cupy.cuda.runtime
-    size = _bytes_of_words(count) + _ROUNDS * _ROUND
+    size = bytes_of_words(count) + BYTES_OF_ROUNDS
     with cupy.cuda.Device(index) as device:
         own = runtime.malloc(size)
         runtime.memset(own, 0, size)
@@ -102,25 +87,15 @@ def _open(index: int, rank: int, own: int, handles: list[bytes]) -> list[int] | 
             return None
 
 
-def _hear(index: int, rank: int, addresses: list[int]) -> bool:
-    """Whether what everybody writes into the others' memory arrives there."""
+def _heard(index: int, own: int, count: int) -> bool:
+    """Whether what everybody has written into this process's memory arrived there."""
     cupy = import_cupy()
     runtime = cupy.cuda.runtime
-    said = ctypes.c_uint64(rank + 1)  # of round 0, which nobody waits for
-    with cupy.cuda.Device(index) as device:
-        for address in addresses:
-            place = address + rank * _WORD
-            runtime.memcpy(place, ctypes.addressof(said), _WORD, runtime.memcpyHostToDevice)
-        device.synchronize()
-        dist.all_gather_object([None] * len(addresses), None)  # all have written
-        heard = (ctypes.c_uint64 * len(addresses))()
-        size = ctypes.sizeof(heard)
-        runtime.memcpy(ctypes.addressof(heard), addresses[rank], size, runtime.memcpyDeviceToHost)
-    return list(heard) == [i + 1 for i in range(len(addresses))]
-
-
-def _bytes_of_words(count: int) -> int:
-    return 2 * count * _NUMBERS * COLUMNS * _WORD
+    found = (ctypes.c_uint64 * count)()
+    with cupy.cuda.Device(index):
+        size = ctypes.sizeof(found)
+        runtime.memcpy(ctypes.addressof(found), own, size, runtime.memcpyDeviceToHost)
+    return list(found) == list(range(1, count + 1))
 
 
 def _host() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm as _joint_on_cuda
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .peers import peers_on
 from .rules.arguments import require_image
 from .rules.normalise import as_image, as_pixels
 from .rules.normalised import joint_norm, put_off
@@ -17,6 +18,9 @@ class SyncBatchNorm(_BatchNorm):
 
     In training with several processes, statistics are those of all stored pixels of all processes,
     however many each of them holds. In all other cases it is plain batch norm.
+
+    Processes on GPUs exchange them over NCCL, or quicker (`peers.py`). Which, they settle in their
+    first pass, which all make together; in a CUDA graph it would be NCCL.
     """
 
     def forward(self, x: Tensor | DualResTensor) -> Tensor | DualResTensor:
@@ -48,7 +52,7 @@ class SyncBatchNorm(_BatchNorm):
         if not x.is_cuda:
             return self._in_steps(x, share)
         rows = x.movedim(1, -1)
-        if x.dim() > 2 and rows.is_contiguous():  # channels last
+        if rows.is_contiguous() and peers_on(x.get_device()) is not None:  # channels last
             given = (self.running_mean, self.running_var, self.weight, self.bias, share, self.eps)
             found = joint_norm(rows.reshape(-1, x.shape[1]), *given)
             if found is not None:

@@ -276,7 +276,7 @@ def test_joining_batch_norms_of_peers_compiles(processes, architecture, tmp_path
     options = {"dtype": geometry.DTYPES[torch.float32], "vector": 1, "index64": 0}
     options = module.defines(**options, processes=processes)
     ptx = compile_ptx(module.source("joint_norm.cu"), options, architecture, tmp_path)
-    for kernel in ("joint_table", "joint_sums"):
+    for kernel in ("joint_table", "joint_sums", "greet"):
         assert f".entry {kernel}(" in ptx
     check_follows(ptx, architecture)
 

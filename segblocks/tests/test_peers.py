@@ -18,15 +18,15 @@ from together import run_together
 from segblocks import peers
 from segblocks.ops import batch_reference
 from segblocks.ops.cuda import joint_norm
-from segblocks.peers import Peers
+from segblocks.ops.cuda.joint_norm import Peers
 
 EPS, MOMENTUM = 1e-3, 0.3
 
 
 def make_ranks(count: int, device: str) -> tuple[list[Peers], list[torch.Tensor]]:
     """Each with memory of its own, which comes with them."""
-    words = peers._bytes_of_words(count)
-    size = (words + peers._ROUNDS * peers._ROUND) // 8
+    words = joint_norm.bytes_of_words(count)
+    size = (words + joint_norm.BYTES_OF_ROUNDS) // 8
     memory = [torch.zeros(size, dtype=torch.int64, device=device) for _ in range(count)]
     addresses = [m.data_ptr() for m in memory]
     return [Peers(i, (a + words, *addresses)) for i, a in enumerate(addresses)], memory
@@ -57,7 +57,7 @@ def run(rank: Peers, table, rows, weight, bias, mean, variance, sums) -> tuple:
 def start(count: int, own: tuple) -> None:
     """Load the kernels and give the stream memory, which may wait for a kernel that waits."""
     (rank, *_), (words, *_) = make_ranks(count, "cuda")
-    half = peers._bytes_of_words(count) // 16
+    half = joint_norm.bytes_of_words(count) // 16
     words[:half] = 2 << 32  # what the others send in the second round, and in the first
     words[half : 2 * half] = 1 << 32
     run(rank, *own)
@@ -99,12 +99,17 @@ def test_the_arithmetic_of_the_kernels(monkeypatch, count):
     joint_norm._kernel.cache_clear()
     monkeypatch.setattr(joint_norm, "prepare", prepare)
     ranks, memory = make_ranks(count, "cpu")
+    for rank in ranks:
+        joint_norm.greet(rank, 0, rank.rank + 1)
+    assert [m[: count + 1].tolist() for m in memory] == [[*range(1, count + 1), 0]] * count
     for channels in (3, 66, 5, 5):
         given = make_round(count, channels, "cpu")
         expected = expected_of(given)
         with ThreadPoolExecutor(count) as pool:
             check(list(pool.map(run, ranks, *zip(*given))), expected)
-    rounds = torch.stack([m[-peers._ROUNDS // 2 :] for m in memory]).view(torch.int32)
+    rounds = torch.stack([m[joint_norm.bytes_of_words(count) // 8 :] for m in memory]).view(
+        torch.int32
+    )
     assert rounds[:, :3].tolist() == [[8, 2, 0]] * count
     joint_norm._kernel.cache_clear()
 
@@ -196,6 +201,6 @@ def test_what_does_not_fit_is_refused():
         joint_norm.joint_table(rank, table.double(), 5, None, None, None, None, 0.1, EPS)
     with pytest.raises(ValueError, match="must be float32"):
         joint_norm.joint_sums(rank, table[:2], torch.zeros(1))
-    wide = torch.zeros(4, peers.COLUMNS + 1)
+    wide = torch.zeros(4, joint_norm.COLUMNS + 1)
     with pytest.raises(ValueError, match="too many"):
         joint_norm.joint_table(rank, wide, 5, None, None, None, None, 0.1, EPS)

@@ -3,6 +3,7 @@
 // joint_table: a process's table (4, C) of its own rows -> that of all processes' rows, and the share of
 //   them that `rows` are. weight, bias, running_mean, running_var: as in batch_statistics.cu.
 // joint_sums: its sums (2, C) -> those of all processes, times its share of all rows.
+// greet: a number to all processes, in their word of its rank; it belongs to no round, so nobody waits.
 //
 // Compile-time constants beside those of dtypes.cuh: SB_PROCESSES
 #include "batch_table.cuh"
@@ -60,4 +61,16 @@ extern "C" __global__ void joint_sums(const SumsParams p) {
         for (int i = 0; i < PROCESSES; i++) sum += all[i][k];
         p.sums[(long long)k * p.channels + column] = (float)(sum * *p.share);
     }
+}
+
+struct GreetParams {
+    Peers peers;
+    int rank, number;
+};
+
+extern "C" __global__ void greet(const GreetParams p) {
+    if (threadIdx.x >= PROCESSES) return;
+#pragma unroll
+    for (int to = 0; to < PROCESSES; to++)
+        if (threadIdx.x == to) send(p.peers.words[to] + p.rank, (word)p.number);
 }

@@ -2,17 +2,45 @@
 
 import functools
 import struct
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...peers import COLUMNS, Peers
 from . import geometry as geo
 from .batch_norm import check_row
 from .launch import Kernel
 from .module import defines, prepare
 
+# As in peers.cuh.
+COLUMNS, _NUMBERS = 8192, 3
+_WORD, _ROUND = 8, 4  # bytes
 _THREADS = 64  # a channel each
+
+
+@dataclass(frozen=True)
+class Peers:
+    """A process among those that write into each other's memory.
+
+    Attributes:
+        rank: its number.
+        addresses: of its rounds, and of the words of each process, as this one sees them.
+    """
+
+    rank: int
+    addresses: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.addresses) - 1
+
+
+def bytes_of_words(count: int) -> int:
+    """Of each of `count` processes."""
+    return 2 * count * _NUMBERS * COLUMNS * _WORD
+
+
+BYTES_OF_ROUNDS = COLUMNS // _THREADS * _ROUND
 
 
 def joint_table(
@@ -73,6 +101,13 @@ def joint_sums(peers: Peers, own: Tensor, share: Tensor) -> Tensor:
     return sums
 
 
+def greet(peers: Peers, index: int, number: int) -> None:
+    """Send `number` to each process, whose first words are those from all ranks, 8 bytes each."""
+    record = struct.pack("2i", peers.rank, number)
+    kernel = _prepare("greet", index, peers.count, 1, record, 1 + peers.count)
+    kernel.enqueue(index, *peers.addresses)
+
+
 @functools.lru_cache(maxsize=2048)
 def _kernel(
     name: str, device: int, rank: int, processes: int, channels: int, settings: bytes = b""
@@ -80,7 +115,12 @@ def _kernel(
     if channels > COLUMNS:
         raise ValueError(f"{channels} channels are too many for a batch norm of blocks")
     record = struct.pack("2i", rank, channels) + settings
-    options = defines(dtype=geo.DTYPES[torch.float32], vector=1, index64=0, processes=processes)
     pointers = processes + (8 if name == "joint_table" else 4)
-    blocks = -(-channels // _THREADS)
+    return _prepare(name, device, processes, -(-channels // _THREADS), record, pointers)
+
+
+def _prepare(
+    name: str, device: int, processes: int, blocks: int, record: bytes, pointers: int
+) -> Kernel:
+    options = defines(dtype=geo.DTYPES[torch.float32], vector=1, index64=0, processes=processes)
     return prepare("joint_norm.cu", name, options, device, blocks, _THREADS, record, pointers)
