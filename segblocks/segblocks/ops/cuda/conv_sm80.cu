@@ -96,11 +96,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, SB_BLOCKS)
     block_conv(const __grid_constant__ Arguments p) {
     extern __shared__ char dynamic[];
     __shared__ int arrived;
+    __shared__ Places places;
     __shared__ __align__(16) int looked_up[(TAPS + SB_EXTRA) * BM];
     char* memory = (char*)(((unsigned long long)dynamic + 1023) & ~1023ull);
     Share share = share_of(p, steps_of(p));
     look_up(p, share, looked_up);
+    if (!SB_STEM) look_up_places(p, share, places);
     follow();
+    if (SB_STEM) look_up_places(p, share, places);
     __syncthreads();
 
     Fetcher fetcher = {p, share, looked_up, shared_address(memory), share.first};
@@ -142,5 +145,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, SB_BLOCKS)
         if (!add_parts<READERS>(p, share, staged, row, reader, &arrived)) return;
         __syncthreads();
     }
-    finish(p, staged, share.tile_m * BM + row, share.tile_n, reader, READERS, false);
+    finish(p, staged, places, row, share.tile_m * BM + row, share.tile_n, reader, READERS, false);
 }

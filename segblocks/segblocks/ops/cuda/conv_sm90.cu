@@ -113,14 +113,16 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
 
 // A multiplying warpgroup: 64 rows of the tile, then the epilogue.
 INLINE void consume(const Arguments& p, char* memory, unsigned smem, unsigned full, unsigned empty,
-                    const Share& share, int* arrived) {
+                    const Share& share, Places& places, int* arrived) {
     int thread = threadIdx.x, group = thread / 128, lane = thread % 128;
     float acc[BN / 2];
     // Rows are shared, or steps: then each warpgroup takes every other one.
     constexpr int STRIDE = BM == 64 ? 2 : 1;
     int start = share.first + (BM == 64 ? group : 0), previous = -1;
     int stage = start - share.first, phase = 0;
+    if (!SB_STEM) look_up_places(p, share, places);
     follow();
+    if (SB_STEM) look_up_places(p, share, places);
     for (int k = start; k < share.last; k += STRIDE) {
         barrier_wait(full + 8 * stage, phase);
         fence_proxy();  // cp.async wrote through the generic proxy, the matrix unit reads another
@@ -166,7 +168,7 @@ INLINE void consume(const Arguments& p, char* memory, unsigned smem, unsigned fu
         halves = false;
         meet();
     }
-    finish(p, staged, share.tile_m * BM + row, share.tile_n, reader, READERS, halves);
+    finish(p, staged, places, row, share.tile_m * BM + row, share.tile_n, reader, READERS, halves);
 }
 
 extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
@@ -174,6 +176,7 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     extern __shared__ char dynamic[];
     __shared__ unsigned long long barriers[2 * STAGES];
     __shared__ int arrived;
+    __shared__ Places places;
     __shared__ __align__(16) int looked_up[(TAPS + SB_EXTRA) * BM];
     char* memory = (char*)(((unsigned long long)dynamic + 1023) & ~1023ull);
     unsigned smem = shared_address(memory);
@@ -190,5 +193,5 @@ extern "C" __global__ void __launch_bounds__(256 + PRODUCERS, SB_BLOCKS)
     if (threadIdx.x >= 256)
         produce(p, smem, full, empty, share, looked_up);
     else
-        consume(p, memory, smem, full, empty, share, &arrived);
+        consume(p, memory, smem, full, empty, share, places, &arrived);
 }

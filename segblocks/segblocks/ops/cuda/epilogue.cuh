@@ -4,8 +4,47 @@
 #pragma once
 #include "gemm_rows.cuh"
 
-INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
-    uint4 v = *(const uint4*)from;
+// What tables say of a tile's rows: where each is stored, and with ADD 2 the four rows of the smaller buffer
+// that the enlarged pixel lies between, the nearest first, then of the next line, column and both.
+struct Places {
+    int own[BM];
+    int4 between[SB_ADD == 2 ? BM : 1];
+};
+
+// Of GEMM row m, in the smaller buffer, whose blocks have half the side. Beyond the image a position is
+// clamped, axis by axis.
+INLINE int4 look_between(const Arguments& p, int m) {
+    int half = p.block / 2, shift = shift_of(half), near, y, x;
+    if (m < p.high_rows) {
+        Spot quad = spot_at(m / 4, half, shift);
+        // The smaller buffer has quads of its own.
+        near = quad.rank * half * half + (quad.y / 2 * (half / 2) + quad.x / 2) * 4 + quad.y % 2 * 2 +
+               quad.x % 2;
+        y = m & 2, x = m & 1;
+    } else {
+        Spot pixel = spot_at(m - p.high_rows, half, shift);
+        near = p.up_high_rows + (pixel.rank * (half / 2) + pixel.y / 2) * (half / 2) + pixel.x / 2;
+        y = pixel.y & 1, x = pixel.x & 1;
+    }
+    const int* table = p.up_table + 4 * p.up_pitch + near;
+    int line = (y ? 3 : -3) * p.up_pitch, column = (x ? 1 : -1) * p.up_pitch;
+    int at = read_ahead(table), at_y = read_ahead(table + line), at_x = read_ahead(table + column);
+    int at_yx = read_ahead(table + line + column);
+    if (at_yx == p.up_zero) at_yx = at_y == p.up_zero ? at_x : at_y;
+    return {at, at_y == p.up_zero ? at : at_y, at_x == p.up_zero ? at : at_x,
+            at_yx == p.up_zero ? at : at_yx};
+}
+
+// A row a thread. Before `follow`, but for a network's first convolution, which is the launch behind that of
+// the tables.
+INLINE void look_up_places(const Arguments& p, const Share& share, Places& places) {
+    int row = threadIdx.x, m = share.tile_m * BM + row;
+    if (row >= BM || m >= p.rows) return;
+    places.own[row] = read_ahead(p.own + m);
+    if (SB_ADD == 2) places.between[row] = look_between(p, m);
+}
+
+INLINE void add_row(uint4 v, float weight, float (&sum)[8]) {
     unsigned w[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -16,53 +55,28 @@ INLINE void add_row(const scalar* from, float weight, float (&sum)[8]) {
     }
 }
 
-// The rows that the bilinear ×2 of a buffer at half the block side reads for a high quad: of a pixel of
-// the smaller buffer and its neighbours, line by line. Beyond the image the position is clamped, axis by
-// axis.
-INLINE void look_around(const Arguments& p, int quad, int shift, int (&at)[9]) {
-    int half = p.block / 2;
-    auto [stored, y, x] = spot_at(quad, half, shift);
-    // The smaller buffer's own quads: its GEMM row of pixel (y, x).
-    int near = stored * half * half + (y / 2 * (half / 2) + x / 2) * 4 + y % 2 * 2 + x % 2;
-#pragma unroll
-    for (int tap = 0; tap < 9; tap++) at[tap] = p.up_table[tap * p.up_pitch + near];
-#pragma unroll
-    for (int tap = 0; tap < 9; tap += 2) {
-        int beside = at[3 + tap % 3], above = at[tap / 3 * 3 + 1];
-        if (tap != 4 && at[tap] == p.up_zero) at[tap] = above == p.up_zero ? beside : above;
-    }
-#pragma unroll
-    for (int tap = 0; tap < 9; tap++) at[tap] = at[tap] == p.up_zero ? at[4] : at[tap];
-}
+// Enlarged pixels that a thread has under way, and rows that it finishes; of narrow tiles there are more
+// threads, with fewer registers.
+constexpr int AT_ONCE = BN == 64 ? 1 : 2, ROWS_AT_ONCE = SB_ADD == 2 && BN == 64 ? 1 : 4;
 
-// Eight channels of the enlarged pixel between four of the smaller buffer, of which `at` is nearest.
-INLINE void add_enlarged(const Arguments& p, int at, int at_y, int at_x, int at_yx, int column,
-                         float (&sum)[8]) {
-    add_row(p.addend + (long long)at * p.cout + column, 0.5625f, sum);
-    add_row(p.addend + (long long)at_y * p.cout + column, 0.1875f, sum);
-    add_row(p.addend + (long long)at_x * p.cout + column, 0.1875f, sum);
-    add_row(p.addend + (long long)at_yx * p.cout + column, 0.0625f, sum);
-}
-// Of pixel r of a high quad.
-INLINE void add_enlarged(const Arguments& p, const int (&at)[9], int r, int column, float (&sum)[8]) {
-    int y = r & 2 ? 3 : -3, x = r & 1 ? 1 : -1;
-    add_enlarged(p, at[4], at[4 + y], at[4 + x], at[4 + y + x], column, sum);
-}
-// Of the pixel at GEMM row m, of a low block.
-INLINE void add_enlarged(const Arguments& p, int m, int column, int shift, float (&sum)[8]) {
-    int half = p.block / 2;
-    auto [stored, y, x] = spot_at(m - p.high_rows, half, shift);
-    int near = p.up_high_rows + (stored * (half / 2) + y / 2) * (half / 2) + x / 2;
-    int step_y = y & 1 ? 3 : -3, step_x = x & 1 ? 1 : -1;
-    const int* table = p.up_table + 4 * p.up_pitch + near;
-    int at = table[0], at_y = table[step_y * p.up_pitch], at_x = table[step_x * p.up_pitch];
-    int at_yx = table[(step_y + step_x) * p.up_pitch];
-    if (at_yx == p.up_zero) at_yx = at_y == p.up_zero ? at_x : at_y;
-    if (at_yx == p.up_zero) at_yx = at;
-    if (at_y == p.up_zero) at_y = at;
-    if (at_x == p.up_zero) at_x = at;
-    add_enlarged(p, at, at_y, at_x, at_yx, column, sum);
-}
+// Eight channels of an enlarged pixel: its surroundings are asked for before the first is needed, as one
+// takes as long to come as all of them.
+struct Enlarged {
+    uint4 near[4];
+
+    INLINE void fetch(const Arguments& p, int4 between, int column) {
+        int rows[4] = {between.x, between.y, between.z, between.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            near[i] = *(const uint4*)(p.addend + (long long)rows[i] * p.cout + column);
+    }
+    INLINE void add(float (&sum)[8]) const {
+        add_row(near[0], 0.5625f, sum);
+        add_row(near[1], 0.1875f, sum);
+        add_row(near[2], 0.1875f, sum);
+        add_row(near[3], 0.0625f, sum);
+    }
+};
 
 INLINE void load_eight(const float* from, float (&v)[8]) {
     float4 a = *(const float4*)from, b = *(const float4*)(from + 4);
@@ -125,9 +139,10 @@ INLINE void fold_norm(const Arguments& p, int column, float (&scale)[8], float (
 }
 
 // Bias, addend, activation, store and averages of 64 staged rows, in groups of four.
+// row: the first of them in the tile, GEMM row m0.
 // halves: the other warpgroup's share of the inner dimension is staged 64 rows further, to be added.
-INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, int thread,
-                   int threads, bool halves) {
+INLINE void finish(const Arguments& p, const float* staged, const Places& places, int row, int m0,
+                   int tile_n, int thread, int threads, bool halves) {
     constexpr int CHUNKS = BN / 8;
     int chunk = thread % CHUNKS, column = tile_n * BN + chunk * 8;
     if (column >= p.cout) return;
@@ -148,19 +163,22 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
     for (int quad = thread / CHUNKS; quad < 16; quad += threads / CHUNKS) {
         int m = m0 + quad * 4;
         if (m >= p.rows) break;
-        int4 own = *(const int4*)(p.own + m);
-        int rows[4] = {own.x, own.y, own.z, own.w};
+        const int* rows = places.own + row + quad * 4;
         uint4 addend[4];
 #pragma unroll
         for (int r = 0; r < 4; r++)
             if (add && m + r < p.rows)
                 addend[r] = *(const uint4*)(p.addend + (long long)rows[r] * p.cout + column);
-        int around[9];
-        const bool high = m < p.high_rows;
-        if (SB_ADD == 2 && high) look_around(p, m / 4, shift, around);
+        Enlarged enlarged[AT_ONCE];
         float mean[8] = {};
-#pragma unroll
+#pragma unroll ROWS_AT_ONCE
         for (int r = 0; r < 4; r++) {
+            if (SB_ADD == 2 && r % AT_ONCE == 0) {
+#pragma unroll
+                for (int i = 0; i < AT_ONCE; i++)
+                    if (m + r + i < p.rows)
+                        enlarged[i].fetch(p, places.between[row + quad * 4 + r + i], column);
+            }
             float v[8];
             load_eight(staged + (quad * 4 + r) * PITCH + chunk * 8, v);
             if (halves) {
@@ -181,10 +199,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
                     v[2 * j + 1] += b;
                 }
             }
-            if (SB_ADD == 2 && high)
-                add_enlarged(p, around, r, column, v);
-            else if (SB_ADD == 2)
-                add_enlarged(p, min(m + r, p.rows - 1), column, shift, v);
+            if (SB_ADD == 2) enlarged[r % AT_ONCE].add(v);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 if (relu) v[i] = positive(v[i]);
@@ -195,7 +210,7 @@ INLINE void finish(const Arguments& p, const float* staged, int m0, int tile_n, 
             if (m + r < p.rows)
                 *(uint4*)(p.out + (long long)rows[r] * p.cout + column) = pack_eight(v);
         }
-        if (averages && high) {
+        if (averages && m < p.high_rows) {
             int q = m / 4;
             auto [stored, y, x] = spot_at(q, half, shift);
             if (y == 0 || y == half - 1 || x == 0 || x == half - 1) {
