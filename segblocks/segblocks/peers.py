@@ -28,7 +28,8 @@ def peers_on(index: int) -> Peers | None:
     """The processes of the default group, each with a CUDA device, this one with number `index`.
 
     The first call for a group is one that all make together. None where one of them cannot write to
-    another or has SEGBLOCKS_PEERS=0 in its environment, or where that call is in a CUDA graph.
+    another or has SEGBLOCKS_PEERS=0 in its environment, or where that call is in a CUDA graph; the
+    same in all processes.
     """
     group, found = _met.get(index, (None, None))
     if group is not dist.group.WORLD:
@@ -64,13 +65,14 @@ def _share(index: int, count: int) -> tuple[int, bytes | None]:
     runtime = cupy.cuda.runtime
     size = bytes_of_words(count) + BYTES_OF_ROUNDS
     with cupy.cuda.Device(index) as device:
-        own = runtime.malloc(size)
+        try:
+            own = runtime.malloc(size)
+            handle = runtime.ipcGetMemHandle(own)
+        except runtime.CUDARuntimeError:
+            return 0, None
         runtime.memset(own, 0, size)
         device.synchronize()
-        try:
-            return own, runtime.ipcGetMemHandle(own)
-        except runtime.CUDARuntimeError:
-            return own, None
+        return own, handle
 
 
 def _open(index: int, rank: int, own: int, handles: list[bytes]) -> list[int] | None:

@@ -160,6 +160,22 @@ def test_the_kernels(count):
     del memory
 
 
+@pytest.mark.parametrize("what", ["nothing", "_share", "_open", "_heard", "_host"])
+def test_all_agree_whether_they_reach_each_other(tmp_path, what):
+    """Where something does not work for one of two processes, neither relies on it."""
+    assert run_together(_meet_without, 2, tmp_path, what) == [what == "nothing"] * 2
+
+
+def _meet_without(what: str) -> bool:
+    works = {"_share": (64, b"64"), "_open": [64, 128], "_heard": True, "_host": ("here",)}
+    fails = {"_share": (0, None), "_open": None, "_heard": False, "_host": ("there",)}
+    for name, value in works.items():
+        found = fails[name] if name == what and dist.get_rank() else value
+        setattr(peers, name, lambda *_, found=found: found)
+    peers.greet = peers.torch.cuda.synchronize = lambda *_: None
+    return peers._meet(0) is not None
+
+
 @pytest.mark.gpu
 def test_meeting_without_others_to_reach(tmp_path):
     """Two processes of which one does not want to."""

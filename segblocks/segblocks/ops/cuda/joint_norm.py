@@ -1,4 +1,5 @@
-"""Launchers of `joint_norm.cu`."""
+"""Launchers of `joint_norm.cu`: every process calls the same ones in the same order, one behind the
+other."""
 
 import functools
 import struct
