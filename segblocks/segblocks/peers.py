@@ -33,7 +33,8 @@ def peers_on(index: int) -> Peers | None:
     """
     group, found = _met.get(index, (None, None))
     if group is not dist.group.WORLD:
-        found = None if torch.cuda.is_current_stream_capturing() else _meet(index)
+        with torch.cuda.device(index):  # on which NCCL gathers what they say
+            found = None if torch.cuda.is_current_stream_capturing() else _meet(index)
         _met[index] = dist.group.WORLD, found
     return found
 
@@ -50,9 +51,8 @@ def _meet(index: int) -> Peers | None:
     if not all(_everyones(words is not None)):
         return None
     peers = Peers(rank, (own + bytes_of_words(count), *words))
-    greet(peers, index, rank + 1)
-    torch.cuda.synchronize(index)
-    _everyones(None)  # all have greeted
+    if not all(_everyones(_greeted(peers, index))):
+        return None
     return peers if all(_everyones(_heard(index, own, count))) else None
 
 
@@ -67,12 +67,11 @@ def _share(index: int, count: int) -> tuple[int, bytes | None]:
     with cupy.cuda.Device(index) as device:
         try:
             own = runtime.malloc(size)
-            handle = runtime.ipcGetMemHandle(own)
+            runtime.memset(own, 0, size)
+            device.synchronize()
+            return own, runtime.ipcGetMemHandle(own)
         except runtime.CUDARuntimeError:
             return 0, None
-        runtime.memset(own, 0, size)
-        device.synchronize()
-        return own, handle
 
 
 def _open(index: int, rank: int, own: int, handles: list[bytes]) -> list[int] | None:
@@ -89,6 +88,16 @@ def _open(index: int, rank: int, own: int, handles: list[bytes]) -> list[int] | 
             return None
 
 
+def _greeted(peers: Peers, index: int) -> bool:
+    """Whether this process could write to all."""
+    try:
+        greet(peers, index, peers.rank + 1)
+        torch.cuda.synchronize(index)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _heard(index: int, own: int, count: int) -> bool:
     """Whether what everybody has written into this process's memory arrived there."""
     cupy = import_cupy()
@@ -96,7 +105,10 @@ def _heard(index: int, own: int, count: int) -> bool:
     found = (ctypes.c_uint64 * count)()
     with cupy.cuda.Device(index):
         size = ctypes.sizeof(found)
-        runtime.memcpy(ctypes.addressof(found), own, size, runtime.memcpyDeviceToHost)
+        try:
+            runtime.memcpy(ctypes.addressof(found), own, size, runtime.memcpyDeviceToHost)
+        except runtime.CUDARuntimeError:
+            return False
     return list(found) == list(range(1, count + 1))
 
 

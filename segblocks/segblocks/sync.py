@@ -17,10 +17,11 @@ class SyncBatchNorm(_BatchNorm):
     """What `torch.nn.SyncBatchNorm` computes, for blocks too, and on the CPU.
 
     In training with several processes, statistics are those of all stored pixels of all processes,
-    however many each of them holds. In all other cases it is plain batch norm.
+    however many each of them holds, but at least one. In all other cases it is plain batch norm.
 
     Processes on GPUs exchange them over NCCL, or quicker (`peers.py`). Which, they settle in their
-    first pass, which all make together; in a CUDA graph it would be NCCL.
+    first pass, which all make together; in a CUDA graph it would be NCCL. Who waits for a process
+    that is lost waits until NCCL, which exchanges gradients, gives up.
     """
 
     def forward(self, x: Tensor | DualResTensor) -> Tensor | DualResTensor:
@@ -51,10 +52,11 @@ class SyncBatchNorm(_BatchNorm):
     def _joint(self, x: Tensor, share: float) -> Tensor:
         if not x.is_cuda:
             return self._in_steps(x, share)
-        rows = x.movedim(1, -1)
-        if rows.is_contiguous() and peers_on(x.get_device()) is not None:  # channels last
+        if peers_on(x.get_device()) is not None:
+            # Whatever the layout: of small maps processes might not agree about it.
+            rows = x.movedim(1, -1).reshape(-1, x.shape[1])
             given = (self.running_mean, self.running_var, self.weight, self.bias, share, self.eps)
-            found = joint_norm(rows.reshape(-1, x.shape[1]), *given)
+            found = joint_norm(rows, *given)
             if found is not None:
                 return _AsImage.apply(found, x.shape)
         return _joint_on_cuda.apply(

@@ -19,6 +19,7 @@ from segblocks import peers
 from segblocks.ops import batch_reference
 from segblocks.ops.cuda import joint_norm
 from segblocks.ops.cuda.joint_norm import Peers
+from segblocks.rules import normalised
 
 EPS, MOMENTUM = 1e-3, 0.3
 
@@ -160,19 +161,20 @@ def test_the_kernels(count):
     del memory
 
 
-@pytest.mark.parametrize("what", ["nothing", "_share", "_open", "_heard", "_host"])
+@pytest.mark.parametrize("what", ["nothing", "_share", "_open", "_greeted", "_heard", "_host"])
 def test_all_agree_whether_they_reach_each_other(tmp_path, what):
     """Where something does not work for one of two processes, neither relies on it."""
     assert run_together(_meet_without, 2, tmp_path, what) == [what == "nothing"] * 2
 
 
 def _meet_without(what: str) -> bool:
-    works = {"_share": (64, b"64"), "_open": [64, 128], "_heard": True, "_host": ("here",)}
-    fails = {"_share": (0, None), "_open": None, "_heard": False, "_host": ("there",)}
+    works = {"_share": (64, b"64"), "_open": [64, 128], "_host": ("here",)}
+    works |= {"_greeted": True, "_heard": True}
+    fails = {"_share": (0, None), "_open": None, "_host": ("there",)}
+    fails |= {"_greeted": False, "_heard": False}
     for name, value in works.items():
         found = fails[name] if name == what and dist.get_rank() else value
         setattr(peers, name, lambda *_, found=found: found)
-    peers.greet = peers.torch.cuda.synchronize = lambda *_: None
     return peers._meet(0) is not None
 
 
@@ -218,5 +220,6 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="must be float32"):
         joint_norm.joint_sums(rank, table[:2], torch.zeros(1))
     wide = torch.zeros(4, joint_norm.COLUMNS + 1)
+    assert normalised._MOST_CHANNELS <= joint_norm.COLUMNS
     with pytest.raises(ValueError, match="too many"):
         joint_norm.joint_table(rank, wide, 5, None, None, None, None, 0.1, EPS)

@@ -78,7 +78,8 @@ struct Fetcher {
     }
 };
 
-// All rows that the tile reads, so that no step waits for a table.
+// All rows that the tile reads, so that no step waits for a table. STEM's is the same for every grid: no
+// kernel makes it.
 INLINE void look_up(const Arguments& p, const Share& share, int* looked_up) {
     for (int item = threadIdx.x; item < (TAPS + SB_EXTRA) * BM / 4; item += THREADS) {
         int t = item / (BM / 4), m = share.tile_m * BM + item % (BM / 4) * 4;

@@ -38,7 +38,7 @@ INLINE void produce(const Arguments& p, unsigned smem, unsigned full, unsigned e
     int ahead = min(first + STAGES, last);
     for (int k = first; k < ahead && thread == 0; k++) fetch_weights(k, k - first);
     // All rows that the tile reads are looked up at once, so that no step waits for a table. The eight
-    // threads that share rows are of one warp.
+    // threads that share rows are of one warp. STEM's table is the same for every grid: no kernel makes it.
     for (int t = chunk; t < TAPS + SB_EXTRA; t += 8) {
         const int4* from = (const int4*)((t < TAPS ? p.table + t * p.pitch : p.table2) + m);
         int4* to = (int4*)(looked_up + t * BM + lane_row);

@@ -10,7 +10,7 @@
 
 typedef unsigned long long word;
 
-// Bounds of peers.py: numbers that a column sends, and columns.
+// Numbers that a column sends at most, and columns: as in joint_norm.py.
 constexpr int PROCESSES = SB_PROCESSES, NUMBERS = 3, COLUMNS = 8192;
 
 struct Peers {
