@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .peers import peers_on
 from .rules.arguments import require_image
 from .rules.normalise import as_image, as_pixels
-from .rules.normalised import joint_norm, put_off
+from .rules.normalised import joint_batch_norm, put_off
 from .tensor import DualResTensor
 
 
@@ -56,7 +56,7 @@ class SyncBatchNorm(_BatchNorm):
             # Whatever the layout: of small maps processes might not agree about it.
             rows = x.movedim(1, -1).reshape(-1, x.shape[1])
             given = (self.running_mean, self.running_var, self.weight, self.bias, share, self.eps)
-            found = joint_norm(rows, *given)
+            found = joint_batch_norm(rows, *given)
             if found is not None:
                 return _AsImage.apply(found, x.shape)
         return _joint_on_cuda.apply(

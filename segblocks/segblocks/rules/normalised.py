@@ -176,7 +176,7 @@ def put_off(
     return x.like(Normalised(norm, x.grid.later))
 
 
-def joint_norm(
+def joint_batch_norm(
     pixels: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,

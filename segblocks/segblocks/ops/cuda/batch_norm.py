@@ -56,12 +56,12 @@ def batch_statistics(
     kernel.enqueue(
         index,
         pixels.data_ptr(),
-        *(_address(tensor) for tensor in given),
+        *(address(tensor) for tensor in given),
         table.data_ptr(),
         partials.data_ptr(),
         _stream(pixels),
     )
-    _changed(running_mean, running_var)
+    mark_changed(running_mean, running_var)
     return table
 
 
@@ -91,11 +91,11 @@ def batch_join(
     kernel.enqueue(
         index,
         tables.data_ptr(),
-        *(_address(tensor) for tensor in given),
+        *(address(tensor) for tensor in given),
         table.data_ptr(),
         share.data_ptr(),
     )
-    _changed(running_mean, running_var)
+    mark_changed(running_mean, running_var)
     return table, share
 
 
@@ -109,7 +109,7 @@ def batch_normalise(pixels: Tensor, table: Tensor, addend: Tensor | None, relu: 
     check_row(table, pixels, (4, channels))
     out = torch.empty_like(pixels)
     index = pixels.get_device()
-    pointers = [pixels.data_ptr(), table.data_ptr(), _address(addend), out.data_ptr()]
+    pointers = [pixels.data_ptr(), table.data_ptr(), address(addend), out.data_ptr()]
     aligned = geo.alignment(pointers[0], *pointers[2:])
     name = "batch_normalise"
     kernel = _pointwise(name, index, pixels.dtype, rows, channels, aligned, NO_MASK, bool(relu))
@@ -129,7 +129,7 @@ def batch_gradient_sums(
     check_row(table, pixels, (4, channels))
     sums = torch.empty((2, channels), dtype=torch.float32, device=grad.device)
     index = grad.get_device()
-    pointers = [grad.data_ptr(), pixels.data_ptr(), _address(output)]
+    pointers = [grad.data_ptr(), pixels.data_ptr(), address(output)]
     aligned, mask = geo.alignment(*pointers), _mask(output, relu)
     name = "batch_gradient_sums"
     kernel, parts = _columns(name, index, grad.dtype, rows, channels, aligned, mask)
@@ -167,7 +167,7 @@ def batch_normalise_backward(
     for_pixels = torch.empty_like(pixels)
     for_addend = torch.empty_like(pixels) if masked else pixels.new_empty(0)
     index = grad.get_device()
-    maps = [grad.data_ptr(), pixels.data_ptr(), _address(output), for_pixels.data_ptr()]
+    maps = [grad.data_ptr(), pixels.data_ptr(), address(output), for_pixels.data_ptr()]
     maps.append(for_addend.data_ptr() if masked else 0)
     aligned, mask = geo.alignment(*maps), _mask(output, relu)
     name = "batch_normalise_backward"
@@ -218,11 +218,13 @@ def _mask(output: Tensor | None, relu: bool) -> int:
     return NO_MASK if not relu else FROM_INPUT if output is None else FROM_OUTPUT
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
+    """Of its numbers; 0 where there is none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _changed(*tensors: Tensor | None) -> None:
+def mark_changed(*tensors: Tensor | None) -> None:
+    """Tell autograd that a kernel has written to them."""
     changed = [tensor for tensor in tensors if tensor is not None]
     if changed:
         torch.autograd.graph.increment_version(changed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import geometry as geo
-from .batch_norm import check_row
+from .batch_norm import address, check_row, mark_changed
 from .launch import Kernel
 from .module import defines, prepare
 
@@ -75,14 +75,12 @@ def joint_table(
     kernel.enqueue(
         own.get_device(),
         own.data_ptr(),
-        *(0 if tensor is None else tensor.data_ptr() for tensor in given),
+        *map(address, given),
         table.data_ptr(),
         share.data_ptr(),
         *peers.addresses,
     )
-    changed = [tensor for tensor in given[2:] if tensor is not None]
-    if changed:
-        torch.autograd.graph.increment_version(changed)
+    mark_changed(running_mean, running_var)
     return table, share
 
 
