@@ -54,6 +54,7 @@ def run_job(
     `sgd` puts plain gradient descent in the place of Adam, which makes much of rounding, and keeps
     CUDA to whole float32. With `nodes` each process passes for a node of its own with one CUDA
     device, which is the same one; with `peers` they reach each other's memory there all the same.
+    Without `nodes` they do where GPUs can.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -51,10 +51,11 @@ class TrainingGraphs:
     with gradient run without graphs. Without gradient a setting is captured when it occurs for the
     second time, as images of validation may be of many sizes.
 
-    What several processes exchange inside a pass, over NCCL (as SyncBatchNorm does), is part of
-    the graphs. One of them may replay what another one runs as written, if all exchange the same in
-    the same order and NCCL_GRAPH_REGISTER is 0; NCCL's manual promises no more than graphs that are
-    captured and launched by all together. `release` the graphs before the processes part, which
+    What several processes exchange inside a pass, over NCCL or in memory of their GPUs
+    (SyncBatchNorm), is part of the graphs. One of them may replay what another one runs as written,
+    if all exchange the same in the same order and NCCL_GRAPH_REGISTER is 0; NCCL's manual promises
+    no more than graphs that are captured and launched by all together. `release` the graphs before
+    the processes part, which
     would wait for them.
 
     Args:

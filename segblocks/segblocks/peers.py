@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from .ops.cuda.joint_norm import BYTES_OF_ROUNDS, Peers, bytes_of_words, greet
 from .ops.cuda.module import import_cupy
@@ -37,6 +38,11 @@ def peers_on(index: int) -> Peers | None:
             found = None if torch.cuda.is_current_stream_capturing() else _meet(index)
         _met[index] = dist.group.WORLD, found
     return found
+
+
+def peers_of(tensor: Tensor) -> Peers | None:
+    """`peers_on` its device; None on the CPU."""
+    return peers_on(tensor.get_device()) if tensor.is_cuda else None
 
 
 def _meet(index: int) -> Peers | None:
@@ -93,7 +99,7 @@ def _greeted(peers: Peers, index: int) -> bool:
     try:
         greet(peers, index, peers.rank + 1)
         torch.cuda.synchronize(index)
-    except RuntimeError:
+    except Exception:  # whatever it is, all must hear of it
         return False
     return True
 

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .peers import peers_on
 from .rules.arguments import require_image
 from .rules.normalise import as_image, as_pixels
-from .rules.normalised import joint_batch_norm, put_off
+from .rules.normalised import joint_batch_norm, put_off, takes_kernels
 from .tensor import DualResTensor
 
 
@@ -20,8 +20,9 @@ class SyncBatchNorm(_BatchNorm):
     however many each of them holds, but at least one. In all other cases it is plain batch norm.
 
     Processes on GPUs exchange them over NCCL, or quicker (`peers.py`). Which, they settle in their
-    first pass, which all make together; in a CUDA graph it would be NCCL. Who waits for a process
-    that is lost waits until NCCL, which exchanges gradients, gives up.
+    first pass, which all make together; in a CUDA graph it would be NCCL. Passes are on one stream.
+    Where a process is lost or has no pixels, the others wait until NCCL gives up on an exchange
+    that they have launched already, or until whoever started them ends them.
     """
 
     def forward(self, x: Tensor | DualResTensor) -> Tensor | DualResTensor:
@@ -52,13 +53,14 @@ class SyncBatchNorm(_BatchNorm):
     def _joint(self, x: Tensor, share: float) -> Tensor:
         if not x.is_cuda:
             return self._in_steps(x, share)
-        if peers_on(x.get_device()) is not None:
+        if takes_kernels(x) and peers_on(x.get_device()) is not None:
             # Whatever the layout: of small maps processes might not agree about it.
-            rows = x.movedim(1, -1).reshape(-1, x.shape[1])
+            rows = x.movedim(1, -1).reshape(-1, x.shape[1]).contiguous()
             given = (self.running_mean, self.running_var, self.weight, self.bias, share, self.eps)
             found = joint_batch_norm(rows, *given)
             if found is not None:
-                return _AsImage.apply(found, x.shape)
+                image = _AsImage.apply(found, x.shape)
+                return image.contiguous() if x.is_contiguous() else image
         return _joint_on_cuda.apply(
             x,
             self.weight,

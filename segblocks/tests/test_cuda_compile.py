@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from segblocks.ops.cuda import geometry, module
+from segblocks.ops.cuda import geometry, joint_norm, module
 
 ARCHITECTURES = (75, 80, 86, 90, 120)
 SIZES = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 4, torch.float64: 8}
@@ -273,8 +273,7 @@ def test_joining_batch_norms_compiles(architecture, tmp_path):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("processes", [2, 8])
 def test_joining_batch_norms_of_peers_compiles(processes, architecture, tmp_path):
-    options = {"dtype": geometry.DTYPES[torch.float32], "vector": 1, "index64": 0}
-    options = module.defines(**options, processes=processes)
+    options = joint_norm.options_of(processes)
     ptx = compile_ptx(module.source("joint_norm.cu"), options, architecture, tmp_path)
     for kernel in ("joint_table", "joint_sums", "greet"):
         assert f".entry {kernel}(" in ptx

@@ -8,6 +8,7 @@ memory of a GPU, are in tests/test_ranks.py.
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import emulation
 import pytest
@@ -178,6 +179,29 @@ def _meet_without(what: str) -> bool:
     return peers._meet(0) is not None
 
 
+def test_those_who_meet_again_settle_it_again(tmp_path):
+    """Once for a group; in a CUDA graph nobody can, nor later."""
+    assert run_together(_meet_again, 1, tmp_path) == [True]
+
+
+def _meet_again() -> bool:
+    meetings: list[int] = []
+    peers._meet = lambda index: meetings.append(index) or f"meeting {len(meetings)}"
+    peers.torch.cuda.device = lambda index: nullcontext()
+    capturing = False
+    peers.torch.cuda.is_current_stream_capturing = lambda: capturing
+    found = [peers.peers_on(1), peers.peers_on(1)]
+    dist.destroy_process_group()
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    found.append(peers.peers_on(1))
+    capturing = True
+    found.append(peers.peers_on(0))
+    capturing = False
+    found.append(peers.peers_on(0))
+    return found == ["meeting 1", "meeting 1", "meeting 2", None, None]
+
+
 @pytest.mark.gpu
 def test_meeting_without_others_to_reach(tmp_path):
     """Two processes of which one does not want to."""
@@ -209,7 +233,6 @@ def _exchange() -> list[tuple]:
         own = make_round(2, channels, "cpu")[rank]
         result = run(found, *(t.cuda() if torch.is_tensor(t) else t for t in own))
         results.append(tuple(t.cpu() for t in result))
-    dist.barrier()  # the other one may still write
     return results
 
 

@@ -10,7 +10,14 @@ from together import run_together
 from torch import nn
 
 import segblocks
-from segblocks import Replicas, SyncBatchNorm, build_policy, convert_sync_batchnorm, to_blocks
+from segblocks import (
+    Replicas,
+    SyncBatchNorm,
+    build_policy,
+    convert_sync_batchnorm,
+    sync,
+    to_blocks,
+)
 from segblocks.policy.base import block_mean
 from segblocks.rules import normalised
 from segblocks.rules.normalised import Normalised
@@ -90,6 +97,44 @@ def compare_with_one_process(tmp_path, count, blocks, momentum, put_off, *where)
         for rank, part in enumerate(parts):
             own = value[rank::count] if name in ("out", "image_grad") else value
             torch.testing.assert_close(part[name], own, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (1, 3, 4, 5), (2, 3, 4, 5), (2, 3, 2, 2, 2)])
+def test_rows_become_a_map_that_may_be_changed_in_place(shape):
+    """With the gradient of what they hold, and no view of them for autograd."""
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    rows = x.movedim(1, -1).reshape(-1, shape[1]).contiguous()
+    image = sync._AsImage.apply(2 * rows, x.shape)
+    assert torch.equal(image, 2 * x)
+    assert not image._is_view()
+    torch.relu_(image).square().sum().backward()
+    assert torch.allclose(x.grad, 8 * x.relu())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_on_gpus_go_one_way_and_keep_their_layout(monkeypatch, count, layout):
+    """Where GPUs reach each other, whatever the layout and the number of images."""
+    given = []
+
+    def normalise(rows, *rest):
+        given.append(rows)
+        return 2 * rows
+
+    monkeypatch.setattr(sync, "takes_kernels", lambda x: True)
+    monkeypatch.setattr(sync, "peers_on", lambda index: "peers")
+    monkeypatch.setattr(sync, "joint_batch_norm", normalise)
+    monkeypatch.setattr(sync.SyncBatchNorm, "_in_steps", None)
+    x = torch.randn(count, 3, 4, 5).contiguous(memory_format=layout)
+    on_gpu = x.as_subclass(_OnGpu)
+    out = SyncBatchNorm(3)._joint(on_gpu, 0.1).as_subclass(torch.Tensor)
+    assert torch.equal(out, 2 * x)
+    assert out.stride() == x.stride()
+    assert given[0].is_contiguous()
+
+
+class _OnGpu(torch.Tensor):
+    is_cuda = True
 
 
 def test_converted_network_keeps_names_values_and_mode():

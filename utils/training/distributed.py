@@ -68,6 +68,13 @@ class _WithBackward(Alone):
         )
         super().__init__(network)
         self.weight = float(ranks.count)  # it averages
+        reached = device.type == "cuda" and peers_on(device.index) is not None
+        self._here = torch.zeros((), device=device) if reached else None
+
+    def meet(self) -> None:
+        # Watched, as below: what is exchanged in memory of the GPUs is not.
+        if self._here is not None:
+            dist.all_reduce(self._here)
 
     def later(self) -> AbstractContextManager:
         return self.network.no_sync()

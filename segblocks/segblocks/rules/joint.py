@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..ops.batch_norm import batch_join, batch_statistics
 from ..ops.cuda import joint_norm
-from ..peers import peers_on
+from ..peers import peers_of
 
 
 def joint_statistics(
@@ -27,7 +27,7 @@ def joint_statistics(
     """
     own = batch_statistics(pixels, None, None, None, None, 0.0, eps)
     settings = (running_mean, running_var, momentum, eps)
-    peers = peers_on(own.get_device()) if own.is_cuda else None
+    peers = peers_of(own)
     if peers is not None:
         return joint_norm.joint_table(peers, own, pixels.shape[0], weight, bias, *settings)
     own[-1] = pixels.shape[0]  # the last row is free until scale and shift are known
@@ -41,7 +41,7 @@ def joint_statistics(
 def joint_sums(sums: Tensor, share: Tensor) -> Tensor:
     """What the sums (2, C) behind the gradient of the statistics are for a process that divides by
     the number of its own pixels, `share` of all: those of all processes, times that share."""
-    peers = peers_on(sums.get_device()) if sums.is_cuda else None
+    peers = peers_of(sums)
     if peers is not None:
         return joint_norm.joint_sums(peers, sums, share)
     total = sums.clone()

@@ -187,8 +187,7 @@ def joint_batch_norm(
 ) -> Tensor | None:
     """Batch norm of the rows (P, C) of all processes, which all call this; None where this way is
     not open, for all of them alike."""
-    given = (running_mean, running_var, weight, bias, momentum, eps)
-    found = _statistics(pixels, weight, bias, *given[:2], momentum, eps, joint=True)
+    found = _statistics(pixels, weight, bias, running_mean, running_var, momentum, eps, True)
     return None if found is None else BatchNorm.apply(pixels, weight, bias, None, *found, False)
 
 

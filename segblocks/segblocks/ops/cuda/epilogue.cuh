@@ -55,8 +55,8 @@ INLINE void add_row(uint4 v, float weight, float (&sum)[8]) {
     }
 }
 
-// Enlarged pixels that a thread has under way, and rows that it finishes; of narrow tiles there are more
-// threads, with fewer registers.
+// Enlarged pixels that a thread has under way, and rows that it finishes; narrow tiles have more threads
+// on Hopper, with fewer registers.
 constexpr int AT_ONCE = BN == 64 ? 1 : 2, ROWS_AT_ONCE = SB_ADD == 2 && BN == 64 ? 1 : 4;
 
 // Eight channels of an enlarged pixel: its surroundings are asked for before the first is needed, as one

@@ -5,7 +5,7 @@
 // joint_sums: its sums (2, C) -> those of all processes, times its share of all rows.
 // greet: a number to all processes, in their word of its rank; it belongs to no round, so nobody waits.
 //
-// Compile-time constants beside those of dtypes.cuh: SB_PROCESSES
+// Compile-time constants beside those of dtypes.cuh: those of peers.cuh
 #include "batch_table.cuh"
 #include "peers.cuh"
 

@@ -13,8 +13,7 @@ from .batch_norm import address, check_row, mark_changed
 from .launch import Kernel
 from .module import defines, prepare
 
-# As in peers.cuh.
-COLUMNS, _NUMBERS = 8192, 3
+COLUMNS, _NUMBERS = 8192, 3  # of a batch norm, and that a column sends
 _WORD, _ROUND = 8, 4  # bytes
 _THREADS = 64  # a channel each
 
@@ -118,8 +117,15 @@ def _kernel(
     return _prepare(name, device, processes, -(-channels // _THREADS), record, pointers)
 
 
+def options_of(processes: int) -> tuple[str, ...]:
+    """Of the compiler."""
+    bounds = {"processes": processes, "numbers": _NUMBERS, "columns": COLUMNS}
+    return defines(dtype=geo.DTYPES[torch.float32], vector=1, index64=0, **bounds)
+
+
 def _prepare(
     name: str, device: int, processes: int, blocks: int, record: bytes, pointers: int
 ) -> Kernel:
-    options = defines(dtype=geo.DTYPES[torch.float32], vector=1, index64=0, processes=processes)
-    return prepare("joint_norm.cu", name, options, device, blocks, _THREADS, record, pointers)
+    return prepare(
+        "joint_norm.cu", name, options_of(processes), device, blocks, _THREADS, record, pointers
+    )

@@ -5,13 +5,15 @@
 // device, so that one process may replay from a graph what another one launches. They take turns with two
 // sets of words: who sends in a round has heard in the round before from processes that had then read
 // what he overwrites.
+//
+// Compile-time constants: SB_PROCESSES, SB_NUMBERS, SB_COLUMNS
 #pragma once
 #include "dtypes.cuh"
 
 typedef unsigned long long word;
 
-// Numbers that a column sends at most, and columns: as in joint_norm.py.
-constexpr int PROCESSES = SB_PROCESSES, NUMBERS = 3, COLUMNS = 8192;
+// NUMBERS: that a column sends at most.
+constexpr int PROCESSES = SB_PROCESSES, NUMBERS = SB_NUMBERS, COLUMNS = SB_COLUMNS;
 
 struct Peers {
     unsigned* rounds;        // (thread blocks) of this process, the last of each
