@@ -55,8 +55,7 @@ class TrainingGraphs:
     (SyncBatchNorm), is part of the graphs. One of them may replay what another one runs as written,
     if all exchange the same in the same order and NCCL_GRAPH_REGISTER is 0; NCCL's manual promises
     no more than graphs that are captured and launched by all together. `release` the graphs before
-    the processes part, which
-    would wait for them.
+    the processes part, which would wait for them.
 
     Args:
         most: settings to keep graphs of; a network in which more occur trains without, and the
